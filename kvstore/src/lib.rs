@@ -1,0 +1,1 @@
+//! See docs/src/architecture/index.md.

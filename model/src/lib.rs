@@ -1,0 +1,28 @@
+//! The nouns of the mesh as values. Construction is parsing: a value that exists is valid, and there is no `validate()`.
+//!
+//! This crate does no IO, reads no clock, logs nothing and knows no encoding; `model/wire` turns these values into bytes.
+
+mod cluster;
+mod epoch;
+mod health;
+mod identity;
+mod mesh;
+mod node;
+mod service;
+mod time;
+
+pub use cluster::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, ParseClusterError};
+pub use epoch::Epoch;
+pub use health::{ClusterHealth, HealthWord};
+pub use identity::{Identity, IdentityError, IdentityId, Label, Labels, ParseLabelsError};
+pub use mesh::{MeshAddresses, MeshPlan, MeshPlanError, NodeIndex};
+pub use node::{
+    AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
+};
+pub use service::{
+    Affinity, Endpoint, GlobalService, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
+    ServicePort, SharedService,
+};
+pub use time::Time;
+
+pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};

@@ -1,0 +1,190 @@
+//! Nodes: what a cluster says about its machines, and the ends of their tunnels.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::cluster::shorten;
+use crate::{ClusterRef, Epoch, MeshAddresses, NodeIndex};
+
+/// An RFC 1123 subdomain of at most 253 characters, as Kubernetes names nodes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeName(Arc<str>);
+
+impl NodeName {
+    pub fn parse(name: &str) -> Result<Self, ParseNodeError> {
+        let label = |label: &str| {
+            let bytes = label.as_bytes();
+            let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+            edge(bytes.first())
+                && edge(bytes.last())
+                && bytes.len() <= 63
+                && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        };
+        if name.len() > 253 || !name.split('.').all(label) {
+            return Err(ParseNodeError::Name { name: shorten(name) });
+        }
+        Ok(Self(name.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Kubernetes' and Cilium's kinds of node address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AddressKind {
+    InternalIp,
+    ExternalIp,
+    CiliumInternalIp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeAddress {
+    pub kind: AddressKind,
+    pub ip: IpAddr,
+}
+
+/// The kernel's boot id: 36 characters, another one after every boot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BootId(Arc<str>);
+
+impl BootId {
+    pub fn parse(text: &str) -> Result<Self, ParseNodeError> {
+        let shape = |(at, b): (usize, u8)| match at {
+            8 | 13 | 18 | 23 => b == b'-',
+            _ => b.is_ascii_hexdigit(),
+        };
+        if text.len() != 36 || !text.bytes().enumerate().all(shape) {
+            return Err(ParseNodeError::BootId { text: shorten(text) });
+        }
+        Ok(Self(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A Curve25519 public key, 32 bytes; all zero is no key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    pub fn new(bytes: [u8; 32]) -> Result<Self, ParseNodeError> {
+        if bytes == [0; 32] {
+            return Err(ParseNodeError::ZeroKey);
+        }
+        Ok(Self(bytes))
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    /// Enough to tell two keys apart in a log line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "key:")?;
+        self.0[..4].iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+/// A node as Cilium's `nodes/v1` knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub cluster: ClusterRef,
+    pub name: NodeName,
+    pub addresses: Vec<NodeAddress>,
+    /// Pod CIDRs, the primary ones first. Empty where the CNI gives none per node.
+    pub pod_cidrs: Vec<IpNet>,
+    pub boot_id: Option<BootId>,
+    /// The key of a Cilium node, or of a Hawser node's active epoch.
+    pub wireguard_key: Option<PublicKey>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// Where tunnels to this node end: its first InternalIP of the family, else its first ExternalIP.
+    pub fn underlay(&self, v6: bool) -> Option<IpAddr> {
+        let of = |kind| self.addresses.iter().find(|a| a.kind == kind && a.ip.is_ipv6() == v6).map(|a| a.ip);
+        of(AddressKind::InternalIp).or_else(|| of(AddressKind::ExternalIp))
+    }
+}
+
+/// What a Hawser node says of itself beyond `nodes/v1`: `hawser/state/nodes/v1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelNode {
+    pub cluster: ClusterRef,
+    pub name: NodeName,
+    pub index: NodeIndex,
+    pub mesh: MeshAddresses,
+    pub boot_id: Option<BootId>,
+    pub wireguard: Option<TunnelEnd>,
+}
+
+/// One end of WireGuard tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelEnd {
+    pub epoch: Epoch,
+    pub public_key: PublicKey,
+    pub port: u16,
+    pub mtu: u16,
+}
+
+impl TunnelEnd {
+    pub fn endpoint(&self, underlay: IpAddr) -> SocketAddr {
+        SocketAddr::new(underlay, self.port)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseNodeError {
+    #[error("node name {name:?} is not an RFC 1123 subdomain")]
+    Name { name: String },
+    #[error("boot id {text:?} is not a UUID of 36 characters")]
+    BootId { text: String },
+    #[error("a public key of zeros is no key")]
+    ZeroKey,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_name_is_a_subdomain() {
+        for good in ["node-1", "ip-10-0-0-1.ec2.internal", "0a"] {
+            assert_eq!(NodeName::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "a..b", "Node", "a_b", "-a", "a-", "a/b", &"a".repeat(64), &"a.".repeat(127)] {
+            assert!(NodeName::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_boot_id_has_its_shape() {
+        assert!(BootId::parse("6c1f0c1e-1111-4222-8333-444455556666").is_ok());
+        for bad in ["", "6c1f0c1e-1111-4222-8333-44445555666", "6c1f0c1e_1111-4222-8333-444455556666"] {
+            assert!(BootId::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

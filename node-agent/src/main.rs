@@ -1,0 +1,2 @@
+//! See docs/src/architecture/index.md.
+fn main() {}
