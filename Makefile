@@ -1,0 +1,71 @@
+# The front door. Everything a developer or CI does is a target here.
+#
+#   make demo        three clusters serve one global service over encrypted tunnels (KEEP=1 leaves it up, ETCD=1 on real etcd)
+#   make test        everything that must hold: format, lints, docs, tests, lab scenarios
+#
+# Both set up what is missing first, as root, on Debian 12 with rustup.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+# bpf-linker must read the bitcode of exactly the compiler in rust-toolchain.toml (LLVM 22): move both together.
+BPF_LINKER_VERSION := 0.10.4
+
+APT_PACKAGES := build-essential ca-certificates cmake conntrack curl etcd-client etcd-server iproute2 iptables \
+	iputils-ping jq nftables procps socat tcpdump wireguard-go wireguard-tools
+
+.PHONY: help setup build demo test check fmt lint doc unit lab layers clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: ## install what is missing: Debian packages, rust-src, bpf-linker
+	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(APT_PACKAGES) 2>/dev/null | awk '/ok installed/ {print $$1}' \
+		| sort | comm -13 - <(printf '%s\n' $(APT_PACKAGES) | sort)); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" != 0 ]; then echo "setup: missing packages:" $$missing; echo "fix: run 'make setup' as root"; exit 1; fi; \
+		echo "setup: apt-get install" $$missing; \
+		apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+	@command -v rustup >/dev/null || { echo "setup: rustup is missing"; echo "fix: install it from https://rustup.rs"; exit 1; }
+	@rustup component list --installed | grep -qx rust-src || rustup component add rust-src rustfmt clippy
+	@bpf-linker --version 2>/dev/null | grep -qF ' $(BPF_LINKER_VERSION)' || { \
+		echo "setup: building bpf-linker $(BPF_LINKER_VERSION) (about a minute)"; \
+		CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --force bpf-linker --version $(BPF_LINKER_VERSION); }
+
+build: setup ## the binaries, with the kernel programs in them
+	cargo build --locked --workspace --bins
+
+demo: build ## the main job, in a lab of namespaces on this machine
+	@target/debug/hawser-lab demo $(if $(KEEP),--keep) $(if $(ETCD),--etcd)
+
+test: setup ## everything that must hold
+	@$(MAKE) --no-print-directory fmt lint layers doc unit lab
+
+check: fmt lint layers ## the quick half of test
+
+fmt: ## formatting
+	cargo fmt --all --check
+
+lint: ## clippy, warnings are errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+doc: ## rustdoc, warnings are errors; the book's links
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+	cargo xtask book
+
+layers: ## the crate graph, the shape of files
+	cargo xtask layers
+	cargo xtask tidy
+
+unit: build ## every test but the lab's
+	cargo test --locked --workspace --exclude hawser-e2e
+
+lab: build ## the lab's scenarios, with the real binaries
+	cargo test --locked -p hawser-e2e -- --test-threads=1
+
+clean: ## what was built here
+	cargo clean
