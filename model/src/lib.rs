@@ -8,8 +8,11 @@ mod health;
 mod identity;
 mod mesh;
 mod node;
+mod peer;
 mod service;
+mod slice;
 mod time;
+mod timestamp;
 
 pub use cluster::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, ParseClusterError};
 pub use epoch::Epoch;
@@ -19,10 +22,13 @@ pub use mesh::{MeshAddresses, MeshPlan, MeshPlanError, NodeIndex};
 pub use node::{
     AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
 };
+pub use peer::{ClusterConfig, ExportMode, ParseServerUrlError, Peer, ServerUrl};
 pub use service::{
     Affinity, Endpoint, GlobalService, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
     ServicePort, SharedService,
 };
+pub use slice::{AddressFamily, EndpointSlice, ParseSliceError, SliceEndpoint, SliceKey, SlicePort};
 pub use time::Time;
+pub use timestamp::{ParseTimestampError, Timestamp};
 
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
