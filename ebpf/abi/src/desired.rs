@@ -1,0 +1,47 @@
+//! What the agent wants the datapath to hold, in the ABI's own keys.
+//!
+//! `node-agent/core` builds one [`DesiredDatapath`] from its view; the loader compares it with what is in the kernel and
+//! writes the differences, additions before removals. Health is not part of it: words are flipped one by one, at once.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+
+use crate::{Addr, Config, Endpoint, Exported, IpEntry, Port, PrefixKey, ServiceKey};
+
+/// Everything but health. Two equal values mean the same kernel state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DesiredDatapath {
+    pub config: Config,
+    /// By frontend: a Service with two ClusterIPs and three ports is six entries.
+    pub services: BTreeMap<ServiceKey, ServiceSpec>,
+    /// Pods, nodes and mesh addresses of every cluster; [`crate::IP_REMOTE`] on what lies behind the tunnel.
+    pub ipcache: BTreeMap<PrefixKey, IpEntry>,
+    /// This node's pods.
+    pub endpoints: BTreeMap<Addr, Endpoint>,
+    /// What the mesh may reach on this node.
+    pub exported: BTreeMap<ServiceKey, Exported>,
+}
+
+/// One frontend's backends by cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// [`crate::AFFINITY_NONE`], [`crate::AFFINITY_LOCAL`] or [`crate::AFFINITY_REMOTE`].
+    pub affinity: u8,
+    /// By cluster id; at most [`crate::MAX_SLICES`]. A cluster without backends may be left out.
+    pub slices: BTreeMap<u16, SliceSpec>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SliceSpec {
+    /// Relative to the other clusters' slices; 1..=4096 are told apart. The number of backends, for an even spread over
+    /// all of them.
+    pub weight: u16,
+    pub backends: BTreeSet<BackendSpec>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendSpec {
+    pub addr: Addr,
+    pub port: Port,
+    /// Slot in `node_health`; 0 = none.
+    pub node: u32,
+}

@@ -1,0 +1,265 @@
+//! The maps: names, keys, values, and who writes them.
+
+use crate::layout::plain;
+use crate::{Addr, Port};
+
+/// Map names: in the object, in the pin directory, in messages.
+pub mod map {
+    pub const SERVICES: &str = "services";
+    pub const SLICES: &str = "slices";
+    pub const BACKENDS: &str = "backends";
+    pub const CLUSTER_HEALTH: &str = "cluster_health";
+    pub const NODE_HEALTH: &str = "node_health";
+    pub const IPCACHE: &str = "ipcache";
+    pub const ENDPOINTS: &str = "endpoints";
+    pub const EXPORTED: &str = "exported";
+    pub const SOCK_REV: &str = "sock_rev";
+    pub const FLOWS: &str = "flows";
+    pub const COUNTERS: &str = "counters";
+    pub const CONFIG: &str = "config";
+
+    /// All of them.
+    pub const ALL: [&str; 12] = [
+        SERVICES,
+        SLICES,
+        BACKENDS,
+        CLUSTER_HEALTH,
+        NODE_HEALTH,
+        IPCACHE,
+        ENDPOINTS,
+        EXPORTED,
+        SOCK_REV,
+        FLOWS,
+        COUNTERS,
+        CONFIG,
+    ];
+}
+
+/// Default sizes. Hash and array sizes are settings of the loader; the health arrays are fixed by the id ranges.
+pub mod size {
+    pub const SERVICES: u32 = 65_536;
+    pub const SLICES: u32 = 131_072;
+    pub const BACKENDS: u32 = 262_144;
+    pub const CLUSTERS: u32 = 512;
+    pub const NODES: u32 = 65_536;
+    pub const IPCACHE: u32 = 262_144;
+    pub const ENDPOINTS: u32 = 4_096;
+    pub const EXPORTED: u32 = 65_536;
+    pub const SOCK_REV: u32 = 131_072;
+    pub const FLOWS: u32 = 131_072;
+}
+
+/// The most clusters one service can have slices of: the choice is one bounded pass over them.
+pub const MAX_SLICES: u32 = 512;
+
+pub const IPPROTO_ICMP: u8 = 1;
+pub const IPPROTO_TCP: u8 = 6;
+pub const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_ICMPV6: u8 = 58;
+
+/// The health word, as `hawser_model::HealthWord` writes it: weight in bits 0..16, 256 = full.
+pub const HEALTH_FULL_WEIGHT: u32 = 256;
+pub const HEALTH_WEIGHT_MASK: u32 = 0xffff;
+pub const HEALTH_NO_NEW: u32 = 1 << 30;
+pub const HEALTH_RESET: u32 = 1 << 31;
+
+/// [`Service::affinity`].
+pub const AFFINITY_NONE: u8 = 0;
+pub const AFFINITY_LOCAL: u8 = 1;
+pub const AFFINITY_REMOTE: u8 = 2;
+
+/// [`IpEntry::flags`]: behind the tunnel. Such an address is believed only on a packet that `tunnel_in` saw.
+pub const IP_REMOTE: u16 = 1;
+/// [`IpEntry::flags`]: a node's mesh address.
+pub const IP_MESH_ADDRESS: u16 = 2;
+
+/// [`Config::flags`]: the own keyspace is stale, so a pick in the own cluster is left to kube-proxy or the CNI.
+pub const CONFIG_OWN_STALE: u16 = 1;
+
+plain! {
+    /// `services` (HASH): one entry per ClusterIP, port and protocol of a global service. Also the key of `exported`.
+    pub struct ServiceKey: 20 {
+        pub addr: Addr,
+        pub port: Port,
+        pub proto: u8,
+        pub pad: u8,
+    }
+}
+
+impl ServiceKey {
+    #[inline(always)]
+    pub const fn new(addr: Addr, port: Port, proto: u8) -> Self {
+        Self { addr, port, proto, pad: 0 }
+    }
+
+    /// Folded to 32 bits; exact for IPv4 up to the port. See [`Service::check`].
+    #[inline(always)]
+    pub const fn check(&self) -> u32 {
+        let [a, b, c, d] = self.addr.words();
+        let port = ((self.port.wire() as u32) << 8) | self.proto as u32;
+        a ^ b.rotate_left(8) ^ c ^ d ^ port.rotate_left(16)
+    }
+}
+
+plain! {
+    /// Where a service's slices are. Replaced by one hash update after everything it points at was written: a reader sees
+    /// the old runs or the new ones.
+    pub struct Service: 20 {
+        /// [`ServiceKey::check`] of its own key. The kernel may recycle a hash element under a reader that holds it; a
+        /// value that belongs to another key shows here.
+        pub check: u32,
+        pub id: u32,
+        pub generation: u32,
+        /// Index of the first slice.
+        pub slices_at: u32,
+        pub slices_len: u16,
+        pub affinity: u8,
+        pub flags: u8,
+    }
+}
+
+plain! {
+    /// `slices` (ARRAY): what one cluster contributes to one service. A service's slices lie side by side.
+    pub struct Slice: 24 {
+        /// Service id and generation: a reader that finds others was overtaken by a reuse and starts again.
+        pub service: u32,
+        pub generation: u32,
+        pub backends_at: u32,
+        pub backends_len: u32,
+        /// The generation of the backend run, which outlives a generation of slices when the cluster did not change.
+        pub backends_generation: u32,
+        pub cluster: u16,
+        /// 0 = takes nothing, not even when nothing else is left.
+        pub weight: u16,
+    }
+}
+
+plain! {
+    /// `backends` (ARRAY): one address and port behind a service in one cluster.
+    pub struct Backend: 36 {
+        pub addr: Addr,
+        pub service: u32,
+        pub generation: u32,
+        /// Slot in `node_health`; 0 = no node known: counts as up.
+        pub node: u32,
+        pub port: Port,
+        pub cluster: u16,
+        pub proto: u8,
+        pub pad0: u8,
+        pub pad1: u16,
+    }
+}
+
+plain! {
+    /// `ipcache` (LPM_TRIE by [`crate::PrefixKey`]): who an address is.
+    pub struct IpEntry: 12 {
+        pub identity: u32,
+        /// Slot in `node_health`; 0 = none.
+        pub node: u32,
+        pub cluster: u16,
+        pub flags: u16,
+    }
+}
+
+impl IpEntry {
+    #[inline(always)]
+    pub const fn is_remote(&self) -> bool {
+        self.flags & IP_REMOTE != 0
+    }
+}
+
+plain! {
+    /// `endpoints` (HASH by [`Addr`]): the pods of this node and the host side of their interface.
+    pub struct Endpoint: 12 {
+        pub ifindex: u32,
+        pub identity: u32,
+        pub flags: u32,
+    }
+}
+
+plain! {
+    /// `exported` (HASH by [`ServiceKey`]): the address, port and protocol that traffic from the mesh may reach on this
+    /// node: backends of exported global services, and services on the own mesh address.
+    pub struct Exported: 4 {
+        pub flags: u32,
+    }
+}
+
+plain! {
+    /// `sock_rev` (LRU_HASH by socket cookie, u64): what the program of the socket asked for, and what it got. One map for
+    /// both families: a v4-mapped socket crosses between the hooks.
+    pub struct SockRev: 40 {
+        pub service: Addr,
+        pub backend: Addr,
+        pub service_port: Port,
+        pub backend_port: Port,
+        pub proto: u8,
+        pub pad0: u8,
+        pub pad1: u16,
+    }
+}
+
+plain! {
+    /// `flows` (LRU_HASH): a flow that a local pod began. Losing one closes the way back until the pod sends again.
+    pub struct FlowKey: 40 {
+        pub local: Addr,
+        pub remote: Addr,
+        /// For an ICMP echo both ports are its identifier.
+        pub local_port: Port,
+        pub remote_port: Port,
+        pub proto: u8,
+        pub pad0: u8,
+        pub pad1: u16,
+    }
+}
+
+plain! {
+    /// A known flow. Carries no time: age is the LRU's business.
+    pub struct Flow: 4 {
+        pub flags: u32,
+    }
+}
+
+plain! {
+    /// `config` (ARRAY of one). All zero until the agent has spoken: then nothing is steered and nothing is admitted.
+    pub struct Config: 64 {
+        pub abi_version: u32,
+        /// The tunnel device; 0 = none: what should enter it is dropped.
+        pub tunnel_ifindex: u32,
+        pub tunnel_mtu: u32,
+        /// Of packets that `tunnel_in` admitted, until they reach the pod.
+        pub mark: u32,
+        pub mark_mask: u32,
+        pub own_cluster: u16,
+        pub flags: u16,
+        pub own_mesh_v4: Addr,
+        pub own_mesh_v6: Addr,
+        /// UDP on the own mesh address that is always admitted. Echo is sent from this port as well, so that answers pass.
+        pub echo_port: Port,
+        pub pad0: u16,
+        pub pad1: u32,
+    }
+}
+
+impl Config {
+    pub const MARK: u32 = 0x0049_0000;
+    pub const MARK_MASK: u32 = 0x00ff_0000;
+
+    /// The fixed part filled in; the rest is the agent's.
+    pub const fn new(own_cluster: u16) -> Self {
+        Self {
+            abi_version: crate::ABI_VERSION,
+            tunnel_ifindex: 0,
+            tunnel_mtu: 0,
+            mark: Self::MARK,
+            mark_mask: Self::MARK_MASK,
+            own_cluster,
+            flags: 0,
+            own_mesh_v4: Addr::UNSPECIFIED,
+            own_mesh_v6: Addr::UNSPECIFIED,
+            echo_port: Port::new(51872),
+            pad0: 0,
+            pad1: 0,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The one list of reasons: every way out of every program has one, and it is counted.
+//!
+//! Names are stable: they are metric labels and what people search for. New ones are appended.
+
+use core::fmt;
+
+/// What a reason means for the packet or the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It goes on, with or without our help.
+    Pass,
+    /// It ends here.
+    Drop,
+    /// Something happened to it on the way; another reason says how it ended.
+    Note,
+}
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Note => "note",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$meta:meta])* $variant:ident = $name:literal, $program:literal, $kind:ident, $text:literal;)*) => {
+        /// Why a program let something go the way it went. The discriminant is the index in `counters`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason { $($variant,)* }
+
+        impl Reason {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            pub const COUNT: u32 = Self::ALL.len() as u32;
+
+            /// Kebab case; stable.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The program that says it.
+            pub const fn program(self) -> &'static str {
+                match self { $(Self::$variant => $program,)* }
+            }
+
+            #[inline(always)]
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$variant => Kind::$kind,)* }
+            }
+
+            /// One sentence for the person on call.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    ConnectOther = "connect-other", "connect", Pass,
+        "The destination is no global service; the connection was left as it is.";
+    ConnectChosen = "connect-chosen", "connect", Pass,
+        "A healthy backend of a global service was chosen.";
+    ConnectPanic = "connect-panic", "connect", Pass,
+        "No backend of the service is healthy, so health was ignored: then it is usually we who are cut off.";
+    ConnectOwnStale = "connect-own-stale", "connect", Pass,
+        "The own cluster was picked while its keyspace is stale; kube-proxy or the CNI chooses the backend.";
+    ConnectNoBackend = "connect-no-backend", "connect", Pass,
+        "The global service has no backend in any cluster; left to kube-proxy or the CNI.";
+    ConnectTorn = "connect-torn", "connect", Pass,
+        "The service changed twice while it was read; left to kube-proxy or the CNI.";
+    ConnectForgotten = "connect-forgotten", "connect", Note,
+        "The original destination could not be remembered; getpeername will show the backend.";
+    PeerRestored = "peer-restored", "getpeername", Pass,
+        "The service's address was shown in place of the chosen backend's.";
+    PeerOther = "peer-other", "getpeername", Pass,
+        "The socket's peer was not chosen by Hawser.";
+    PodFromOther = "pod-from-other", "pod_from", Pass,
+        "A pod's packet to a destination that is not behind the tunnel.";
+    PodFromSteered = "pod-from-steered", "pod_from", Pass,
+        "A pod's packet was steered into the tunnel.";
+    PodFromForgedRemote = "pod-from-forged-remote", "pod_from", Drop,
+        "A local pod's interface sent a packet with a remote cluster's source address.";
+    PodFromForeignSource = "pod-from-foreign-source", "pod_from", Drop,
+        "A packet for the mesh came from an interface that does not own its source address.";
+    PodFromFragment = "pod-from-fragment", "pod_from", Drop,
+        "A fragmented packet for the mesh: ports cannot be proven, and the tunnel does not carry fragments.";
+    PodFromTooBig = "pod-from-too-big", "pod_from", Drop,
+        "A packet for the mesh is larger than the tunnel's MTU and cannot be cut.";
+    PodFromNoTunnel = "pod-from-no-tunnel", "pod_from", Drop,
+        "There is no tunnel device; a packet for the mesh never leaves in clear.";
+    PodFromMalformed = "pod-from-malformed", "pod_from", Drop,
+        "A packet for the mesh has a transport header that cannot be read.";
+    FlowForgotten = "flow-forgotten", "pod_from", Note,
+        "A flow that a pod began could not be remembered; its replies will be refused.";
+    MssClamped = "mss-clamped", "pod_from, tunnel_in", Note,
+        "The TCP maximum segment size was lowered to fit the tunnel.";
+    TunnelInExported = "tunnel-in-exported", "tunnel_in", Pass,
+        "Delivered to a pod: address and port belong to an exported global service.";
+    TunnelInReply = "tunnel-in-reply", "tunnel_in", Pass,
+        "Delivered to a pod: the answer to a flow the pod began.";
+    TunnelInRelated = "tunnel-in-related", "tunnel_in", Pass,
+        "Delivered to a pod: an ICMP error about a flow it takes part in.";
+    TunnelInNode = "tunnel-in-node", "tunnel_in", Pass,
+        "Given to this node: echo, ICMP, a TCP answer or an exported port on the mesh address.";
+    TunnelInUnknownSource = "tunnel-in-unknown-source", "tunnel_in", Drop,
+        "A packet left the tunnel with a source address that no cluster of the mesh has published.";
+    TunnelInNotExported = "tunnel-in-not-exported", "tunnel_in", Drop,
+        "A packet from the mesh for a pod's port that no exported global service has, and no answer to anything.";
+    TunnelInNodeNotExported = "tunnel-in-node-not-exported", "tunnel_in", Drop,
+        "A packet from the mesh for a port of this node's mesh address that is not exported.";
+    TunnelInNotLocal = "tunnel-in-not-local", "tunnel_in", Drop,
+        "A packet left the tunnel for an address that is neither this node's mesh address nor a local pod's.";
+    TunnelInFragment = "tunnel-in-fragment", "tunnel_in", Drop,
+        "A fragment left the tunnel: its ports cannot be proven.";
+    TunnelInMalformed = "tunnel-in-malformed", "tunnel_in", Drop,
+        "What left the tunnel is not an IP packet with a readable header.";
+    TunnelInUndeliverable = "tunnel-in-undeliverable", "tunnel_in", Drop,
+        "The kernel had no room to put a link header before a packet for a pod.";
+    PodToOther = "pod-to-other", "pod_to", Pass,
+        "A packet for a pod that does not come from the mesh.";
+    PodToAdmitted = "pod-to-admitted", "pod_to", Pass,
+        "A packet for a pod that tunnel_in has admitted.";
+    PodToOutsideTunnel = "pod-to-outside-tunnel", "pod_to", Drop,
+        "A remote cluster's source address on a packet for a pod that did not come through the tunnel.";
+    UnderlayOther = "underlay-other", "underlay_in", Pass,
+        "A packet from the underlay that claims nothing of the mesh.";
+    UnderlayForgedRemote = "underlay-forged-remote", "underlay_in", Drop,
+        "A packet in clear on the underlay with a remote cluster's pod or mesh address as its source.";
+    UnderlayToMeshAddress = "underlay-to-mesh-address", "underlay_in", Drop,
+        "A packet in clear on the underlay for this node's mesh address, which is reached through the tunnel only.";
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
