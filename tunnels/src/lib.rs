@@ -1,1 +1,27 @@
-//! See docs/src/architecture/index.md.
+//! Tunnels as values: who owns which prefix, the difference between what is and what should be, and the proof that
+//! carrying it out opens no hole.
+//!
+//! ```text
+//! Desired ──resolve──> (one owner per prefix, Problems)
+//!                            │
+//! Observed ─────────────── plan ──> [Op, Op, ..] ── check ──> a driver applies them, in order
+//! ```
+//! No IO, no clock. The kernel is spoken to by `hawser-tunnels-linux`, which knows nothing of clusters.
+
+mod check;
+mod desired;
+mod mtu;
+mod observed;
+mod op;
+mod plan;
+mod prefix;
+mod resolve;
+
+pub use check::{Violation, check};
+pub use desired::{Desired, Device, DeviceName, Family, Mark, ParseDeviceNameError, Peer, PeerName, Rule};
+pub use mtu::{DEFAULT_MTU, MIN_MTU_IPV6, inner_mtu, outer_overhead, tcp_mss};
+pub use observed::{Observed, ObservedDevice, ObservedPeer};
+pub use op::Op;
+pub use plan::{Plan, plan};
+pub use prefix::PrefixTable;
+pub use resolve::{Problem, Resolved, resolve};

@@ -1,0 +1,55 @@
+//! How many bytes a tunnel costs, and what is left inside.
+
+use crate::Family;
+
+const IPV4_HEADER: u16 = 20;
+const IPV6_HEADER: u16 = 40;
+const UDP_HEADER: u16 = 8;
+const TCP_HEADER: u16 = 20;
+/// A WireGuard data message: type and reserved (4), receiver (4), counter (8).
+const DATA_HEADER: u16 = 16;
+const AEAD_TAG: u16 = 16;
+
+/// The smallest MTU that carries IPv6 (RFC 8200 §5).
+pub const MIN_MTU_IPV6: u16 = 1280;
+
+/// Ethernet's 1500 less the dearer underlay: right for either family.
+pub const DEFAULT_MTU: u16 = inner(1500, Family::V6);
+
+/// Bytes around an inner packet. Padding to 16 never grows a packet past the inner MTU, so it costs nothing here.
+pub const fn outer_overhead(underlay: Family) -> u16 {
+    let ip = match underlay {
+        Family::V4 => IPV4_HEADER,
+        Family::V6 => IPV6_HEADER,
+    };
+    ip + UDP_HEADER + DATA_HEADER + AEAD_TAG
+}
+
+/// The tunnel's MTU over a path; none where the path cannot carry IPv6's minimum inside.
+pub const fn inner_mtu(path_mtu: u16, underlay: Family) -> Option<u16> {
+    let left = inner(path_mtu, underlay);
+    if left < MIN_MTU_IPV6 { None } else { Some(left) }
+}
+
+/// The largest TCP segment that fits a tunnel of this MTU.
+pub const fn tcp_mss(tunnel_mtu: u16, family: Family) -> u16 {
+    let ip = match family {
+        Family::V4 => IPV4_HEADER,
+        Family::V6 => IPV6_HEADER,
+    };
+    tunnel_mtu.saturating_sub(ip + TCP_HEADER)
+}
+
+const fn inner(path_mtu: u16, underlay: Family) -> u16 {
+    path_mtu.saturating_sub(outer_overhead(underlay))
+}
+
+const _: () = {
+    assert!(outer_overhead(Family::V4) == 60);
+    assert!(outer_overhead(Family::V6) == 80);
+    assert!(DEFAULT_MTU == 1420);
+    assert!(DEFAULT_MTU >= MIN_MTU_IPV6);
+    assert!(tcp_mss(DEFAULT_MTU, Family::V4) == 1380);
+    assert!(tcp_mss(DEFAULT_MTU, Family::V6) == 1360);
+    assert!(inner_mtu(1340, Family::V4).is_some() && inner_mtu(1340, Family::V6).is_none());
+};
