@@ -1,1 +1,17 @@
-//! See docs/src/architecture/index.md.
+//! One etcd keyspace as a pure state machine: ordered keys, revisions, leases, transactions, a bounded history and cursors on it.
+//!
+//! It reads no clock (`now` is a `Duration` since some fixed point of the process), knows no network and no runtime.
+
+mod encode;
+mod kv;
+mod op;
+mod range;
+mod record;
+
+pub use kv::{Event, EventKind, KeyValue, LeaseId, Revision, SharedKv};
+pub use op::{
+    Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Op, OpError, Put, PutReply,
+    RangeError, RangeQuery, RangeReply, Reply, ReplyBody, Sort, SortBy, Txn, TxnOp, TxnOpReply, TxnReply,
+};
+pub use range::KeyRange;
+pub use record::{ApplyError, Change, Identity, Record, Snapshot};

@@ -1,1 +1,3 @@
-//! See docs/src/architecture/index.md.
+//! The etcd v3 API over `hawser-kvstore`: a server of many keyspaces, a client, a durable log, mirrors.
+
+pub mod pb;

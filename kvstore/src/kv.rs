@@ -1,0 +1,137 @@
+//! A key with its value and revisions, encoded once: the key and value in memory are slices of the protobuf sent to readers.
+
+use crate::encode;
+use bytes::Bytes;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// etcd's count of write transactions. Signed, as on the wire; a fresh keyspace is at 1, as in etcd.
+pub type Revision = i64;
+/// etcd's lease id. 0 is "no lease".
+pub type LeaseId = i64;
+
+/// A key at one revision, field for field etcd's `mvccpb.KeyValue`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyValue {
+    pub key: Bytes,
+    pub value: Bytes,
+    pub create_revision: Revision,
+    pub mod_revision: Revision,
+    /// How often the key was put since it was created; 1 at creation.
+    pub version: i64,
+    pub lease: LeaseId,
+}
+
+/// A [`KeyValue`] that many readers hold at once, with its protobuf encoding. Cloning counts a reference.
+#[derive(Clone)]
+pub struct SharedKv(Arc<Inner>);
+
+struct Inner {
+    kv: KeyValue,
+    encoded: Bytes,
+}
+
+impl SharedKv {
+    /// Encodes `kv` into one new buffer; the buffers that `kv` came in (a network frame, say) are let go.
+    pub fn new(kv: &KeyValue) -> Self {
+        Self::from_encoded(kv, encode::key_value(kv))
+    }
+
+    fn from_encoded(kv: &KeyValue, encoded: Bytes) -> Self {
+        let (key, value) = encode::key_and_value_in(kv, &encoded);
+        Self(Arc::new(Inner { kv: KeyValue { key, value, ..kv.clone() }, encoded }))
+    }
+
+    /// The body of `mvccpb.KeyValue`, without tag and length.
+    pub fn encoded(&self) -> &Bytes {
+        &self.0.encoded
+    }
+
+    /// The same with an empty value (`keys_only`). Copies the key.
+    pub fn without_value(&self) -> Self {
+        Self::new(&KeyValue { value: Bytes::new(), ..self.0.kv.clone() })
+    }
+}
+
+impl Deref for SharedKv {
+    type Target = KeyValue;
+    fn deref(&self) -> &KeyValue {
+        &self.0.kv
+    }
+}
+
+impl PartialEq for SharedKv {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.kv == other.0.kv
+    }
+}
+
+impl fmt::Debug for SharedKv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.kv.fmt(f)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    Put,
+    Delete,
+}
+
+/// One change of one key, encoded once at the write, however many watch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    kind: EventKind,
+    kv: SharedKv,
+    prev: Option<SharedKv>,
+    encoded: Bytes,
+}
+
+impl Event {
+    pub(crate) fn put(kv: &KeyValue, prev: Option<SharedKv>) -> Self {
+        Self::new(EventKind::Put, kv, prev)
+    }
+
+    /// etcd's DELETE carries the key and the revision of the deletion, nothing else.
+    pub(crate) fn delete(key: Bytes, revision: Revision, prev: Option<SharedKv>) -> Self {
+        let kv = KeyValue { key, mod_revision: revision, ..KeyValue::default() };
+        Self::new(EventKind::Delete, &kv, prev)
+    }
+
+    fn new(kind: EventKind, kv: &KeyValue, prev: Option<SharedKv>) -> Self {
+        let (encoded, kv_at) = encode::event(kind, kv);
+        let kv = SharedKv::from_encoded(kv, encoded.slice(kv_at..));
+        Self { kind, kv, prev, encoded }
+    }
+
+    pub fn kind(&self) -> EventKind {
+        self.kind
+    }
+
+    /// The key as it is now; for a deletion only `key` and `mod_revision` are set.
+    pub fn kv(&self) -> &SharedKv {
+        &self.kv
+    }
+
+    /// The key as it was before, when it was.
+    pub fn prev(&self) -> Option<&SharedKv> {
+        self.prev.as_ref()
+    }
+
+    pub fn revision(&self) -> Revision {
+        self.kv.mod_revision
+    }
+
+    /// The body of `mvccpb.Event` without `prev_kv` (append it as field 3 for a watcher that asked), without tag and length.
+    pub fn encoded(&self) -> &Bytes {
+        &self.encoded
+    }
+
+    /// What the history holds alive through this event, in bytes, `prev` included.
+    pub(crate) fn cost(&self) -> usize {
+        // The Arc'd structs, the slot in the ring and the allocator's share.
+        const OVERHEAD: usize = 320;
+        OVERHEAD + self.encoded.len() + self.prev.as_ref().map_or(0, |prev| prev.encoded().len())
+    }
+}
