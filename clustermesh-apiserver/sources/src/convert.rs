@@ -1,0 +1,290 @@
+//! Kubernetes' types to ours: the only file that knows both.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use hawser_model::{
+    AddressKind, BootId, IpNet, NodeAddress, NodeName, PortName, Protocol, ServiceKey, ServicePort,
+};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::{
+    Expression, Kind, Namespace, Node, Object, Pod, PodPhase, Policy, Selector, Service, Slice,
+    SliceEndpoint, SlicePort,
+};
+
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+#[derive(Debug, thiserror::Error)]
+enum ConvertError {
+    #[error("metadata.name is missing")]
+    NoName,
+    #[error("{field} {text:?} is not {wanted}")]
+    Field { field: &'static str, text: String, wanted: &'static str },
+    #[error("{field}: {reason}")]
+    Value { field: &'static str, reason: String },
+}
+
+fn value<E: std::fmt::Display>(field: &'static str) -> impl FnOnce(E) -> ConvertError {
+    move |error| ConvertError::Value { field, reason: error.to_string() }
+}
+
+/// Reads one object whose kind is known.
+pub(crate) fn read<'de, D: Deserializer<'de>>(kind: Kind, from: D) -> Result<Object, D::Error> {
+    match kind {
+        Kind::Namespace => namespace(core::Namespace::deserialize(from)?),
+        Kind::Node => node(core::Node::deserialize(from)?),
+        Kind::Pod => pod(core::Pod::deserialize(from)?),
+        Kind::Service => service(core::Service::deserialize(from)?),
+        Kind::EndpointSlice => slice(discovery::EndpointSlice::deserialize(from)?),
+        Kind::NetworkPolicy => policy(networking::NetworkPolicy::deserialize(from)?),
+    }
+    .map_err(D::Error::custom)
+}
+
+/// Kubernetes' name for "no namespace given" is the namespace `default`.
+fn names(meta: &meta::ObjectMeta) -> Result<(String, String), ConvertError> {
+    let name = meta.name.clone().filter(|name| !name.is_empty()).ok_or(ConvertError::NoName)?;
+    let namespace = meta.namespace.clone().filter(|ns| !ns.is_empty());
+    let namespace = namespace.unwrap_or_else(|| "default".into());
+    for (field, text) in [("metadata.name", &name), ("metadata.namespace", &namespace)] {
+        // Both become parts of keys.
+        if text.len() > 253 || text.contains('/') {
+            return Err(ConvertError::Field { field, text: text.clone(), wanted: "a Kubernetes name" });
+        }
+    }
+    Ok((namespace, name))
+}
+
+fn address(field: &'static str, text: &str) -> Result<IpAddr, ConvertError> {
+    text.parse().map_err(|_| ConvertError::Field { field, text: text.into(), wanted: "an IP address" })
+}
+
+fn port_number(field: &'static str, port: i32) -> Result<u16, ConvertError> {
+    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| ConvertError::Field {
+        field,
+        text: port.to_string(),
+        wanted: "a port number (1 to 65535)",
+    })
+}
+
+fn protocol(field: &'static str, text: Option<&str>) -> Result<Protocol, ConvertError> {
+    Protocol::parse(text.unwrap_or("TCP")).map_err(value(field))
+}
+
+fn namespace(from: core::Namespace) -> Result<Object, ConvertError> {
+    let (_, name) = names(&from.metadata)?;
+    Ok(Object::Namespace(Namespace { name, labels: from.metadata.labels.unwrap_or_default() }))
+}
+
+fn node(from: core::Node) -> Result<Object, ConvertError> {
+    let (_, name) = names(&from.metadata)?;
+    let spec = from.spec.unwrap_or_default();
+    let status = from.status.unwrap_or_default();
+    let mut cidrs = spec.pod_cidrs.unwrap_or_default();
+    if cidrs.is_empty() {
+        cidrs.extend(spec.pod_cidr.filter(|cidr| !cidr.is_empty()));
+    }
+    let pod_cidrs = cidrs
+        .into_iter()
+        .map(|cidr| {
+            cidr.parse::<IpNet>().map_err(|_| ConvertError::Field {
+                field: "spec.podCIDRs",
+                text: cidr,
+                wanted: "a CIDR",
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    let mut addresses = Vec::new();
+    for given in status.addresses.unwrap_or_default() {
+        let kind = match given.type_.as_str() {
+            "InternalIP" => AddressKind::InternalIp,
+            "ExternalIP" => AddressKind::ExternalIp,
+            // Host names: nothing in a mesh dials a node by name.
+            _ => continue,
+        };
+        addresses.push(NodeAddress { kind, ip: address("status.addresses", &given.address)? });
+    }
+    // A boot id in another shape (some virtual kubelets) is as good as none.
+    let boot_id = status.node_info.and_then(|info| BootId::parse(&info.boot_id).ok());
+    Ok(Object::Node(Node {
+        name: NodeName::parse(&name).map_err(value("metadata.name"))?,
+        labels: from.metadata.labels.unwrap_or_default(),
+        annotations: from.metadata.annotations.unwrap_or_default(),
+        addresses,
+        pod_cidrs,
+        boot_id,
+    }))
+}
+
+fn pod(from: core::Pod) -> Result<Object, ConvertError> {
+    let (namespace, name) = names(&from.metadata)?;
+    let spec = from.spec.unwrap_or_default();
+    let status = from.status.unwrap_or_default();
+    let mut ips = Vec::new();
+    for ip in status.pod_ips.unwrap_or_default() {
+        ips.push(address("status.podIPs", &ip.ip)?);
+    }
+    if ips.is_empty()
+        && let Some(ip) = status.pod_ip.filter(|ip| !ip.is_empty())
+    {
+        ips.push(address("status.podIP", &ip)?);
+    }
+    let node = spec.node_name.filter(|node| !node.is_empty());
+    Ok(Object::Pod(Pod {
+        namespace,
+        name,
+        labels: from.metadata.labels.unwrap_or_default(),
+        ips,
+        node: node.map(|node| NodeName::parse(&node).map_err(value("spec.nodeName"))).transpose()?,
+        service_account: spec.service_account_name.or(spec.service_account).unwrap_or_default(),
+        host_network: spec.host_network.unwrap_or(false),
+        phase: match status.phase.as_deref() {
+            Some("Pending") => PodPhase::Pending,
+            Some("Running") => PodPhase::Running,
+            Some("Succeeded") => PodPhase::Succeeded,
+            Some("Failed") => PodPhase::Failed,
+            _ => PodPhase::Unknown,
+        },
+    }))
+}
+
+fn service(from: core::Service) -> Result<Object, ConvertError> {
+    let (namespace, name) = names(&from.metadata)?;
+    let spec = from.spec.unwrap_or_default();
+    let mut given = spec.cluster_ips.unwrap_or_default();
+    if given.is_empty() {
+        given.extend(spec.cluster_ip);
+    }
+    let mut cluster_ips = Vec::new();
+    for ip in given.iter().filter(|ip| !ip.is_empty() && *ip != "None") {
+        cluster_ips.push(address("spec.clusterIPs", ip)?);
+    }
+    let mut ports = BTreeMap::new();
+    for port in spec.ports.unwrap_or_default() {
+        let name =
+            PortName::parse(port.name.as_deref().unwrap_or_default()).map_err(value("spec.ports.name"))?;
+        let port = ServicePort {
+            protocol: protocol("spec.ports.protocol", port.protocol.as_deref())?,
+            port: port_number("spec.ports.port", port.port)?,
+        };
+        if ports.insert(name.clone(), port).is_some() {
+            let reason = format!("two ports are named {:?}", name.as_str());
+            return Err(ConvertError::Value { field: "spec.ports", reason });
+        }
+    }
+    Ok(Object::Service(Service {
+        key: ServiceKey::new(&namespace, &name).map_err(value("metadata"))?,
+        labels: from.metadata.labels.unwrap_or_default(),
+        annotations: from.metadata.annotations.unwrap_or_default(),
+        selector: spec.selector.unwrap_or_default(),
+        cluster_ips,
+        ports,
+        external_name: spec.type_.as_deref() == Some("ExternalName"),
+    }))
+}
+
+fn slice(from: discovery::EndpointSlice) -> Result<Object, ConvertError> {
+    let (namespace, name) = names(&from.metadata)?;
+    let labels = from.metadata.labels.unwrap_or_default();
+    let (fqdn, v6) = match from.address_type.as_str() {
+        "IPv4" => (false, false),
+        "IPv6" => (false, true),
+        "FQDN" => (true, false),
+        other => {
+            let wanted = "one of IPv4, IPv6, FQDN";
+            return Err(ConvertError::Field { field: "addressType", text: other.into(), wanted });
+        }
+    };
+    let mut endpoints = Vec::new();
+    for endpoint in from.endpoints.unwrap_or_default().into_iter().filter(|_| !fqdn) {
+        endpoints.push(slice_endpoint(endpoint, v6)?);
+    }
+    let mut ports = Vec::new();
+    for port in from.ports.unwrap_or_default() {
+        // No number means "all ports", which no service of ours can mean.
+        let Some(number) = port.port else { continue };
+        ports.push(SlicePort {
+            name: PortName::parse(port.name.as_deref().unwrap_or_default()).map_err(value("ports.name"))?,
+            protocol: protocol("ports.protocol", port.protocol.as_deref())?,
+            port: port_number("ports.port", number)?,
+        });
+    }
+    Ok(Object::EndpointSlice(Slice {
+        namespace,
+        name,
+        service: labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).cloned(),
+        labels,
+        annotations: from.metadata.annotations.unwrap_or_default(),
+        fqdn,
+        v6,
+        endpoints,
+        ports,
+    }))
+}
+
+fn slice_endpoint(from: discovery::Endpoint, v6: bool) -> Result<SliceEndpoint, ConvertError> {
+    let mut addresses = Vec::new();
+    for text in &from.addresses {
+        let ip = address("endpoints.addresses", text)?;
+        if ip.is_ipv6() != v6 {
+            return Err(ConvertError::Field {
+                field: "endpoints.addresses",
+                text: text.clone(),
+                wanted: "of the slice's addressType",
+            });
+        }
+        addresses.push(ip);
+    }
+    let conditions = from.conditions.unwrap_or_default();
+    let for_zones = from.hints.and_then(|hints| hints.for_zones).unwrap_or_default();
+    Ok(SliceEndpoint {
+        addresses,
+        ready: conditions.ready,
+        serving: conditions.serving,
+        terminating: conditions.terminating,
+        hostname: from.hostname,
+        node: from.node_name,
+        zone: from.zone,
+        for_zones: for_zones.into_iter().map(|zone| zone.name).collect(),
+    })
+}
+
+fn policy(from: networking::NetworkPolicy) -> Result<Object, ConvertError> {
+    let (namespace, name) = names(&from.metadata)?;
+    let spec = from.spec.unwrap_or_default();
+    // Kubernetes: with no policyTypes, Ingress always applies.
+    let ingress =
+        spec.policy_types.is_none_or(|types| types.is_empty() || types.iter().any(|t| t == "Ingress"));
+    let pods = selector(spec.pod_selector.unwrap_or_default())?;
+    Ok(Object::NetworkPolicy(Policy { namespace, name, pods, ingress }))
+}
+
+fn selector(from: meta::LabelSelector) -> Result<Selector, ConvertError> {
+    let mut expressions: Vec<_> = from
+        .match_labels
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(key, value)| Expression::In { key, values: vec![value] })
+        .collect();
+    for requirement in from.match_expressions.unwrap_or_default() {
+        let (key, values) = (requirement.key, requirement.values.unwrap_or_default());
+        expressions.push(match requirement.operator.as_str() {
+            "In" => Expression::In { key, values },
+            "NotIn" => Expression::NotIn { key, values },
+            "Exists" => Expression::Exists { key },
+            "DoesNotExist" => Expression::DoesNotExist { key },
+            other => {
+                let wanted = "one of In, NotIn, Exists, DoesNotExist";
+                let field = "matchExpressions.operator";
+                return Err(ConvertError::Field { field, text: other.into(), wanted });
+            }
+        });
+    }
+    Ok(Selector { expressions })
+}

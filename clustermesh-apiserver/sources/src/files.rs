@@ -1,0 +1,144 @@
+//! Which file says what: a state machine from file contents to events, with no IO.
+//!
+//! A broken file keeps its last good objects. An object that two files state is the first file's, by name, until that
+//! one stops stating it. Cost of a change: the objects of the changed files, whatever else is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{ManifestError, Object, ObjectRef, Problem, SourceEvent, manifest};
+
+/// What became of a file.
+#[derive(Debug)]
+pub enum Change {
+    /// Its new text.
+    Text(String),
+    /// It is there and cannot be read.
+    Unreadable(String),
+    Gone,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    refs: BTreeSet<ObjectRef>,
+    /// Of its last reading; cleared by a good one.
+    broken: Option<ManifestError>,
+    /// Read well at least once.
+    good_once: bool,
+    /// What was last said about it.
+    reported: Option<Problem>,
+}
+
+/// All files of one directory.
+#[derive(Debug, Default)]
+pub struct Files {
+    files: BTreeMap<String, File>,
+    /// Every statement of every object; the first file wins.
+    objects: BTreeMap<ObjectRef, BTreeMap<String, Object>>,
+}
+
+impl Files {
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
+    /// Takes changes as one step, so that an object that moved from one file to another is never removed.
+    pub fn apply(&mut self, changes: Vec<(String, Change)>) -> Vec<SourceEvent> {
+        let mut before: BTreeMap<ObjectRef, Option<Object>> = BTreeMap::new();
+        let mut touched: BTreeSet<String> = BTreeSet::new();
+        for (name, change) in changes {
+            touched.insert(name.clone());
+            let (gone, objects) = match change {
+                Change::Gone => (true, Ok(Vec::new())),
+                Change::Unreadable(reason) => (false, Err(ManifestError { line: 0, reason })),
+                Change::Text(text) => (false, manifest::parse(&text)),
+            };
+            match objects {
+                Err(error) => self.files.entry(name).or_default().broken = Some(error),
+                Ok(objects) => self.restate(&name, gone, objects, &mut before),
+            }
+        }
+        let mut events = Vec::new();
+        for (reference, was) in before {
+            let holders = self.objects.get(&reference);
+            touched.extend(holders.into_iter().flat_map(|files| files.keys().cloned()));
+            match (was, holders.and_then(|files| files.values().next())) {
+                (was, Some(is)) if was.as_ref() != Some(is) => events.push(SourceEvent::Upsert(is.clone())),
+                (Some(_), None) => events.push(SourceEvent::Remove(reference)),
+                _ => {}
+            }
+        }
+        for name in touched {
+            events.extend(self.report(name));
+        }
+        events
+    }
+
+    /// Replaces everything a file states.
+    fn restate(
+        &mut self,
+        name: &str,
+        gone: bool,
+        objects: Vec<Object>,
+        before: &mut BTreeMap<ObjectRef, Option<Object>>,
+    ) {
+        let file = self.files.entry(name.to_owned()).or_default();
+        file.broken = None;
+        file.good_once = !gone;
+        let refs: BTreeSet<_> = objects.iter().map(Object::reference).collect();
+        let old = std::mem::replace(&mut file.refs, refs.clone());
+        for reference in old.union(&refs) {
+            before.entry(reference.clone()).or_insert_with(|| {
+                self.objects.get(reference).and_then(|files| files.values().next()).cloned()
+            });
+        }
+        for reference in old {
+            if let Some(holders) = self.objects.get_mut(&reference) {
+                holders.remove(name);
+                if holders.is_empty() {
+                    self.objects.remove(&reference);
+                }
+            }
+        }
+        for object in objects {
+            self.objects.entry(object.reference()).or_default().insert(name.to_owned(), object);
+        }
+    }
+
+    /// What there is to say about a file now, if it is something new.
+    fn report(&mut self, name: String) -> Option<SourceEvent> {
+        let problem = self.problem_of(&name);
+        let file = self.files.get_mut(&name)?;
+        let changed = file.reported != problem;
+        file.reported = problem.clone();
+        if file.refs.is_empty() && !file.good_once && problem.is_none() {
+            self.files.remove(&name);
+        }
+        match problem {
+            _ if !changed => None,
+            Some(problem) => Some(SourceEvent::Problem(problem)),
+            None => Some(SourceEvent::Healed { file: name }),
+        }
+    }
+
+    fn problem_of(&self, name: &str) -> Option<Problem> {
+        let file = self.files.get(name)?;
+        if let Some(error) = &file.broken {
+            let kept = if file.good_once { "; its last good objects stay" } else { "" };
+            return Some(Problem {
+                file: name.into(),
+                line: error.line,
+                reason: format!("{}{kept}", error.reason),
+                blind: !file.good_once,
+            });
+        }
+        file.refs.iter().find_map(|reference| {
+            let winner = self.objects.get(reference)?.keys().next()?;
+            (winner != name).then(|| Problem {
+                file: name.into(),
+                line: 0,
+                reason: format!("{reference} is also in {winner}, which wins; fix: keep it in one file"),
+                blind: false,
+            })
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! One manifest file's text to objects: multi-document YAML (so JSON too), and `kind: List` as kubectl prints it.
+//!
+//! Each document is read twice: once for its kinds, then straight into the type of each kind, so that an error has the
+//! line of the field that is wrong. Cost: linear in the text.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::{Kind, Object, convert};
+
+/// Why a file says nothing: the first thing wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct ManifestError {
+    /// Counted from 1; 0 when the file as a whole is meant.
+    pub line: u64,
+    pub reason: String,
+}
+
+/// All objects of a file that a mesh has a use for, in order. One bad object is the whole file's error: what a file
+/// says is taken together or not at all.
+pub fn parse(text: &str) -> Result<Vec<Object>, ManifestError> {
+    let mut objects = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut documents = 0;
+    for (first_line, document) in documents_of(text) {
+        if is_blank(document) {
+            continue;
+        }
+        documents += 1;
+        for object in parse_document(document).map_err(|error| at(first_line, error))? {
+            if !seen.insert(object.reference()) {
+                let reason = format!("{} is in this file twice", object.reference());
+                return Err(ManifestError { line: first_line, reason });
+            }
+            objects.push(object);
+        }
+    }
+    if documents == 0 {
+        let reason = "holds no object; fix: remove the file to remove what it held".into();
+        return Err(ManifestError { line: 0, reason });
+    }
+    Ok(objects)
+}
+
+fn at(first_line: u64, error: Box<serde_saphyr::Error>) -> ManifestError {
+    let line = error.location().map_or(1, |location| location.line().max(1));
+    let text = error.without_snippet().to_string();
+    // Its own position counts from the document's first line, not the file's.
+    let reason = text.lines().next().unwrap_or_default();
+    let reason = reason.split(" at line ").next().unwrap_or_default();
+    ManifestError { line: first_line + line - 1, reason: reason.into() }
+}
+
+/// The documents and the number of their first line. A line that begins with `---` is a document's start wherever it
+/// stands (YAML 1.2 §9.1.2: no content may contain it).
+fn documents_of(text: &str) -> Vec<(u64, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut first_line, mut offset) = (0, 1, 0);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.trim().is_empty() || rest.starts_with(' '));
+        if marker {
+            documents.push((first_line, &text[start..offset]));
+            start = offset;
+            first_line = index as u64 + 1;
+        }
+        offset += line.len();
+    }
+    documents.push((first_line, &text[start..]));
+    documents
+}
+
+fn is_blank(document: &str) -> bool {
+    document.lines().all(|line| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#') || line == "..."
+    })
+}
+
+#[derive(Deserialize)]
+struct Head {
+    #[serde(rename = "apiVersion")]
+    api_version: Option<String>,
+    kind: Option<String>,
+    #[serde(default)]
+    items: Option<Vec<ItemHead>>,
+}
+
+#[derive(Deserialize)]
+struct ItemHead {
+    #[serde(rename = "apiVersion")]
+    api_version: Option<String>,
+    kind: Option<String>,
+}
+
+fn parse_document(text: &str) -> Result<Vec<Object>, Box<serde_saphyr::Error>> {
+    use serde::de::Error as _;
+    let options = || {
+        serde_saphyr::options! {
+            // Files are the operator's own and bounded by size; aliases stay bounded by their own limits.
+            budget: None,
+            // `true` without quotes is no string, for kubectl and for us.
+            no_schema: true,
+            with_snippet: false,
+        }
+    };
+    let head: Head = serde_saphyr::from_str_with_options(text, options())?;
+    let kind_of = |version: &Option<String>, kind: &Option<String>| match (version, kind) {
+        (Some(version), Some(kind)) => Kind::of(version, kind).map_or(Plan::Skip, Plan::One),
+        _ => Plan::Nameless,
+    };
+    let plan = match (head.api_version.as_deref(), head.kind.as_deref()) {
+        (Some("v1"), Some("List")) => {
+            let items = head.items.unwrap_or_default();
+            Plan::Items(items.iter().map(|item| kind_of(&item.api_version, &item.kind)).collect())
+        }
+        _ => kind_of(&head.api_version, &head.kind),
+    };
+    let missing =
+        || Box::new(serde_saphyr::Error::custom("apiVersion or kind is missing: not a Kubernetes object"));
+    match plan {
+        Plan::Skip => Ok(Vec::new()),
+        Plan::Nameless => Err(missing()),
+        Plan::Items(ref items) if items.iter().any(|item| matches!(item, Plan::Nameless)) => Err(missing()),
+        plan => {
+            let read = |from: serde_saphyr::Deserializer<'_, '_>| plan.deserialize(from);
+            Ok(serde_saphyr::with_deserializer_from_str_with_options(text, options(), read)?)
+        }
+    }
+}
+
+/// What is to be read at one place of the document.
+enum Plan {
+    Skip,
+    Nameless,
+    One(Kind),
+    Items(Vec<Plan>),
+}
+
+impl<'de> DeserializeSeed<'de> for Plan {
+    type Value = Vec<Object>;
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        match self {
+            Self::One(kind) => Ok(vec![convert::read(kind, from)?]),
+            Self::Items(plans) => from.deserialize_map(ListVisitor(plans)),
+            Self::Skip | Self::Nameless => IgnoredAny::deserialize(from).map(|_| Vec::new()),
+        }
+    }
+}
+
+/// The `items` of a List, each as its plan says.
+struct ListVisitor(Vec<Plan>);
+
+impl<'de> Visitor<'de> for ListVisitor {
+    type Value = Vec<Object>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a List")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut objects = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "items" {
+                objects = map.next_value_seed(Items(std::mem::take(&mut self.0)))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(objects)
+    }
+}
+
+struct Items(Vec<Plan>);
+
+impl<'de> DeserializeSeed<'de> for Items {
+    type Value = Vec<Object>;
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Items {
+    type Value = Vec<Object>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut objects = Vec::new();
+        for plan in self.0 {
+            match seq.next_element_seed(plan)? {
+                Some(read) => objects.extend(read),
+                None => break,
+            }
+        }
+        Ok(objects)
+    }
+}

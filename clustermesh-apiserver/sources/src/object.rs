@@ -1,0 +1,185 @@
+//! Kubernetes objects reduced to what a mesh needs, with every address and name already parsed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use hawser_model::{BootId, IpNet, NodeAddress, NodeName, PortName, Protocol, ServiceKey, ServicePort};
+
+use crate::Selector;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    EndpointSlice,
+    NetworkPolicy,
+}
+
+impl Kind {
+    /// None for what a mesh has no use for, other groups' kinds of the same name included.
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        match (api_version, kind) {
+            ("v1", "Namespace") => Some(Self::Namespace),
+            ("v1", "Node") => Some(Self::Node),
+            ("v1", "Pod") => Some(Self::Pod),
+            ("v1", "Service") => Some(Self::Service),
+            ("discovery.k8s.io/v1", "EndpointSlice") => Some(Self::EndpointSlice),
+            ("networking.k8s.io/v1", "NetworkPolicy") => Some(Self::NetworkPolicy),
+            _ => None,
+        }
+    }
+}
+
+/// Kind, namespace (empty where the kind has none) and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectRef {
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} ", self.kind)?;
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    Namespace(Namespace),
+    Node(Node),
+    Pod(Pod),
+    Service(Service),
+    EndpointSlice(Slice),
+    NetworkPolicy(Policy),
+}
+
+impl Object {
+    pub fn reference(&self) -> ObjectRef {
+        let (kind, namespace, name) = match self {
+            Self::Namespace(o) => (Kind::Namespace, "", o.name.as_str()),
+            Self::Node(o) => (Kind::Node, "", o.name.as_str()),
+            Self::Pod(o) => (Kind::Pod, o.namespace.as_str(), o.name.as_str()),
+            Self::Service(o) => (Kind::Service, o.key.namespace(), o.key.name()),
+            Self::EndpointSlice(o) => (Kind::EndpointSlice, o.namespace.as_str(), o.name.as_str()),
+            Self::NetworkPolicy(o) => (Kind::NetworkPolicy, o.namespace.as_str(), o.name.as_str()),
+        };
+        ObjectRef { kind, namespace: namespace.into(), name: name.into() }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: NodeName,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub addresses: Vec<NodeAddress>,
+    pub pod_cidrs: Vec<IpNet>,
+    pub boot_id: Option<BootId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum PodPhase {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+    #[default]
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub ips: Vec<IpAddr>,
+    pub node: Option<NodeName>,
+    pub service_account: String,
+    pub host_network: bool,
+    pub phase: PodPhase,
+}
+
+impl Pod {
+    /// A pod that has ended may still name the address that another pod has by now.
+    pub fn holds_its_addresses(&self) -> bool {
+        !matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub key: ServiceKey,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub selector: BTreeMap<String, String>,
+    /// Empty for a headless service.
+    pub cluster_ips: Vec<IpAddr>,
+    pub ports: BTreeMap<PortName, ServicePort>,
+    /// A name elsewhere (`type: ExternalName`): there is nothing to share.
+    pub external_name: bool,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    pub namespace: String,
+    pub name: String,
+    /// Label `kubernetes.io/service-name`.
+    pub service: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    /// `addressType: FQDN`: its addresses are names, and none is kept.
+    pub fqdn: bool,
+    pub v6: bool,
+    pub endpoints: Vec<SliceEndpoint>,
+    pub ports: Vec<SlicePort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    pub addresses: Vec<IpAddr>,
+    pub ready: Option<bool>,
+    pub serving: Option<bool>,
+    pub terminating: Option<bool>,
+    pub hostname: Option<String>,
+    pub node: Option<String>,
+    pub zone: Option<String>,
+    pub for_zones: Vec<String>,
+}
+
+impl SliceEndpoint {
+    /// Ready or serving, as Cilium exports backends; nothing said counts as ready (EndpointConditions).
+    pub fn takes_traffic(&self) -> bool {
+        self.ready.unwrap_or(true) || self.serving.unwrap_or(false)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    pub name: PortName,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub namespace: String,
+    pub name: String,
+    pub pods: Selector,
+    /// Whether it restricts what reaches the pods it selects.
+    pub ingress: bool,
+}
