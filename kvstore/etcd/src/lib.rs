@@ -1,3 +1,4 @@
 //! The etcd v3 API over `hawser-kvstore`: a server of many keyspaces, a client, a durable log, mirrors.
 
+pub mod durable;
 pub mod pb;
