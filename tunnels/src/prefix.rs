@@ -1,7 +1,7 @@
 //! Longest-prefix lookup: the rule by which WireGuard decides where a packet goes and whose it is.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -54,6 +54,18 @@ impl<T> PrefixTable<T> {
     /// The longest prefix that covers an address.
     pub fn lookup(&self, address: IpAddr) -> Option<&T> {
         self.family(address).lookup(bits(address))
+    }
+
+    /// Every prefix, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (IpNet, &T)> {
+        let v4 = self.v4.entries.iter().filter_map(|(&(length, bits), value)| {
+            let address = Ipv4Addr::from((bits >> 96) as u32);
+            Some((IpNet::new(address.into(), length).ok()?, value))
+        });
+        let v6 = self.v6.entries.iter().filter_map(|(&(length, bits), value)| {
+            Some((IpNet::new(Ipv6Addr::from(bits).into(), length).ok()?, value))
+        });
+        v4.chain(v6)
     }
 
     fn family(&self, address: IpAddr) -> &Lengths<T> {
@@ -144,6 +156,8 @@ mod tests {
                     prop_assert_eq!(table.remove(&prefix), naive.remove(&prefix));
                 }
             }
+            let listed: HashMap<IpNet, usize> = table.iter().map(|(prefix, value)| (prefix, *value)).collect();
+            prop_assert_eq!(&listed, &naive);
             for probe in probes {
                 let longest = naive.iter().filter(|(p, _)| p.contains(&probe)).max_by_key(|(p, _)| p.prefix_len());
                 prop_assert_eq!(table.lookup(probe), longest.map(|(_, v)| v));
