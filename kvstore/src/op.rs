@@ -247,8 +247,6 @@ pub enum OpError {
     DuplicateKey,
     #[error("a transaction has {ops} operations or comparisons, the most is {most}")]
     TooManyOps { ops: usize, most: usize },
-    #[error("transactions are nested {most} deep at most")]
-    TooDeep { most: usize },
     #[error("lease {id} is not known: it was never granted, or has expired")]
     LeaseNotFound { id: LeaseId },
     #[error("lease {id} exists already")]
@@ -261,6 +259,8 @@ pub enum OpError {
     NoSpace { used: usize, quota: usize },
     #[error("this keyspace is a replica: write to its origin")]
     Replica,
+    #[error("a transaction that writes was given to be read")]
+    NotReadOnly,
     #[error(transparent)]
     Range(#[from] RangeError),
 }

@@ -1,0 +1,128 @@
+//! The bounded history of events, and cursors on it: a watcher that does not read costs its cursor and nothing else.
+
+use crate::kv::{Event, Revision};
+use crate::range::KeyRange;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// A ring of events in the order of their revisions; each has a number that is never used again.
+#[derive(Default)]
+pub(crate) struct History {
+    events: VecDeque<Arc<Event>>,
+    /// The number of `events[0]`.
+    first: u64,
+    bytes: usize,
+}
+
+/// A place in a keyspace's history. A few words, to be held by the watcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    pub(crate) incarnation: u64,
+    pub(crate) next: u64,
+    /// A watch may begin at a revision that is yet to come.
+    pub(crate) from: Revision,
+}
+
+/// How much one [`crate::Keyspace::pull`] may take. A revision is never torn apart, so the last one may exceed the bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct PullLimits {
+    pub events: usize,
+    pub bytes: usize,
+    /// Events looked at, matching or not: the time the keyspace's lock is held.
+    pub scanned: usize,
+}
+
+impl Default for PullLimits {
+    fn default() -> Self {
+        Self { events: 1000, bytes: 1 << 20, scanned: 10_000 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pulled {
+    Events {
+        /// In order; none when nothing matched.
+        events: Vec<Arc<Event>>,
+        /// Everything that matches up to this revision has been given out by now.
+        revision: Revision,
+        /// There is more to pull right now.
+        more: bool,
+    },
+    /// The history no longer holds what comes next. List again, then watch from `compact_revision` or later.
+    FellBehind { compact_revision: Revision },
+    /// The keyspace is another one now (its identity changed): list again.
+    Replaced,
+}
+
+impl History {
+    pub(crate) fn push(&mut self, event: Arc<Event>) {
+        self.bytes += event.cost();
+        self.events.push_back(event);
+    }
+
+    pub(crate) fn pop_newest(&mut self) -> Option<Arc<Event>> {
+        self.events.pop_back().inspect(|event| self.bytes -= event.cost())
+    }
+
+    pub(crate) fn pop_oldest(&mut self) -> Option<Arc<Event>> {
+        let event = self.events.pop_front()?;
+        self.first += 1;
+        self.bytes -= event.cost();
+        Some(event)
+    }
+
+    pub(crate) fn oldest_revision(&self) -> Option<Revision> {
+        self.events.front().map(|event| event.revision())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// What the events hold in memory, about.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Empties it; every cursor given out so far has fallen behind.
+    pub(crate) fn clear(&mut self) {
+        self.first += self.events.len() as u64 + 1;
+        self.events.clear();
+        self.bytes = 0;
+    }
+
+    /// The number of the first event at or after `revision`. O(log events).
+    pub(crate) fn position(&self, revision: Revision) -> u64 {
+        self.first + self.events.partition_point(|event| event.revision() < revision) as u64
+    }
+
+    /// `None` when the cursor has fallen behind. O(events scanned), at most `limits.scanned` and the rest of a revision.
+    pub(crate) fn pull(
+        &self,
+        cursor: &mut Cursor,
+        keys: &KeyRange,
+        limits: PullLimits,
+        visible: Revision,
+    ) -> Option<Pulled> {
+        let start = usize::try_from(cursor.next.checked_sub(self.first)?).ok()?;
+        let mut events = Vec::new();
+        let mut bytes = 0;
+        let mut last = 0;
+        for (scanned, event) in self.events.iter().skip(start).enumerate() {
+            if event.revision() > visible {
+                break;
+            }
+            let full = events.len() >= limits.events || bytes >= limits.bytes || scanned >= limits.scanned;
+            if full && event.revision() != last {
+                return Some(Pulled::Events { events, revision: last, more: true });
+            }
+            last = event.revision();
+            cursor.next += 1;
+            if last >= cursor.from && keys.contains(&event.kv().key) {
+                bytes += event.encoded().len();
+                events.push(Arc::clone(event));
+            }
+        }
+        Some(Pulled::Events { events, revision: visible, more: false })
+    }
+}

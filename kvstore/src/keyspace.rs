@@ -1,0 +1,320 @@
+//! The keyspace: what is in it, what readers see, and what is executed but not yet published.
+
+use crate::history::{Cursor, History, PullLimits, Pulled};
+use crate::kv::{Event, EventKind, LeaseId, Revision};
+use crate::lease::{Deadline, LeaseStatus, Leases};
+use crate::op::{OpError, RangeError, RangeQuery, RangeReply, Txn, TxnOp, TxnOpReply, TxnReply};
+use crate::query;
+use crate::range::KeyRange;
+use crate::record::Identity;
+use crate::tree::{Tree, Version};
+use crate::txn::{self, Path};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a keyspace may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The history forgets its oldest revisions beyond this, but keeps `history_events` whatever they weigh.
+    pub history_bytes: usize,
+    pub history_events: usize,
+    /// Sum of the encoded keys and values; a put beyond it is refused.
+    pub quota_bytes: usize,
+    pub txn_ops: usize,
+    pub leases: usize,
+    /// In seconds; a shorter TTL is raised to it. etcd's with default settings is 2.
+    pub min_lease_ttl: i64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            history_bytes: 64 << 20,
+            history_events: 1000,
+            quota_bytes: 2 << 30,
+            txn_ops: 128,
+            leases: 100_000,
+            min_lease_ttl: 2,
+        }
+    }
+}
+
+/// One etcd keyspace.
+///
+/// A write is first *executed* ([`Keyspace::execute`], [`Keyspace::handle_time`]), which yields the [`crate::Record`] to make
+/// durable, and becomes visible to readers and watchers only when it is *published*. Writes see each other before
+/// that, so a writer can execute a batch, sync once and publish; [`Keyspace::roll_back`] undoes a batch that could not be
+/// made durable.
+///
+/// Cost: a put is O(log keys); a watcher costs nothing until it pulls; a superseded version and its event are held until the
+/// history forgets them, so memory is O(live keys and values + `Limits::history_bytes`).
+pub struct Keyspace {
+    pub(crate) identity: Identity,
+    pub(crate) replica: bool,
+    pub(crate) limits: Limits,
+    pub(crate) tree: Tree,
+    pub(crate) history: History,
+    pub(crate) leases: Leases,
+    /// Of the last executed write.
+    pub(crate) newest: Revision,
+    /// Of the last published write: what a read without a revision sees.
+    visible: Revision,
+    /// The oldest revision that can be read.
+    compact: Revision,
+    /// The oldest revision whose events are all still there.
+    watchable: Revision,
+    /// How to take back what is executed and not published, oldest first.
+    pub(crate) undo: Vec<Undo>,
+    /// A compaction that is executed and not published.
+    pub(crate) pending_compact: Option<Revision>,
+    /// Counts changes of identity, so that cursors of the keyspace before are told.
+    incarnation: u64,
+}
+
+pub(crate) enum Undo {
+    /// The newest event of the history.
+    Event,
+    Granted(LeaseId),
+    Revoked {
+        id: LeaseId,
+        ttl: i64,
+    },
+}
+
+impl Keyspace {
+    /// A new, empty one that takes writes. It is at revision 1, as a new etcd.
+    pub fn new(identity: Identity, limits: Limits) -> Self {
+        Self {
+            identity,
+            replica: false,
+            limits,
+            tree: Tree::default(),
+            history: History::default(),
+            leases: Leases::default(),
+            newest: 1,
+            visible: 1,
+            compact: 0,
+            watchable: 0,
+            undo: Vec::new(),
+            pending_compact: None,
+            incarnation: 0,
+        }
+    }
+
+    /// An empty mirror: it takes [`Keyspace::load`] and [`Keyspace::apply`] and refuses writes. It is at revision 0.
+    pub fn replica(identity: Identity, limits: Limits) -> Self {
+        Self { replica: true, newest: 0, visible: 0, ..Self::new(identity, limits) }
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    pub fn is_replica(&self) -> bool {
+        self.replica
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The newest published revision.
+    pub fn revision(&self) -> Revision {
+        self.visible
+    }
+
+    /// The oldest revision that can be read.
+    pub fn compact_revision(&self) -> Revision {
+        self.compact
+    }
+
+    /// Changes when a reader could see something new: a revision was published, or the identity changed.
+    pub fn progress(&self) -> (u64, Revision) {
+        (self.incarnation, self.visible)
+    }
+
+    /// Bytes of the newest keys and values.
+    pub fn live_bytes(&self) -> usize {
+        self.tree.bytes()
+    }
+
+    /// Events in the history, and what they hold in memory.
+    pub fn history_size(&self) -> (usize, usize) {
+        (self.history.len(), self.history.bytes())
+    }
+
+    /// O(log keys + keys in the range).
+    pub fn range(&self, query: &RangeQuery) -> Result<RangeReply, RangeError> {
+        let at = self.readable(query.revision, self.visible)?;
+        Ok(query::range(&self.tree, query, at))
+    }
+
+    /// A transaction that only reads ([`Txn::is_read_only`]), on the published state.
+    pub fn read_txn(&self, txn: &Txn) -> Result<TxnReply, OpError> {
+        txn::check(txn, self.limits.txn_ops)?;
+        let path = txn::path(&self.tree, txn, self.visible);
+        self.read_branch(txn, &path)
+    }
+
+    fn read_branch(&self, txn: &Txn, path: &Path) -> Result<TxnReply, OpError> {
+        let mut nested = path.nested.iter();
+        let mut responses = Vec::new();
+        for op in txn.branch(path.succeeded) {
+            match op {
+                TxnOp::Range(query) => responses.push(TxnOpReply::Range(self.range(query)?)),
+                TxnOp::Txn(inner) => {
+                    if let Some(path) = nested.next() {
+                        responses.push(TxnOpReply::Txn(self.read_branch(inner, path)?));
+                    }
+                }
+                TxnOp::Put(_) | TxnOp::DeleteRange(_) => return Err(OpError::NotReadOnly),
+            }
+        }
+        Ok(TxnReply { succeeded: path.succeeded, responses })
+    }
+
+    pub(crate) fn readable(&self, revision: Revision, newest: Revision) -> Result<Revision, RangeError> {
+        match revision {
+            ..=0 => Ok(newest),
+            _ if revision > newest => Err(RangeError::FutureRevision { revision, newest }),
+            _ if revision < self.compact => {
+                Err(RangeError::Compacted { revision, compact_revision: self.compact })
+            }
+            _ => Ok(revision),
+        }
+    }
+
+    /// A cursor from which every event at or after `start_revision` is pulled; 0 (or less) means "from now on". A start in the
+    /// future waits for it. The error is the oldest revision that a watch can start from.
+    pub fn watch(&self, start_revision: Revision) -> Result<Cursor, Pulled> {
+        let from = if start_revision <= 0 { self.visible + 1 } else { start_revision };
+        if from < self.watchable {
+            return Err(Pulled::FellBehind { compact_revision: self.watchable });
+        }
+        // Not beyond what is published: an executed batch may yet be rolled back and its events' numbers taken again.
+        let next = self.history.position(from.min(self.visible + 1));
+        Ok(Cursor { incarnation: self.incarnation, next, from })
+    }
+
+    /// What is new to `cursor` within `keys`. O(events since the cursor), bounded by `limits`; shares the events.
+    pub fn pull(&self, cursor: &mut Cursor, keys: &KeyRange, limits: PullLimits) -> Pulled {
+        if cursor.incarnation != self.incarnation {
+            return Pulled::Replaced;
+        }
+        self.history
+            .pull(cursor, keys, limits, self.visible)
+            .unwrap_or(Pulled::FellBehind { compact_revision: self.watchable })
+    }
+
+    pub fn lease(&self, id: LeaseId, now: Duration) -> Option<LeaseStatus> {
+        self.leases.status(id, now)
+    }
+
+    /// In id order.
+    pub fn leases(&self) -> Vec<LeaseId> {
+        self.leases.ids().map(|(id, _)| id).collect()
+    }
+
+    pub fn poll_deadline(&self) -> Option<Deadline> {
+        self.leases.next_deadline().map(Deadline::LeaseExpiry)
+    }
+
+    /// Makes everything executed so far visible, then lets the history forget what is beyond its bounds.
+    /// O(events forgotten * log keys).
+    pub fn publish(&mut self) {
+        self.visible = self.newest;
+        self.undo.clear();
+        if let Some(revision) = self.pending_compact.take() {
+            self.forget_to(revision);
+            self.compact = self.compact.max(revision);
+            // As etcd: the revision itself stays readable and watchable.
+            self.watchable = self.watchable.max(revision);
+        }
+        let Limits { history_bytes, history_events, .. } = self.limits;
+        while self.history.bytes() > history_bytes && self.history.len() > history_events {
+            let Some(oldest) = self.history.oldest_revision() else { break };
+            self.forget_to(oldest + 1);
+            self.compact = self.compact.max(oldest);
+            self.watchable = self.watchable.max(oldest + 1);
+        }
+    }
+
+    /// Undoes everything executed and not published: it was never seen by anyone.
+    pub fn roll_back(&mut self, now: Duration) {
+        self.pending_compact = None;
+        while let Some(undo) = self.undo.pop() {
+            match undo {
+                Undo::Event => {
+                    if let Some(event) = self.history.pop_newest() {
+                        self.unset(&event);
+                    }
+                }
+                Undo::Granted(id) => drop(self.leases.remove(id)),
+                Undo::Revoked { id, ttl } => self.leases.grant(id, ttl, now),
+            }
+        }
+        self.newest = self.visible;
+    }
+
+    fn unset(&mut self, event: &Event) {
+        let kv = event.kv();
+        self.tree.unset(&kv.key);
+        self.leases.detach(kv.lease, &kv.key);
+        if let Some(prev) = event.prev() {
+            self.leases.attach(prev.lease, &prev.key);
+        }
+    }
+
+    /// Puts `event` into the tree, the leases and the history. O(log keys).
+    pub(crate) fn record_event(&mut self, event: Event) {
+        let kv = event.kv();
+        if let Some(prev) = event.prev() {
+            self.leases.detach(prev.lease, &prev.key);
+        }
+        self.leases.attach(kv.lease, &kv.key);
+        let version = match event.kind() {
+            EventKind::Put => Version::Live(kv.clone()),
+            EventKind::Delete => Version::Gone(kv.mod_revision),
+        };
+        self.tree.set(&kv.key, version);
+        self.history.push(Arc::new(event));
+        self.undo.push(Undo::Event);
+    }
+
+    /// Forgets events before `revision` and the versions that they superseded.
+    fn forget_to(&mut self, revision: Revision) {
+        while self.history.oldest_revision().is_some_and(|oldest| oldest < revision) {
+            let Some(event) = self.history.pop_oldest() else { break };
+            self.tree.forget_before(&event.kv().key, event.revision());
+        }
+    }
+
+    /// The state is a new one at `revision`, without a history.
+    pub(crate) fn start_at(&mut self, revision: Revision, identity: Identity) {
+        if identity != self.identity || revision < self.visible {
+            self.incarnation += 1;
+        }
+        self.identity = identity;
+        self.newest = revision;
+        self.visible = revision;
+        self.compact = revision;
+        self.watchable = revision + 1;
+        self.history.clear();
+        self.undo.clear();
+        self.pending_compact = None;
+    }
+}
+
+impl fmt::Debug for Keyspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyspace")
+            .field("identity", &self.identity)
+            .field("replica", &self.replica)
+            .field("revision", &self.visible)
+            .field("compact_revision", &self.compact)
+            .field("live_bytes", &self.tree.bytes())
+            .field("history_events", &self.history.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,125 @@
+//! The keys in order, each with the versions that the history may still be asked for.
+
+use crate::kv::{Revision, SharedKv};
+use crate::range::KeyRange;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Look-ups are O(log keys + log versions of the key); a walk over a range is O(log keys + keys in it).
+#[derive(Default)]
+pub(crate) struct Tree {
+    /// The map's own key is a copy: a slice of a version would hold that version's value for as long as the key lives.
+    keys: BTreeMap<Bytes, Versions>,
+    /// Encoded size of the newest versions.
+    bytes: usize,
+}
+
+struct Versions {
+    newest: Version,
+    /// Oldest first. Empty for a key that did not change within the history: then it allocates nothing.
+    older: VecDeque<Version>,
+}
+
+pub(crate) enum Version {
+    Live(SharedKv),
+    Gone(Revision),
+}
+
+impl Version {
+    fn revision(&self) -> Revision {
+        match self {
+            Self::Live(kv) => kv.mod_revision,
+            Self::Gone(revision) => *revision,
+        }
+    }
+
+    fn live(&self) -> Option<&SharedKv> {
+        match self {
+            Self::Live(kv) => Some(kv),
+            Self::Gone(_) => None,
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.live().map_or(0, |kv| kv.encoded().len())
+    }
+}
+
+impl Versions {
+    fn at(&self, revision: Revision) -> Option<&SharedKv> {
+        if self.newest.revision() <= revision {
+            return self.newest.live();
+        }
+        let after = self.older.partition_point(|version| version.revision() <= revision);
+        self.older.get(after.checked_sub(1)?)?.live()
+    }
+}
+
+impl Tree {
+    pub(crate) fn get(&self, key: &[u8], at: Revision) -> Option<&SharedKv> {
+        self.keys.get(key)?.at(at)
+    }
+
+    pub(crate) fn range(&self, keys: &KeyRange, at: Revision) -> impl Iterator<Item = &SharedKv> {
+        keys.bounds()
+            .into_iter()
+            .flat_map(|bounds| self.keys.range::<[u8], _>(bounds))
+            .filter_map(move |(_, versions)| versions.at(at))
+    }
+
+    /// Sum of the encoded sizes of what is live now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn set(&mut self, key: &Bytes, version: Version) {
+        self.bytes += version.size();
+        if let Some(versions) = self.keys.get_mut(key) {
+            self.bytes -= versions.newest.size();
+            let older = std::mem::replace(&mut versions.newest, version);
+            versions.older.push_back(older);
+        } else {
+            let versions = Versions { newest: version, older: VecDeque::new() };
+            self.keys.insert(Bytes::copy_from_slice(key), versions);
+        }
+    }
+
+    /// Takes back the last [`Tree::set`] of `key`.
+    pub(crate) fn unset(&mut self, key: &[u8]) {
+        let Some(versions) = self.keys.get_mut(key) else { return };
+        self.bytes -= versions.newest.size();
+        match versions.older.pop_back() {
+            Some(version) => {
+                self.bytes += version.size();
+                versions.newest = version;
+            }
+            None => {
+                self.keys.remove(key);
+            }
+        }
+    }
+
+    /// Forgets what `key` was before `revision`. O(log keys) and what is dropped.
+    pub(crate) fn forget_before(&mut self, key: &[u8], revision: Revision) {
+        let Some(versions) = self.keys.get_mut(key) else { return };
+        if versions.newest.revision() <= revision {
+            versions.older.clear();
+            versions.older.shrink_to_fit();
+            if versions.newest.live().is_none() {
+                self.keys.remove(key);
+            }
+            return;
+        }
+        let after = versions.older.partition_point(|version| version.revision() <= revision);
+        if after > 0 {
+            let current_is_gone = versions.older[after - 1].live().is_none();
+            versions.older.drain(..after - usize::from(!current_is_gone));
+        }
+    }
+
+    /// The keys that exist, including those that are kept only because a past revision has them.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (self.keys.len(), self.keys.values().map(|versions| 1 + versions.older.len()).sum())
+    }
+}
