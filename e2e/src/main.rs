@@ -1,2 +1,91 @@
-//! See docs/src/architecture/index.md.
-fn main() {}
+//! `hawser-lab`: the lab's front door, and the small programs that run inside it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use hawser_e2e::enclave::{self, Inside};
+use hawser_e2e::{enter, place, pod, walk};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "hawser-lab",
+    version,
+    about = "Clusters in namespaces on this machine, with Hawser in them"
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// The bare topology, without the product: shows that remote pods cannot be reached, and stays up with --keep.
+    Topology {
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Runs a command in a node or pod of a lab that is up: `hawser-lab enter us-east/node-1/client curl ...`.
+    Enter {
+        /// cluster/node or cluster/node/pod; of the newest lab unless --lab says which.
+        place: String,
+        /// The pid in a lab's name.
+        #[arg(long)]
+        lab: Option<u32>,
+        #[arg(trailing_var_arg = true)]
+        command: Vec<OsString>,
+    },
+    /// Runs a command as PID 1 of a new lab.
+    #[command(hide = true)]
+    Inside {
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Holds the namespaces of a place.
+    #[command(hide = true)]
+    Pause {
+        #[arg(long, requires = "cgroup")]
+        host_name: Option<String>,
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
+    },
+    #[command(hide = true)]
+    PodServer(pod::ServerArgs),
+    #[command(hide = true)]
+    PodClient(pod::ClientArgs),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("hawser-lab: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    match cli.verb {
+        Verb::Topology { keep } => in_enclave(|| walk::topology(keep)),
+        Verb::Enter { place, lab, command } => enter::run(&place, lab, &command),
+        Verb::Inside { command } => enclave::run(&command),
+        Verb::Pause { host_name, cgroup } => {
+            place::pause(host_name.as_deref().zip(cgroup.as_deref())).map(|()| 0)
+        }
+        Verb::PodServer(args) => pod::run_server(&args).map(|()| 0),
+        Verb::PodClient(args) => pod::run_client(&args).map(|()| 0),
+    }
+}
+
+/// Runs `body` inside of a lab; called outside, starts one with the same arguments.
+fn in_enclave(body: impl FnOnce() -> Result<u8>) -> Result<u8> {
+    if Inside::current().is_some() {
+        return body();
+    }
+    let mut command = vec![std::env::current_exe().context("the own path")?.into_os_string()];
+    command.extend(std::env::args_os().skip(1));
+    enclave::run(&command)
+}

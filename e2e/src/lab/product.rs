@@ -1,0 +1,289 @@
+//! The product in the lab: files a user would write, the real binaries, bundles carried by hand.
+
+use std::fs;
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Cluster, Lab, Node, manifests};
+use crate::binaries;
+use crate::process::{Process, output, said, tail};
+use crate::status::{AgentStatus, ServiceView};
+use crate::wait;
+
+const MANIFESTS: &str = "/etc/hawser/manifests";
+/// Starting a process and its first answer. Long, because test machines are busy; polled, so it costs nothing.
+const START: Duration = Duration::from_secs(20);
+
+/// What stands behind a cluster's API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    Embedded,
+    Etcd,
+}
+
+impl Store {
+    fn url(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded:/var/lib/hawser/store",
+            Self::Etcd => "etcd://127.0.0.1:12379",
+        }
+    }
+}
+
+impl Lab {
+    /// Act 1: every cluster's API server and agents, not connected to each other.
+    pub fn start_product(&mut self, store: Store) -> Result<()> {
+        for cluster in &mut self.clusters {
+            cluster.store = store;
+            cluster.prepare()?;
+            cluster.start_api_server()?;
+        }
+        for cluster in &mut self.clusters {
+            cluster.wait_for_api_server()?;
+            cluster.join_agents()?;
+        }
+        for (_, node) in self.nodes() {
+            node.wait_for_agent()?;
+        }
+        self.check_alive()
+    }
+
+    /// Act 2: every pair exchanges bundles, in both directions.
+    pub fn connect_all(&self) -> Result<()> {
+        for from in &self.clusters {
+            for to in self.clusters.iter().filter(|to| to.plan.name != from.plan.name) {
+                from.carry_bundle(to)?;
+                to.hawser_ok(&["connect", &bundle_path(from)])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Until every agent has every cluster synced and every tunnel alive.
+    pub fn wait_until_connected(&mut self, patience: Duration) -> Result<()> {
+        let clusters: Vec<(String, usize)> =
+            self.clusters.iter().map(|c| (c.plan.name.clone(), c.nodes.len())).collect();
+        self.wait("every agent sees every cluster synced and every tunnel up", patience, |lab| {
+            for (cluster, node) in lab.nodes() {
+                let status = node.status()?;
+                status.is_whole(&cluster.plan.name, &clusters)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Polls `condition`, and gives up at once when a process of the product ends.
+    pub fn wait<T>(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut condition: impl FnMut(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let outcome = wait::until(what, patience, || {
+            if let Err(dead) = self.check_alive() {
+                return Ok(Err(dead));
+            }
+            condition(self).map(Ok)
+        });
+        outcome?
+    }
+}
+
+/// Where the bundle of `from` lies at the cluster it was made for.
+fn bundle_path(from: &Cluster) -> String {
+    format!("/etc/hawser/bundles/{}.yaml", from.plan.name)
+}
+
+impl Cluster {
+    /// Configuration, PKI and manifests on node-1, where this cluster's API server runs.
+    pub fn prepare(&mut self) -> Result<()> {
+        self.write_config(&self.config())?;
+        self.hawser_ok(&["ca", "init", "--cluster", &self.plan.name, "--id", &self.plan.id.to_string()])?;
+        self.write_manifests()?;
+        if self.store == Store::Etcd {
+            self.start_etcd()?;
+        }
+        Ok(())
+    }
+
+    /// `/etc/hawser/cluster.yaml` as a user would write it.
+    pub fn config(&self) -> String {
+        let plan = &self.plan;
+        format!(
+            "cluster:\n  name: {name}\n  id: {id}\n\
+             listen: 0.0.0.0:2379\n\
+             advertise: [\"{url}\"]\n\
+             podCIDRs: [\"{pods}\"]\n\
+             nodeCIDRs: [\"{nodes}\"]\n\
+             source:\n  dir: {MANIFESTS}\n\
+             store: {store}\n",
+            name = plan.name,
+            id = plan.id,
+            url = plan.server_url(),
+            pods = plan.pods,
+            nodes = plan.region,
+            store = self.store.url(),
+        )
+    }
+
+    pub fn write_config(&self, text: &str) -> Result<()> {
+        self.nodes[0].place.write("/etc/hawser/cluster.yaml", text)
+    }
+
+    fn write_manifests(&self) -> Result<()> {
+        let place = &self.nodes[0].place;
+        place.write(format!("{MANIFESTS}/namespaces.yaml"), &manifests::namespaces(&self.plan))?;
+        place.write(format!("{MANIFESTS}/nodes.yaml"), &manifests::nodes(&self.plan))?;
+        place.write(format!("{MANIFESTS}/pods.yaml"), &manifests::pods(&self.plan))?;
+        self.write_endpoints()?;
+        self.write_service()
+    }
+
+    pub(super) fn write_service(&self) -> Result<()> {
+        let text = manifests::service(&self.plan, &self.cart);
+        self.nodes[0].place.write(format!("{MANIFESTS}/service-cart.yaml"), &text)
+    }
+
+    pub(super) fn write_endpoints(&self) -> Result<()> {
+        let text = manifests::endpoint_slices(&self.plan, &self.cart);
+        self.nodes[0].place.write(format!("{MANIFESTS}/endpointslices.yaml"), &text)
+    }
+
+    fn start_etcd(&mut self) -> Result<()> {
+        let place = &self.nodes[0].place;
+        let mut command = place.command("etcd");
+        command.args(["--name", &self.plan.name, "--data-dir", "/var/lib/hawser/etcd", "--logger", "zap"]);
+        command.args(["--listen-client-urls", "http://127.0.0.1:12379"]);
+        command.args(["--advertise-client-urls", "http://127.0.0.1:12379"]);
+        command.args(["--listen-peer-urls", "http://127.0.0.1:12380"]);
+        self.etcd = Some(Process::start(&format!("{}/etcd", self.plan.name), command, &self.logs)?);
+        wait::until(&format!("etcd of {} answers", self.plan.name), START, || {
+            let mut ask = self.nodes[0].place.command("etcdctl");
+            ask.env("ETCDCTL_API", "3").args(["--endpoints", "127.0.0.1:12379", "endpoint", "health"]);
+            crate::process::run(&mut ask)
+        })?;
+        Ok(())
+    }
+
+    pub fn start_api_server(&mut self) -> Result<()> {
+        let name = format!("{}/clustermesh-apiserver", self.plan.name);
+        let mut command = self.nodes[0].place.command(binaries::find("clustermesh-apiserver")?);
+        command.args(["--config", "/etc/hawser/cluster.yaml"]);
+        self.api_server = Some(Process::start(&name, command, &self.logs)?);
+        Ok(())
+    }
+
+    /// # Panics
+    /// When it was not started.
+    pub fn api_server(&mut self) -> &mut Process {
+        self.api_server.as_mut().expect("a started API server")
+    }
+
+    pub fn wait_for_api_server(&mut self) -> Result<()> {
+        let name = self.plan.name.clone();
+        wait::until(&format!("the API server of {name} answers"), START, || {
+            if let Some(process) = self.api_server.as_mut()
+                && let Err(dead) = process.check_alive()
+            {
+                return Ok(Err(dead));
+            }
+            self.hawser_ok(&["status", "-o", "json"]).map(Ok)
+        })??;
+        Ok(())
+    }
+
+    /// A token and an agent for every node.
+    pub fn join_agents(&mut self) -> Result<()> {
+        for index in 0..self.nodes.len() {
+            let node = self.nodes[index].plan.name.clone();
+            let join = format!("/etc/hawser/{node}.join.yaml");
+            self.hawser_ok(&["ca", "token", "--node", &node, "-o", &join])?;
+            let text = self.nodes[0].place.read(&join)?;
+            fs::remove_file(self.nodes[0].place.path(&join)).context("the carried join file")?;
+            let node = &mut self.nodes[index];
+            node.place.write("/etc/hawser/join.yaml", &text)?;
+            node.place.write("/etc/hawser/agent.yaml", &format!("node: {}\n", node.plan.name))?;
+            node.start_agent()?;
+        }
+        Ok(())
+    }
+
+    /// Makes this cluster's bundle for `to` and carries it there, as an operator would.
+    pub fn carry_bundle(&self, to: &Self) -> Result<()> {
+        let out = format!("/etc/hawser/for-{}.yaml", to.plan.name);
+        self.hawser_ok(&["ca", "bundle", "--for", &to.plan.name, "-o", &out])?;
+        let text = self.nodes[0].place.read(&out)?;
+        to.nodes[0].place.write(bundle_path(self), &text)
+    }
+
+    /// Runs `hawser` on node-1.
+    pub fn hawser(&self, args: &[&str]) -> Result<Output> {
+        self.nodes[0].hawser(args)
+    }
+
+    /// Runs `hawser` on node-1; an error quotes what it said.
+    pub fn hawser_ok(&self, args: &[&str]) -> Result<String> {
+        self.nodes[0].hawser_ok(args)
+    }
+
+    /// What the agents of this cluster hold of `shop/cart`, by node.
+    pub fn service_views(&self) -> Result<Vec<ServiceView>> {
+        self.nodes.iter().map(Node::service_view).collect()
+    }
+}
+
+impl Node {
+    pub fn start_agent(&mut self) -> Result<()> {
+        let mut command = self.place.command(binaries::find("hawser-node-agent")?);
+        command.args(["--config", "/etc/hawser/agent.yaml"]);
+        self.agent = Some(Process::start(&format!("{}/agent", self.name()), command, &self.logs)?);
+        Ok(())
+    }
+
+    /// # Panics
+    /// When it was not started.
+    pub fn agent(&mut self) -> &mut Process {
+        self.agent.as_mut().expect("a started agent")
+    }
+
+    pub fn wait_for_agent(&self) -> Result<()> {
+        wait::until(&format!("the agent of {} answers", self.name()), START, || self.status().map(drop))
+            .with_context(|| self.agent.as_ref().map(|agent| tail(agent.log())).unwrap_or_default())
+    }
+
+    pub fn hawser(&self, args: &[&str]) -> Result<Output> {
+        output(self.place.command(binaries::find("hawser")?).args(args))
+    }
+
+    pub fn hawser_ok(&self, args: &[&str]) -> Result<String> {
+        let output = self.hawser(args)?;
+        if !output.status.success() {
+            bail!(
+                "`hawser {}` on {}/{}: {}\n{}",
+                args.join(" "),
+                self.cluster,
+                self.plan.name,
+                output.status,
+                said(&output)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// `hawser status -o json` of this node's agent.
+    pub fn status(&self) -> Result<AgentStatus> {
+        AgentStatus::parse(&self.hawser_ok(&["status", "-o", "json"])?)
+    }
+
+    /// `hawser service get shop/cart -o json` of this node's agent.
+    pub fn service_view(&self) -> Result<ServiceView> {
+        ServiceView::parse(&self.hawser_ok(&["service", "get", "shop/cart", "-o", "json"])?)
+    }
+
+    /// `hawser status` for people.
+    pub fn status_table(&self) -> Result<String> {
+        self.hawser_ok(&["status"])
+    }
+}

@@ -1,0 +1,16 @@
+//! The lab: clusters, nodes and pods as network namespaces on one machine, the product's real binaries in them.
+//!
+//! It talks to the product only through binaries, manifests, configuration files and bundles.
+
+pub mod binaries;
+pub mod cgroup;
+pub mod enclave;
+pub mod enter;
+pub mod lab;
+pub mod place;
+pub mod plan;
+pub mod pod;
+pub mod process;
+pub mod status;
+pub mod wait;
+pub mod walk;
