@@ -2,3 +2,4 @@
 
 pub mod durable;
 pub mod pb;
+pub mod server;

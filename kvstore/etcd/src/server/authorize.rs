@@ -1,0 +1,50 @@
+//! The seam for roles: the server asks about every request and knows no role itself.
+
+use hawser_kvstore::KeyRange;
+
+/// What a request is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access<'a> {
+    /// Range, Watch, and the reading parts of a Txn: comparisons, ranges, `prev_kv`.
+    Read(&'a KeyRange),
+    /// Put, DeleteRange, and those in a Txn.
+    Write(&'a KeyRange),
+    Compact,
+    /// Any lease RPC. `LeaseTimeToLive` shows the lease's keys, so this is for whoever may write.
+    Lease,
+    /// Status, MemberList, Alarm: tells sizes and revisions, no key.
+    Status,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct AccessRequest<'a> {
+    /// The HTTP request's extensions: the TLS acceptor or a layer above left the caller's role there.
+    pub caller: &'a http::Extensions,
+    /// The cluster whose keyspace is meant.
+    pub keyspace: &'a str,
+    /// As etcd names it, `KV.Range`; for the sentence of a refusal.
+    pub rpc: &'static str,
+    pub access: Access<'a>,
+}
+
+/// Why not: one sentence that names the role, the RPC and the range. Sent as `PermissionDenied`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}")]
+pub struct Denied {
+    pub sentence: String,
+}
+
+/// Called for every request, for every operation of a Txn, and for every watch that a stream creates.
+pub trait Authorize: Send + Sync + 'static {
+    fn authorize(&self, request: AccessRequest<'_>) -> Result<(), Denied>;
+}
+
+/// For tests on loopback.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AllowAll;
+
+impl Authorize for AllowAll {
+    fn authorize(&self, _request: AccessRequest<'_>) -> Result<(), Denied> {
+        Ok(())
+    }
+}
