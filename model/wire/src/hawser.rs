@@ -1,0 +1,295 @@
+//! What only Hawser writes: tunnel nodes for everyone, global services and peers for the own cluster (contracts.md).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use hawser_model::{
+    Affinity, BootId, ClusterId, ClusterName, ClusterRef, Epoch, GlobalService, IpNet, MeshAddresses,
+    NodeIndex, NodeName, Peer, PortName, Protocol, ServerUrl, ServiceKey, ServicePort, Timestamp, TunnelEnd,
+    TunnelNode,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Context, same, same_cluster};
+use crate::error::{Fault, Reason, short};
+use crate::json::{
+    List, PortMapIn, PortMapOut, Text, bounded, ip, parse, port, port_map, port_map_out, print,
+};
+use crate::limits;
+use crate::node::{boot_id, public_key};
+
+#[derive(Deserialize)]
+struct NodeIn<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(borrow)]
+    cluster: Text<'a>,
+    #[serde(rename = "clusterID")]
+    cluster_id: u32,
+    index: u32,
+    #[serde(rename = "meshIPv4", borrow)]
+    mesh_ipv4: Text<'a>,
+    #[serde(rename = "meshIPv6", borrow)]
+    mesh_ipv6: Text<'a>,
+    #[serde(rename = "bootID", borrow, default)]
+    boot_id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    wireguard: Option<EndIn<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct EndIn<'a> {
+    epoch: u32,
+    #[serde(borrow)]
+    public_key: Text<'a>,
+    port: u16,
+    mtu: u16,
+}
+
+#[derive(Serialize)]
+struct NodeOut<'a> {
+    name: &'a str,
+    cluster: &'a str,
+    #[serde(rename = "clusterID")]
+    cluster_id: u16,
+    index: u16,
+    #[serde(rename = "meshIPv4")]
+    mesh_ipv4: Ipv4Addr,
+    #[serde(rename = "meshIPv6")]
+    mesh_ipv6: Ipv6Addr,
+    #[serde(rename = "bootID", skip_serializing_if = "Option::is_none")]
+    boot_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wireguard: Option<EndOut>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EndOut {
+    epoch: u32,
+    public_key: String,
+    port: u16,
+    mtu: u16,
+}
+
+pub(crate) fn decode_node(key: &NodeName, value: &[u8], cx: &Context) -> Result<TunnelNode, Fault> {
+    let raw: NodeIn<'_> = parse(value)?;
+    same("name", &raw.name, key.as_str(), "the key")?;
+    same_cluster(cx, ("cluster", &raw.cluster), ("clusterID", raw.cluster_id))?;
+    let range = |number: u32, max: u32| Reason::OutOfRange { number: number.into(), min: 1, max: max.into() };
+    let index = NodeIndex::new(raw.index).ok_or_else(|| range(raw.index, 65_535).at("index"))?;
+    let Ok(IpAddr::V4(ipv4)) = ip(&raw.mesh_ipv4) else {
+        return Err(Reason::Address { text: short(&raw.mesh_ipv4) }.at("meshIPv4"));
+    };
+    let Ok(IpAddr::V6(ipv6)) = ip(&raw.mesh_ipv6) else {
+        return Err(Reason::Address { text: short(&raw.mesh_ipv6) }.at("meshIPv6"));
+    };
+    let wireguard = raw.wireguard.as_ref().map(|end| {
+        let epoch = Epoch::new(end.epoch).ok_or_else(|| range(end.epoch, u32::MAX).at("wireguard.epoch"))?;
+        let public_key = public_key(Some(&end.public_key), "wireguard.publicKey")?
+            .ok_or_else(|| Reason::Missing.at("wireguard.publicKey"))?;
+        let port = port(end.port).map_err(|why| why.at("wireguard.port"))?;
+        if end.mtu < MIN_MTU {
+            let reason = Reason::OutOfRange { number: end.mtu.into(), min: MIN_MTU.into(), max: 65_535 };
+            return Err(reason.at("wireguard.mtu"));
+        }
+        Ok(TunnelEnd { epoch, public_key, port, mtu: end.mtu })
+    });
+    Ok(TunnelNode {
+        cluster: cx.cluster.clone(),
+        name: key.clone(),
+        index,
+        mesh: MeshAddresses { ipv4, ipv6 },
+        boot_id: boot_id(raw.boot_id.as_ref(), "bootID")?,
+        wireguard: wireguard.transpose()?,
+    })
+}
+
+/// The smallest link that carries IPv4 hosts' packets whole (RFC 791); IPv6 asks for 1280 and checks that itself.
+const MIN_MTU: u16 = 576;
+
+pub fn encode_node(node: &TunnelNode) -> Bytes {
+    print(&NodeOut {
+        name: node.name.as_str(),
+        cluster: node.cluster.name.as_str(),
+        cluster_id: node.cluster.id.get(),
+        index: node.index.get(),
+        mesh_ipv4: node.mesh.ipv4,
+        mesh_ipv6: node.mesh.ipv6,
+        boot_id: node.boot_id.as_ref().map(BootId::as_str),
+        wireguard: node.wireguard.as_ref().map(|end| EndOut {
+            epoch: end.epoch.get(),
+            public_key: STANDARD.encode(end.public_key.as_bytes()),
+            port: end.port,
+            mtu: end.mtu,
+        }),
+    })
+}
+
+#[derive(Deserialize)]
+struct ServiceIn<'a> {
+    #[serde(borrow)]
+    cluster: Text<'a>,
+    #[serde(rename = "clusterID")]
+    cluster_id: u32,
+    #[serde(borrow)]
+    namespace: Text<'a>,
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(rename = "clusterIPs", borrow)]
+    cluster_ips: List<Text<'a>, { limits::ADDRESSES }>,
+    #[serde(borrow)]
+    ports: List<PortIn<'a>, { limits::PORTS }>,
+    #[serde(borrow)]
+    affinity: Text<'a>,
+    shared: bool,
+    #[serde(borrow)]
+    backends: PortMapIn<'a, { limits::BACKENDS }>,
+}
+
+#[derive(Deserialize)]
+struct PortIn<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(borrow)]
+    protocol: Text<'a>,
+    port: u16,
+}
+
+#[derive(Serialize)]
+struct ServiceOut<'a> {
+    cluster: &'a str,
+    #[serde(rename = "clusterID")]
+    cluster_id: u16,
+    namespace: &'a str,
+    name: &'a str,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: &'a [IpAddr],
+    ports: Vec<PortOut<'a>>,
+    affinity: &'static str,
+    shared: bool,
+    backends: PortMapOut<'a>,
+}
+
+#[derive(Serialize)]
+struct PortOut<'a> {
+    name: &'a str,
+    protocol: &'static str,
+    port: u16,
+}
+
+pub(crate) fn decode_service(key: &ServiceKey, value: &[u8], cx: &Context) -> Result<GlobalService, Fault> {
+    let raw: ServiceIn<'_> = parse(value)?;
+    same_cluster(cx, ("cluster", &raw.cluster), ("clusterID", raw.cluster_id))?;
+    same("namespace", &raw.namespace, key.namespace(), "the key")?;
+    same("name", &raw.name, key.name(), "the key")?;
+    let cluster_ips = raw.cluster_ips.0.iter().map(|text| ip(text).map_err(|why| why.at("clusterIPs")));
+    let mut ports = BTreeMap::new();
+    for raw in &raw.ports.0 {
+        let at = |why: Reason| why.at("ports");
+        let name = PortName::parse(&raw.name).map_err(|why| at(why.into()))?;
+        let protocol = Protocol::parse(&raw.protocol).map_err(|why| at(why.into()))?;
+        let port = port(raw.port).map_err(at)?;
+        if ports.insert(name, ServicePort { protocol, port }).is_some() {
+            return Err(at(Reason::Duplicate { text: short(&raw.name) }));
+        }
+    }
+    Ok(GlobalService {
+        cluster: cx.cluster.clone(),
+        key: key.clone(),
+        cluster_ips: cluster_ips.collect::<Result<_, _>>()?,
+        ports,
+        affinity: Affinity::parse(&raw.affinity).map_err(|why| Reason::from(why).at("affinity"))?,
+        shared: raw.shared,
+        backends: port_map(raw.backends, "backends")?,
+    })
+}
+
+pub fn encode_service(service: &GlobalService) -> Bytes {
+    let ports = service.ports.iter().map(|(name, port)| PortOut {
+        name: name.as_str(),
+        protocol: port.protocol.as_str(),
+        port: port.port,
+    });
+    print(&ServiceOut {
+        cluster: service.cluster.name.as_str(),
+        cluster_id: service.cluster.id.get(),
+        namespace: service.key.namespace(),
+        name: service.key.name(),
+        cluster_ips: &service.cluster_ips,
+        ports: ports.collect(),
+        affinity: service.affinity.as_str(),
+        shared: service.shared,
+        backends: port_map_out(&service.backends),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PeerIn<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    id: u32,
+    #[serde(borrow)]
+    endpoints: List<Text<'a>, { limits::ENDPOINTS }>,
+    #[serde(rename = "podCIDRs", borrow)]
+    pod_cidrs: List<Text<'a>, { limits::CIDRS }>,
+    #[serde(rename = "nodeCIDRs", borrow)]
+    node_cidrs: List<Text<'a>, { limits::CIDRS }>,
+    #[serde(borrow)]
+    ca: Text<'a>,
+    #[serde(borrow)]
+    admitted: Text<'a>,
+}
+
+#[derive(Serialize)]
+struct PeerOut<'a> {
+    name: &'a str,
+    id: u16,
+    endpoints: Vec<&'a str>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
+    #[serde(rename = "nodeCIDRs")]
+    node_cidrs: Vec<String>,
+    ca: &'a str,
+    admitted: String,
+}
+
+pub(crate) fn decode_peer(key: &ClusterName, value: &[u8], cx: &Context) -> Result<Peer, Fault> {
+    let raw: PeerIn<'_> = parse(value)?;
+    same("name", &raw.name, key.as_str(), "the key")?;
+    let id = ClusterId::new(raw.id, cx.width).map_err(|why| Reason::from(why).at("id"))?;
+    let endpoints = raw.endpoints.0.iter().map(|text| ServerUrl::parse(text));
+    let cidrs = |list: &List<Text<'_>, { limits::CIDRS }>, field: &str| {
+        let parse = |text: &Text<'_>| match text.parse::<IpNet>() {
+            Ok(net) if net.trunc() == net => Ok(net),
+            _ => Err(Reason::Cidr { text: short(text) }.at(field)),
+        };
+        list.0.iter().map(parse).collect::<Result<Vec<_>, _>>()
+    };
+    Ok(Peer {
+        cluster: ClusterRef { name: key.clone(), id },
+        endpoints: endpoints.collect::<Result<_, _>>().map_err(|why| Reason::from(why).at("endpoints"))?,
+        pod_cidrs: cidrs(&raw.pod_cidrs, "podCIDRs")?,
+        node_cidrs: cidrs(&raw.node_cidrs, "nodeCIDRs")?,
+        ca: bounded(Some(&raw.ca), "ca", limits::CA_BYTES)?,
+        admitted: Timestamp::parse(&raw.admitted).map_err(|why| Reason::from(why).at("admitted"))?,
+    })
+}
+
+pub fn encode_peer(peer: &Peer) -> Bytes {
+    let text = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect();
+    print(&PeerOut {
+        name: peer.cluster.name.as_str(),
+        id: peer.cluster.id.get(),
+        endpoints: peer.endpoints.iter().map(ServerUrl::as_str).collect(),
+        pod_cidrs: text(&peer.pod_cidrs),
+        node_cidrs: text(&peer.node_cidrs),
+        ca: &peer.ca,
+        admitted: peer.admitted.to_string(),
+    })
+}
