@@ -1,5 +1,6 @@
 //! The etcd v3 API over `hawser-kvstore`: a server of many keyspaces, a client, a durable log, mirrors.
 
+pub mod client;
 pub mod durable;
 pub mod pb;
 pub mod server;

@@ -1,0 +1,530 @@
+//! What a follower does on which event: no sockets, no clock, no runtime.
+//!
+//! List (paged, at one revision), watch from the next, and on trouble wait and watch again from where it was.
+//! Only a compacted revision, another lineage or an older state make it list again.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hawser_kvstore::{KeyRange, Revision};
+use hawser_model::Time;
+
+use super::diff::{Change, Known};
+use super::merge::Merge;
+use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, Order, Pace, Relist, ResetReason};
+use crate::client::Trouble;
+use crate::pb;
+
+/// What the shell carries out.
+#[derive(Debug, PartialEq)]
+pub(super) enum Output {
+    List(pb::RangeRequest),
+    /// Open a watch stream with these as its first messages; any earlier stream is given up.
+    Watch(Vec<pb::WatchCreateRequest>),
+    AskProgress,
+    /// Give up the call or stream that is under way.
+    Close,
+    Emit(FollowEvent),
+}
+
+/// The next moment the machine wants to hear of, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deadline {
+    Retry(Time),
+    AskProgress(Time),
+    Silent(Time),
+    Behind(Time),
+}
+
+impl Deadline {
+    pub(super) fn at(self) -> Time {
+        match self {
+            Self::Retry(at) | Self::AskProgress(at) | Self::Silent(at) | Self::Behind(at) => at,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Listing {
+    reason: ResetReason,
+    range: usize,
+    /// The first key not yet listed in `range`.
+    from: Bytes,
+    /// 0 until the first page pins it.
+    revision: Revision,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Listing(Listing),
+    Watching {
+        created: usize,
+        behind_since: Option<Time>,
+    },
+    /// Until `until`, then again what `listing` says, or the watch.
+    Waiting {
+        until: Time,
+        listing: Option<Listing>,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    ranges: Vec<KeyRange>,
+    pace: Pace,
+    trust_progress: bool,
+    page: i64,
+    cluster_id: Option<u64>,
+    known: Known,
+    merge: Merge,
+    phase: Phase,
+    out: VecDeque<Output>,
+    heard_at: Time,
+    asked_at: Option<Time>,
+    failures: u32,
+    random: u64,
+    relists: u64,
+    reconnects: u64,
+}
+
+/// How long an unanswered question for progress stands while changes wait for its answer.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+impl Machine {
+    pub(super) fn new(config: FollowConfig, now: Time) -> Result<Self, FollowConfigError> {
+        check(&config)?;
+        let count = config.ranges.len();
+        let (cluster_id, at, known) = match config.start {
+            Some(start) => (Some(start.cluster_id), start.revision, start.known),
+            None => (None, 0, Vec::new()),
+        };
+        let mut machine = Self {
+            ranges: config.ranges,
+            trust_progress: config.trust_progress,
+            page: config.page.max(1),
+            cluster_id,
+            known: Known::new(config.relist, known),
+            merge: Merge::new(config.order, count, at),
+            phase: Phase::Watching { created: 0, behind_since: None },
+            out: VecDeque::new(),
+            heard_at: now,
+            asked_at: None,
+            failures: 0,
+            random: config.pace.seed,
+            relists: 0,
+            reconnects: 0,
+            pace: config.pace,
+        };
+        match cluster_id {
+            Some(_) => machine.watch(now),
+            None => machine.list(machine.listing(ResetReason::Start), now),
+        }
+        Ok(machine)
+    }
+
+    /// A page of the list that was asked for last.
+    pub(super) fn handle_page(&mut self, page: pb::RangeResponse, now: Time) {
+        let Phase::Listing(listing) = self.phase.clone() else { return };
+        self.heard_at = now;
+        let header = page.header.unwrap_or_default();
+        if listing.revision == 0 {
+            self.list_begins(&listing, &header);
+        } else if self.cluster_id != Some(header.cluster_id) {
+            let reason = ResetReason::LineageChanged { from: self.cluster_id.unwrap_or_default() };
+            let again = self.listing(reason);
+            return self.wait(
+                Some(again),
+                format!("cluster id changed to {:x} while listing", header.cluster_id),
+                now,
+            );
+        }
+        let revision = if listing.revision == 0 { header.revision } else { listing.revision };
+        if let Err(what) = self.check_page(&listing, &page.kvs, page.more) {
+            return self.wait(Some(self.listing(listing.reason)), format!("the server's list {what}"), now);
+        }
+        let last = page.kvs.last().map(|kv| kv.key.clone());
+        self.give_page(&listing, revision, page.kvs, page.more.then_some(last.as_ref()).flatten());
+        match last {
+            Some(last) if page.more => {
+                let next = Listing { from: after(&last), revision, ..listing };
+                self.list(next, now);
+            }
+            _ => self.range_listed(Listing { revision, ..listing }, now),
+        }
+    }
+
+    pub(super) fn handle_list_failed(&mut self, trouble: Trouble, now: Time) {
+        let Phase::Listing(listing) = self.phase.clone() else { return };
+        match trouble {
+            Trouble::TooLarge if self.page > 1 => {
+                self.page /= 2;
+                self.list(listing, now);
+            }
+            // The pinned revision is gone, or a replica does not have it: pin another.
+            Trouble::Compacted | Trouble::Future | Trouble::TooLarge => {
+                let again = self.listing(listing.reason);
+                self.wait(
+                    Some(again),
+                    format!("a list could not be finished at one revision: {trouble:?}"),
+                    now,
+                );
+            }
+            Trouble::Other(why) => self.wait(Some(listing), why, now),
+        }
+    }
+
+    pub(super) fn handle_watch(&mut self, message: pb::WatchResponse, now: Time) {
+        let Phase::Watching { created, behind_since } = &mut self.phase else { return };
+        self.heard_at = now;
+        let header = message.header.unwrap_or_default();
+        if message.created && !message.canceled {
+            *created += 1;
+        }
+        let ready = *created >= self.ranges.len();
+        let behind = header.revision < self.merge.newest();
+        match behind_since {
+            Some(_) if !behind => *behind_since = None,
+            None if behind => *behind_since = Some(now),
+            _ => {}
+        }
+        if self.cluster_id != Some(header.cluster_id) {
+            let from = self.cluster_id.unwrap_or_default();
+            return self.relist(ResetReason::LineageChanged { from }, now);
+        }
+        if message.compact_revision > 0 {
+            return self.relist(ResetReason::Compacted, now);
+        }
+        if message.canceled {
+            return self.wait(None, format!("the server ended the watch: {}", message.cancel_reason), now);
+        }
+        if message.created {
+            if ready {
+                self.emit_progress();
+            }
+            return;
+        }
+        self.failures = 0;
+        if message.events.is_empty() {
+            return self.progress(&message, header.revision, now);
+        }
+        if let Err(why) = self.events(message) {
+            return self.wait(None, why, now);
+        }
+        self.drain(now);
+    }
+
+    pub(super) fn handle_watch_ended(&mut self, why: String, now: Time) {
+        if matches!(self.phase, Phase::Watching { .. }) {
+            self.wait(None, why, now);
+        }
+    }
+
+    /// The caller was slow to take events; silence meanwhile says nothing about the server.
+    pub(super) fn handle_caller_waited(&mut self, now: Time) {
+        self.heard_at = self.heard_at.max(now);
+    }
+
+    pub(super) fn handle_time(&mut self, now: Time) {
+        if self.poll_deadline().is_none_or(|deadline| deadline.at() > now) {
+            return;
+        }
+        match self.poll_deadline() {
+            Some(Deadline::Retry(_)) => match std::mem::replace(&mut self.phase, watching()) {
+                Phase::Waiting { listing: Some(listing), .. } => self.list(listing, now),
+                _ => self.watch(now),
+            },
+            Some(Deadline::AskProgress(_)) => self.ask(now),
+            Some(Deadline::Silent(_)) => {
+                let listing = match &self.phase {
+                    Phase::Listing(listing) => Some(listing.clone()),
+                    _ => None,
+                };
+                let silent = now.since(self.heard_at).as_secs();
+                self.wait(listing, format!("nothing was heard from the server for {silent} s"), now);
+            }
+            Some(Deadline::Behind(_)) => {
+                let had = self.merge.newest();
+                self.relist(ResetReason::Behind { had, has: 0 }, now);
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    pub(super) fn poll_deadline(&self) -> Option<Deadline> {
+        let silent = Deadline::Silent(self.heard_at + self.pace.silent_after);
+        let (first, second) = match &self.phase {
+            Phase::Waiting { until, .. } => return Some(Deadline::Retry(*until)),
+            Phase::Listing(_) => return Some(silent),
+            Phase::Watching { created, behind_since } => {
+                let ask = (*created >= self.ranges.len()).then(|| {
+                    let quiet = self.heard_at.max(self.asked_at.unwrap_or_default()) + self.pace.ask_after;
+                    Deadline::AskProgress(match self.asked_at {
+                        Some(asked) if self.merge.is_waiting() => asked + ASK_AGAIN,
+                        _ => quiet,
+                    })
+                });
+                (ask, behind_since.map(|since| Deadline::Behind(since + self.pace.behind_grace)))
+            }
+        };
+        [first, second, Some(silent)].into_iter().flatten().min_by_key(|deadline| deadline.at())
+    }
+
+    pub(super) fn state(&self) -> FollowState {
+        match &self.phase {
+            Phase::Watching { created, .. } if *created >= self.ranges.len() => FollowState::Following,
+            Phase::Listing(listing) if listing.revision > 0 => FollowState::Listing,
+            _ => FollowState::Connecting,
+        }
+    }
+
+    pub(super) fn cluster_id(&self) -> Option<u64> {
+        self.cluster_id
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.merge.complete()
+    }
+
+    pub(super) fn relists(&self) -> u64 {
+        self.relists
+    }
+
+    pub(super) fn reconnects(&self) -> u64 {
+        self.reconnects
+    }
+
+    fn listing(&self, reason: ResetReason) -> Listing {
+        Listing { reason, range: 0, from: self.ranges[0].start().clone(), revision: 0 }
+    }
+
+    fn relist(&mut self, reason: ResetReason, now: Time) {
+        self.out.push_back(Output::Close);
+        self.list(self.listing(reason), now);
+    }
+
+    fn list(&mut self, listing: Listing, now: Time) {
+        let (_, range_end) = self.ranges[listing.range].to_wire();
+        self.out.push_back(Output::List(pb::RangeRequest {
+            key: first_key(&listing.from),
+            range_end,
+            limit: self.page,
+            revision: listing.revision,
+            ..Default::default()
+        }));
+        self.heard_at = self.heard_at.max(now);
+        self.phase = Phase::Listing(listing);
+    }
+
+    fn list_begins(&mut self, listing: &Listing, header: &pb::ResponseHeader) {
+        let before = self.cluster_id.replace(header.cluster_id);
+        let reason = match (before, &listing.reason) {
+            (Some(from), _) if from != header.cluster_id => ResetReason::LineageChanged { from },
+            (_, ResetReason::Behind { had, .. }) => ResetReason::Behind { had: *had, has: header.revision },
+            (_, other) => other.clone(),
+        };
+        if matches!(reason, ResetReason::LineageChanged { .. } | ResetReason::Behind { .. }) {
+            self.known.distrust_revisions();
+        }
+        self.relists += u64::from(reason != ResetReason::Start);
+        self.emit(FollowEvent::Reset { reason, cluster_id: header.cluster_id });
+    }
+
+    fn check_page(&self, listing: &Listing, kvs: &[pb::KeyValue], more: bool) -> Result<(), &'static str> {
+        let range = &self.ranges[listing.range];
+        if more && kvs.is_empty() {
+            return Err("promises more and gives nothing");
+        }
+        if !kvs.iter().all(|kv| range.contains(&kv.key) && kv.key >= listing.from) {
+            return Err("holds a key that was not asked for");
+        }
+        if !kvs.is_sorted_by(|a, b| a.key < b.key) {
+            return Err("is not in key order");
+        }
+        Ok(())
+    }
+
+    fn give_page(
+        &mut self,
+        listing: &Listing,
+        revision: Revision,
+        kvs: Vec<pb::KeyValue>,
+        to: Option<&Bytes>,
+    ) {
+        let vanished = self.known.vanished(&self.ranges[listing.range], &listing.from, to, &kvs);
+        let deletes = vanished.into_iter().map(|key| Change::Delete { key, mod_revision: revision });
+        for change in deletes.chain(kvs.into_iter().map(Change::Put)) {
+            self.give(listing.range, change);
+        }
+    }
+
+    fn range_listed(&mut self, listing: Listing, now: Time) {
+        self.emit(FollowEvent::Listed { range: listing.range, revision: listing.revision });
+        let range = listing.range + 1;
+        if let Some(next) = self.ranges.get(range) {
+            let from = next.start().clone();
+            return self.list(Listing { range, from, ..listing }, now);
+        }
+        self.merge.restart(listing.revision);
+        self.failures = 0;
+        self.watch(now);
+    }
+
+    fn watch(&mut self, now: Time) {
+        let starts = self.merge.reopen();
+        let requests = self.ranges.iter().zip(starts).enumerate().map(|(i, (range, start_revision))| {
+            let (key, range_end) = range.to_wire();
+            pb::WatchCreateRequest {
+                key: first_key(&key),
+                range_end,
+                start_revision,
+                progress_notify: true,
+                fragment: true,
+                watch_id: i as i64 + 1,
+                ..Default::default()
+            }
+        });
+        self.out.push_back(Output::Watch(requests.collect()));
+        self.heard_at = self.heard_at.max(now);
+        self.asked_at = None;
+        self.phase = watching();
+    }
+
+    /// Takes a message's events in. An error names what is wrong with them.
+    fn events(&mut self, message: pb::WatchResponse) -> Result<(), String> {
+        let range = usize::try_from(message.watch_id - 1).unwrap_or(usize::MAX);
+        if range >= self.ranges.len() {
+            return Err(format!(
+                "the server sent events for watch {}, which was not asked for",
+                message.watch_id
+            ));
+        }
+        for event in message.events {
+            let deleted = event.r#type == pb::mvccpb::event::EventType::Delete as i32;
+            let kv = event.kv.ok_or("the server sent an event without a key")?;
+            if !self.ranges[range].contains(&kv.key) {
+                return Err(format!("the server sent an event for {:?}, outside the watched range", kv.key));
+            }
+            let change = match deleted {
+                true => Change::Delete { key: kv.key, mod_revision: kv.mod_revision },
+                false => Change::Put(kv),
+            };
+            if let Some(change) = self.merge.change(range, change) {
+                self.give(range, change);
+            }
+        }
+        if !message.fragment {
+            self.merge.message_end(range);
+        }
+        Ok(())
+    }
+
+    fn progress(&mut self, message: &pb::WatchResponse, revision: Revision, now: Time) {
+        match usize::try_from(message.watch_id - 1) {
+            // On its own account, per watch, in order with its events, whatever the version.
+            Ok(range) if range < self.ranges.len() => self.merge.range_through(range, revision),
+            _ => {
+                self.asked_at = None;
+                if self.trust_progress {
+                    self.merge.all_through(revision);
+                }
+            }
+        }
+        self.drain(now);
+    }
+
+    /// Gives what no range is missing any more, and asks about the rest.
+    fn drain(&mut self, now: Time) {
+        while let Some(changes) = self.merge.next_ready() {
+            for (range, change) in changes {
+                self.give(range, change);
+            }
+        }
+        self.emit_progress();
+        if self.merge.overflows() {
+            self.relist(ResetReason::Overflow, now);
+        } else if self.merge.is_waiting() && self.asked_at.is_none() {
+            self.ask(now);
+        }
+    }
+
+    fn ask(&mut self, now: Time) {
+        self.asked_at = Some(now);
+        self.out.push_back(Output::AskProgress);
+    }
+
+    fn give(&mut self, range: usize, change: Change) {
+        if self.known.is_news(&change) {
+            self.emit(match change {
+                Change::Put(kv) => FollowEvent::Put { range, kv },
+                Change::Delete { key, mod_revision } => FollowEvent::Delete { range, key, mod_revision },
+            });
+        }
+    }
+
+    fn emit_progress(&mut self) {
+        self.emit(FollowEvent::Progress { revision: self.merge.complete() });
+    }
+
+    fn emit(&mut self, event: FollowEvent) {
+        self.out.push_back(Output::Emit(event));
+    }
+
+    fn wait(&mut self, listing: Option<Listing>, reason: String, now: Time) {
+        self.out.push_back(Output::Close);
+        self.emit(FollowEvent::Interrupted { reason });
+        self.reconnects += 1;
+        let doubled = self.pace.retry_first.saturating_mul(1 << self.failures.min(16));
+        let delay = doubled.min(self.pace.retry_most);
+        self.failures += 1;
+        self.phase = Phase::Waiting { until: now + delay.mul_f64(1.0 - 0.5 * self.chance()), listing };
+    }
+
+    /// Uniform in 0..1 (splitmix64): spreads clients that lost the same server.
+    fn chance(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+fn watching() -> Phase {
+    Phase::Watching { created: 0, behind_since: None }
+}
+
+fn check(config: &FollowConfig) -> Result<(), FollowConfigError> {
+    let ranges = &config.ranges;
+    if ranges.is_empty() {
+        return Err(FollowConfigError::NoRanges);
+    }
+    for (i, first) in ranges.iter().enumerate() {
+        if let Some(second) =
+            ranges[i + 1..].iter().find(|r| r.contains(first.start()) || first.contains(r.start()))
+        {
+            return Err(FollowConfigError::Overlap { first: first.clone(), second: second.clone() });
+        }
+    }
+    if config.order == Order::Total && ranges.len() > 1 && !config.trust_progress {
+        return Err(FollowConfigError::Untrusted { ranges: ranges.len() });
+    }
+    Ok(())
+}
+
+/// The least key greater than `key`.
+fn after(key: &Bytes) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next.into()
+}
+
+/// etcd has no empty key; `\0` is the first there can be.
+fn first_key(key: &Bytes) -> Bytes {
+    if key.is_empty() { Bytes::from_static(&[0]) } else { key.clone() }
+}
