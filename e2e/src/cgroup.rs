@@ -47,9 +47,10 @@ pub fn sweep_stale() -> Result<()> {
     Ok(())
 }
 
-/// Whether `pid` is a living lab: pids are reused, so its name counts too.
+/// Whether `pid` is a living lab: pids are reused, so its name counts too, and a zombie is not living.
 pub fn is_lab(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "hawser-lab")
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    stat.split_once(" (hawser-lab) ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Removes a subtree whose processes were killed; the kernel needs a moment to let the last of them go.

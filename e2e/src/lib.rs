@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod enclave;
 pub mod enter;
 pub mod lab;
+pub mod net;
 pub mod place;
 pub mod plan;
 pub mod pod;
