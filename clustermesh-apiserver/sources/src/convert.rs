@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use hawser_model::{
-    AddressKind, BootId, IpNet, NodeAddress, NodeName, PortName, Protocol, ServiceKey, ServicePort,
+    AddressFamily, AddressKind, BootId, IpNet, NodeAddress, NodeName, PortName, Protocol, ServiceKey,
+    ServicePort, SliceEndpoint, SliceKey, SlicePort,
 };
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -13,12 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::{
-    Expression, Kind, Namespace, Node, Object, Pod, PodPhase, Policy, Selector, Service, Slice,
-    SliceEndpoint, SlicePort,
-};
-
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+use crate::{Expression, Kind, Namespace, Node, Object, Pod, PodPhase, Policy, Selector, Service, Slice};
 
 #[derive(Debug, thiserror::Error)]
 enum ConvertError {
@@ -191,48 +187,44 @@ fn service(from: core::Service) -> Result<Object, ConvertError> {
 
 fn slice(from: discovery::EndpointSlice) -> Result<Object, ConvertError> {
     let (namespace, name) = names(&from.metadata)?;
-    let labels = from.metadata.labels.unwrap_or_default();
-    let (fqdn, v6) = match from.address_type.as_str() {
-        "IPv4" => (false, false),
-        "IPv6" => (false, true),
-        "FQDN" => (true, false),
+    let family = match from.address_type.as_str() {
+        "IPv4" => Some(AddressFamily::V4),
+        "IPv6" => Some(AddressFamily::V6),
+        "FQDN" => None,
         other => {
             let wanted = "one of IPv4, IPv6, FQDN";
             return Err(ConvertError::Field { field: "addressType", text: other.into(), wanted });
         }
     };
     let mut endpoints = Vec::new();
-    for endpoint in from.endpoints.unwrap_or_default().into_iter().filter(|_| !fqdn) {
-        endpoints.push(slice_endpoint(endpoint, v6)?);
+    if let Some(family) = family {
+        for endpoint in from.endpoints.unwrap_or_default() {
+            endpoints.push(slice_endpoint(endpoint, family)?);
+        }
     }
     let mut ports = Vec::new();
     for port in from.ports.unwrap_or_default() {
-        // No number means "all ports", which no service of ours can mean.
-        let Some(number) = port.port else { continue };
         ports.push(SlicePort {
             name: PortName::parse(port.name.as_deref().unwrap_or_default()).map_err(value("ports.name"))?,
             protocol: protocol("ports.protocol", port.protocol.as_deref())?,
-            port: port_number("ports.port", number)?,
+            port: port.port.map(|port| port_number("ports.port", port)).transpose()?,
         });
     }
     Ok(Object::EndpointSlice(Slice {
-        namespace,
-        name,
-        service: labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).cloned(),
-        labels,
+        key: SliceKey::new(&namespace, &name).map_err(value("metadata"))?,
+        labels: from.metadata.labels.unwrap_or_default(),
         annotations: from.metadata.annotations.unwrap_or_default(),
-        fqdn,
-        v6,
+        family,
         endpoints,
         ports,
     }))
 }
 
-fn slice_endpoint(from: discovery::Endpoint, v6: bool) -> Result<SliceEndpoint, ConvertError> {
+fn slice_endpoint(from: discovery::Endpoint, family: AddressFamily) -> Result<SliceEndpoint, ConvertError> {
     let mut addresses = Vec::new();
     for text in &from.addresses {
         let ip = address("endpoints.addresses", text)?;
-        if ip.is_ipv6() != v6 {
+        if AddressFamily::of(ip) != family {
             return Err(ConvertError::Field {
                 field: "endpoints.addresses",
                 text: text.clone(),
@@ -249,9 +241,9 @@ fn slice_endpoint(from: discovery::Endpoint, v6: bool) -> Result<SliceEndpoint, 
         serving: conditions.serving,
         terminating: conditions.terminating,
         hostname: from.hostname,
-        node: from.node_name,
+        node_name: from.node_name,
         zone: from.zone,
-        for_zones: for_zones.into_iter().map(|zone| zone.name).collect(),
+        hint_zones: for_zones.into_iter().map(|zone| zone.name).collect(),
     })
 }
 

@@ -15,7 +15,5 @@ pub use dir::{DirSource, WatchError};
 pub use event::{Problem, SourceEvent};
 pub use files::{Change, Files};
 pub use manifest::{ManifestError, parse};
-pub use object::{
-    Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, Service, Slice, SliceEndpoint, SlicePort,
-};
+pub use object::{Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, Service, Slice};
 pub use selector::{Expression, Selector};

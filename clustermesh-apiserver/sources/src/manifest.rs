@@ -31,7 +31,7 @@ pub fn parse(text: &str) -> Result<Vec<Object>, ManifestError> {
             continue;
         }
         documents += 1;
-        for object in parse_document(document).map_err(|error| at(first_line, error))? {
+        for object in parse_document(document).map_err(|error| at(first_line, &error))? {
             if !seen.insert(object.reference()) {
                 let reason = format!("{} is in this file twice", object.reference());
                 return Err(ManifestError { line: first_line, reason });
@@ -46,7 +46,7 @@ pub fn parse(text: &str) -> Result<Vec<Object>, ManifestError> {
     Ok(objects)
 }
 
-fn at(first_line: u64, error: Box<serde_saphyr::Error>) -> ManifestError {
+fn at(first_line: u64, error: &serde_saphyr::Error) -> ManifestError {
     let line = error.location().map_or(1, |location| location.line().max(1));
     let text = error.without_snippet().to_string();
     // Its own position counts from the document's first line, not the file's.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use hawser_model::{BootId, IpNet, NodeAddress, NodeName, PortName, Protocol, ServiceKey, ServicePort};
+use hawser_model::{
+    AddressFamily, BootId, EndpointSlice, IpNet, NodeAddress, NodeName, PortName, ServiceKey, ServicePort,
+    SliceEndpoint, SliceKey, SlicePort,
+};
 
 use crate::Selector;
 
@@ -68,7 +71,7 @@ impl Object {
             Self::Node(o) => (Kind::Node, "", o.name.as_str()),
             Self::Pod(o) => (Kind::Pod, o.namespace.as_str(), o.name.as_str()),
             Self::Service(o) => (Kind::Service, o.key.namespace(), o.key.name()),
-            Self::EndpointSlice(o) => (Kind::EndpointSlice, o.namespace.as_str(), o.name.as_str()),
+            Self::EndpointSlice(o) => (Kind::EndpointSlice, o.key.namespace(), o.key.name()),
             Self::NetworkPolicy(o) => (Kind::NetworkPolicy, o.namespace.as_str(), o.name.as_str()),
         };
         ObjectRef { kind, namespace: namespace.into(), name: name.into() }
@@ -133,46 +136,22 @@ pub struct Service {
     pub external_name: bool,
 }
 
-/// An EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
-    pub namespace: String,
-    pub name: String,
-    /// Label `kubernetes.io/service-name`.
-    pub service: Option<String>,
+    pub key: SliceKey,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
-    /// `addressType: FQDN`: its addresses are names, and none is kept.
-    pub fqdn: bool,
-    pub v6: bool,
+    /// None for `addressType: FQDN`: its addresses are names, and no endpoint is kept.
+    pub family: Option<AddressFamily>,
     pub endpoints: Vec<SliceEndpoint>,
     pub ports: Vec<SlicePort>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SliceEndpoint {
-    pub addresses: Vec<IpAddr>,
-    pub ready: Option<bool>,
-    pub serving: Option<bool>,
-    pub terminating: Option<bool>,
-    pub hostname: Option<String>,
-    pub node: Option<String>,
-    pub zone: Option<String>,
-    pub for_zones: Vec<String>,
-}
-
-impl SliceEndpoint {
-    /// Ready or serving, as Cilium exports backends; nothing said counts as ready (EndpointConditions).
-    pub fn takes_traffic(&self) -> bool {
-        self.ready.unwrap_or(true) || self.serving.unwrap_or(false)
+impl Slice {
+    /// The service that it belongs to.
+    pub fn service(&self) -> Option<ServiceKey> {
+        ServiceKey::new(self.key.namespace(), self.labels.get(EndpointSlice::SERVICE_LABEL)?).ok()
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlicePort {
-    pub name: PortName,
-    pub protocol: Protocol,
-    pub port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,5 @@
 //! A directory of manifests as an operator treats it: edited, broken, moved, wiped.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that unwraps reads better")]
 
 use std::fs;
 use std::path::Path;

@@ -39,8 +39,8 @@ fn a_list_as_kubectl_prints_it_is_read() {
     assert_eq!(pod.ips.len(), 2);
     assert_eq!(pod.service_account, "default");
     let Object::EndpointSlice(slice) = &objects[4] else { panic!("{:?}", objects[4]) };
-    assert_eq!(slice.service.as_deref(), Some("cart"));
-    assert!(slice.endpoints[0].takes_traffic());
+    assert_eq!(slice.service().unwrap().to_string(), "shop/cart");
+    assert!(slice.endpoints[0].is_backend());
     let Object::NetworkPolicy(policy) = &objects[5] else { panic!("{:?}", objects[5]) };
     assert!(policy.ingress && policy.pods.matches(&pod.labels));
 }

@@ -1,0 +1,294 @@
+//! `cluster.yaml`: read whole, and refused whole, before anything is bound or written.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use hawser_model::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, IpNet, MeshPlan, ServerUrl};
+use serde::Deserialize;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub cluster: ClusterRef,
+    pub listen: SocketAddr,
+    pub advertise: Vec<ServerUrl>,
+    pub pod_cidrs: Vec<IpNet>,
+    pub node_cidrs: Vec<IpNet>,
+    pub source_dir: PathBuf,
+    /// `embedded:<dir>` or `etcd://host:port,...`.
+    pub store: String,
+    pub pki: PathBuf,
+    pub width: ClusterIdWidth,
+    pub plan: MeshPlan,
+    pub encryption: Encryption,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    Wireguard,
+}
+
+impl Encryption {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wireguard => "wireguard",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}; fix: write it, or name another with --config")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path}:{line}: {reason}; fix: see docs/src/development/contracts.md for every key")]
+    Syntax { path: PathBuf, line: u64, reason: String },
+    #[error("{path}: {key}: {reason}")]
+    Value { path: PathBuf, key: &'static str, reason: String },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Text {
+    cluster: ClusterText,
+    listen: String,
+    advertise: Vec<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
+    #[serde(rename = "nodeCIDRs")]
+    node_cidrs: Vec<String>,
+    source: SourceText,
+    #[serde(default = "default_store")]
+    store: String,
+    #[serde(default = "default_pki")]
+    pki: PathBuf,
+    #[serde(default)]
+    mesh: MeshText,
+    #[serde(default = "default_encryption")]
+    encryption: Encryption,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterText {
+    name: String,
+    id: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceText {
+    dir: PathBuf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct MeshText {
+    max_connected_clusters: Option<u32>,
+    ula: Option<String>,
+    ipv4: Option<String>,
+}
+
+fn default_store() -> String {
+    "embedded:/var/lib/hawser/store".into()
+}
+
+fn default_pki() -> PathBuf {
+    "/etc/hawser/pki".into()
+}
+
+fn default_encryption() -> Encryption {
+    Encryption::Wireguard
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let options = serde_saphyr::options! { with_snippet: false };
+        let read: Text = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+            let line = error.location().map_or(0, |location| location.line());
+            let reason = error.to_string();
+            let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
+            ConfigError::Syntax { path: path.to_owned(), line, reason }
+        })?;
+        read.into_config().map_err(|(key, reason)| ConfigError::Value { path: path.to_owned(), key, reason })
+    }
+
+    /// The CIDR that holds the address, of those that `pods` or nodes of this cluster may use.
+    pub fn allows(&self, address: std::net::IpAddr) -> bool {
+        self.pod_cidrs.iter().chain(&self.node_cidrs).any(|net| net.contains(&address))
+    }
+}
+
+type Refusal = (&'static str, String);
+
+fn refuse<E: ToString>(key: &'static str) -> impl FnOnce(E) -> Refusal {
+    move |error| (key, error.to_string())
+}
+
+impl Text {
+    fn into_config(self) -> Result<Config, Refusal> {
+        let max = self.mesh.max_connected_clusters.unwrap_or(255);
+        let width = ClusterIdWidth::from_max_clusters(max).map_err(refuse("mesh.maxConnectedClusters"))?;
+        let name = ClusterName::parse(&self.cluster.name).map_err(refuse("cluster.name"))?;
+        let id = ClusterId::new(self.cluster.id, width).map_err(refuse("cluster.id"))?;
+        let listen = self.listen.parse().map_err(|_| {
+            let reason = format!("{:?} is not address:port; fix: write it like 0.0.0.0:2379", self.listen);
+            ("listen", reason)
+        })?;
+        let advertise = self.advertise.iter().map(|url| ServerUrl::parse(url)).collect::<Result<Vec<_>, _>>();
+        let advertise = advertise.map_err(refuse("advertise"))?;
+        if advertise.is_empty() {
+            return Err((
+                "advertise",
+                "is empty; fix: name at least one https://host:port that peers dial".into(),
+            ));
+        }
+        let pod_cidrs = nets("podCIDRs", &self.pod_cidrs)?;
+        let node_cidrs = nets("nodeCIDRs", &self.node_cidrs)?;
+        let default = MeshPlan::default();
+        let ula = self.mesh.ula.map_or(Ok(default.ula()), |net| net.parse());
+        let ula = ula.map_err(|error| ("mesh.ula", format!("{error}; fix: give a /48 of fd00::/8")))?;
+        let ipv4 = self.mesh.ipv4.map_or(Ok(default.ipv4()), |net| net.parse());
+        let ipv4 = ipv4.map_err(|error| ("mesh.ipv4", format!("{error}; fix: give an IPv4 CIDR")))?;
+        let plan = MeshPlan::new(ula, ipv4).map_err(refuse("mesh"))?;
+        disjoint(&pod_cidrs, &node_cidrs, &plan)?;
+        if !self.store.starts_with("embedded:") && !self.store.starts_with("etcd://") {
+            let reason = format!(
+                "{:?} is neither embedded:<directory> nor etcd://host:port; fix: write one of the two",
+                self.store
+            );
+            return Err(("store", reason));
+        }
+        Ok(Config {
+            cluster: ClusterRef { name, id },
+            listen,
+            advertise,
+            pod_cidrs,
+            node_cidrs,
+            source_dir: self.source.dir,
+            store: self.store,
+            pki: self.pki,
+            width,
+            plan,
+            encryption: self.encryption,
+        })
+    }
+}
+
+fn nets(key: &'static str, texts: &[String]) -> Result<Vec<IpNet>, Refusal> {
+    let mut nets: Vec<IpNet> = Vec::new();
+    for text in texts {
+        let net: IpNet = text.parse().map_err(|_| (key, format!("{text:?} is not a CIDR")))?;
+        if net.trunc() != net {
+            return Err((key, format!("{net} has host bits; fix: write {}", net.trunc())));
+        }
+        nets.push(net);
+    }
+    if nets.is_empty() {
+        return Err((key, "is empty; fix: name the ranges, peers admit nothing else".into()));
+    }
+    Ok(nets)
+}
+
+/// Whether two ranges share an address.
+pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
+}
+
+fn disjoint(pods: &[IpNet], nodes: &[IpNet], plan: &MeshPlan) -> Result<(), Refusal> {
+    for pod in pods {
+        if let Some(node) = nodes.iter().find(|node| overlap(pod, node)) {
+            return Err(("podCIDRs", format!("{pod} overlaps nodeCIDRs {node}; fix: make them disjoint")));
+        }
+    }
+    let mesh = [IpNet::V6(plan.ula()), IpNet::V4(plan.ipv4())];
+    for net in pods.iter().chain(nodes) {
+        if let Some(mesh) = mesh.iter().find(|mesh| overlap(net, mesh)) {
+            return Err((
+                "mesh",
+                format!("{mesh} overlaps {net} of this cluster; fix: choose another range"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+cluster:
+  name: us-east
+  id: 1
+listen: 0.0.0.0:2379
+advertise: ["https://172.16.1.11:2379"]
+podCIDRs: ["10.1.0.0/16"]
+nodeCIDRs: ["172.16.1.0/24"]
+source:
+  dir: /etc/hawser/manifests
+"#;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("cluster.yaml"), text)
+    }
+
+    fn refused(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_left_out_has_the_documented_default() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.store, "embedded:/var/lib/hawser/store");
+        assert_eq!(config.pki, Path::new("/etc/hawser/pki"));
+        assert_eq!(config.width, ClusterIdWidth::Bits8);
+        assert_eq!(config.plan, MeshPlan::default());
+        assert_eq!(config.encryption, Encryption::Wireguard);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = refused(&format!("{GOOD}podCidrs: []\n"));
+        assert!(error.starts_with("cluster.yaml:11: ") && error.contains("podCidrs"), "{error}");
+        let error = refused(&GOOD.replace("  id: 1", "  id: 1\n  region: x"));
+        assert!(error.starts_with("cluster.yaml:5: ") && error.contains("region"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_key() {
+        for (from, to, says) in [
+            ("id: 1", "id: 256", "cluster.id: cluster id 256 is out of range 1..=255"),
+            ("id: 1", "id: 0", "cluster.id"),
+            ("us-east", "default", "cluster.name: cluster name \"default\" is reserved"),
+            ("0.0.0.0:2379", "2379", "listen: \"2379\""),
+            ("https://172.16.1.11:2379", "172.16.1.11:2379", "advertise"),
+            ("10.1.0.0/16", "10.1.0.1/16", "podCIDRs: 10.1.0.1/16 has host bits; fix: write 10.1.0.0/16"),
+            ("10.1.0.0/16", "172.16.0.0/16", "overlaps nodeCIDRs 172.16.1.0/24"),
+            ("10.1.0.0/16", "240.1.0.0/16", "240.0.0.0/4 overlaps"),
+            ("\"10.1.0.0/16\"", "", "podCIDRs: is empty"),
+        ] {
+            let error = refused(&GOOD.replace(from, to));
+            assert!(error.contains(says), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        assert!(refused(&format!("{GOOD}store: redis://x\n")).contains("neither embedded:"));
+        assert!(refused(&format!("{GOOD}mesh: {{maxConnectedClusters: 300}}\n")).contains("300"));
+        assert!(refused(&format!("{GOOD}encryption: none\n")).contains("cluster.yaml:11"));
+    }
+
+    #[test]
+    fn wide_mode_has_more_ids() {
+        let wide = format!("{}mesh: {{maxConnectedClusters: 511}}\n", GOOD.replace("id: 1", "id: 500"));
+        assert_eq!(parse(&wide).unwrap().cluster.id.get(), 500);
+    }
+}

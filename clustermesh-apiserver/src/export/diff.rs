@@ -1,0 +1,68 @@
+//! What differs between what is held and what should be: the only thing that is ever written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use hawser_wire::prefix;
+
+/// What the own keyspace holds of what export owns.
+pub type Held = BTreeMap<String, Bytes>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Put { key: String, value: Bytes },
+    Delete { key: String },
+}
+
+/// What export writes and deletes, whoever wrote it before. Peers, tokens, canaries and what Cilium may add are not.
+pub const PREFIXES: [&str; 7] = [
+    prefix::NODES,
+    prefix::IDENTITIES,
+    prefix::IPS,
+    prefix::SERVICES,
+    prefix::ENDPOINT_SLICES,
+    prefix::TUNNEL_NODES,
+    prefix::LOCAL_SERVICES,
+];
+
+/// Puts first, so that what moved is never away (an address that changes hands is PUT before the old one goes).
+/// Cost: both sides once.
+pub fn diff<'a>(held: &Held, wanted: impl Iterator<Item = (&'a str, &'a Bytes)>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (key, value) in wanted {
+        seen.insert(key);
+        if held.get(key) != Some(value) {
+            steps.push(Step::Put { key: key.to_owned(), value: value.clone() });
+        }
+    }
+    let gone = held.keys().filter(|key| !seen.contains(key.as_str()));
+    steps.extend(gone.map(|key| Step::Delete { key: key.clone() }));
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[test]
+    fn only_differences_are_written_and_puts_come_first() {
+        let held: Held = [("a", "1"), ("b", "2"), ("c", "3")].map(|(k, v)| (k.into(), bytes(v))).into();
+        let (one, nine, four) = (bytes("1"), bytes("9"), bytes("4"));
+        let wanted = [("a", &one), ("b", &nine), ("d", &four)];
+        assert_eq!(
+            diff(&held, wanted.into_iter()),
+            [
+                Step::Put { key: "b".into(), value: nine.clone() },
+                Step::Put { key: "d".into(), value: four.clone() },
+                Step::Delete { key: "c".into() },
+            ]
+        );
+        let same = held.iter().map(|(k, v)| (k.as_str(), v));
+        assert!(diff(&held, same).is_empty());
+    }
+}

@@ -1,0 +1,165 @@
+//! Export: objects in, the keys that this cluster's keyspace should hold out. Pure; what differs is written elsewhere.
+
+mod diff;
+mod endpoints;
+mod nodes;
+mod services;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use hawser_model::{BootId, ClusterConfig, ClusterRef, ExportMode, NodeName, Time, TunnelEnd};
+use hawser_wire::{Entry, Key, PeerRecord, Resource, admit, prefix};
+
+use crate::config::Config;
+use crate::identity::Allocator;
+use crate::nodes::Indices;
+use crate::objects::{Objects, Touched};
+
+pub use diff::{Held, PREFIXES, Step, diff};
+
+/// What a node's agent last said of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReport {
+    pub boot_id: Option<BootId>,
+    pub wireguard: Option<TunnelEnd>,
+}
+
+/// The parts of the export that are written with a canary each.
+pub const RESOURCES: [Resource; 6] = [
+    Resource::Nodes,
+    Resource::Identities,
+    Resource::Ips,
+    Resource::Services,
+    Resource::EndpointSlices,
+    Resource::TunnelNodes,
+];
+
+type Entries = BTreeMap<String, Bytes>;
+
+/// What should be written, remembered by part so that a change makes only its own part anew.
+#[derive(Debug)]
+pub struct Export {
+    record: PeerRecord,
+    cluster: ClusterRef,
+    identities: Allocator,
+    indices: Indices,
+    reports: BTreeMap<NodeName, NodeReport>,
+    nodes: Part,
+    endpoints: Part,
+    services: Part,
+}
+
+/// Some keys with their values, and what could not be exported.
+#[derive(Debug, Default)]
+struct Part {
+    entries: Entries,
+    problems: Vec<String>,
+}
+
+impl Part {
+    /// A peer would refuse what is not inside our own ranges, so it is not written, and somebody is told here.
+    fn add(&mut self, record: &PeerRecord, entry: &Entry) {
+        let key = entry.key(&record.cluster);
+        let ours = matches!(entry, Entry::LocalService(_) | Entry::LocalPeer(_));
+        match admit(record, &key, entry) {
+            Err(refusal) if !ours => self.problems.push(format!("not exported: {refusal}")),
+            _ => _ = self.entries.insert(key.to_string(), entry.encode()),
+        }
+    }
+}
+
+impl Export {
+    pub fn new(config: &Config, identities: Allocator, indices: Indices) -> Self {
+        Self {
+            record: PeerRecord {
+                cluster: config.cluster.clone(),
+                width: config.width,
+                mesh: config.plan,
+                pod_cidrs: config.pod_cidrs.clone(),
+                node_cidrs: config.node_cidrs.clone(),
+            },
+            cluster: config.cluster.clone(),
+            identities,
+            indices,
+            reports: BTreeMap::new(),
+            nodes: Part::default(),
+            endpoints: Part::default(),
+            services: Part::default(),
+        }
+    }
+
+    /// What agents said before this process began, as the keyspace remembers it.
+    pub fn remember(&mut self, node: NodeName, report: NodeReport) {
+        self.reports.insert(node, report);
+    }
+
+    /// True when it says something new.
+    pub fn report(&mut self, node: NodeName, report: NodeReport) -> bool {
+        self.reports.insert(node, report.clone()) != Some(report)
+    }
+
+    pub fn index(&self, node: &NodeName) -> Option<hawser_model::NodeIndex> {
+        self.indices.get(node)
+    }
+
+    /// Makes the touched parts anew. Cost: the objects of those parts.
+    pub fn update(&mut self, objects: &Objects, touched: Touched, now: Time) {
+        if touched.nodes {
+            self.nodes = self.export_nodes(objects, now);
+        }
+        if touched.endpoints {
+            self.endpoints = self.export_endpoints(objects, now);
+        }
+        if touched.services {
+            self.services = self.export_services(objects);
+        }
+    }
+
+    /// When an update is due though nothing was touched.
+    pub fn poll_deadline(&self) -> Option<Time> {
+        self.identities.poll_deadline()
+    }
+
+    /// Every key that the keyspace should hold, with its value. Canaries and heartbeat are not among them.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+        let parts = [&self.nodes, &self.endpoints, &self.services];
+        parts.into_iter().flat_map(|part| part.entries.iter().map(|(key, value)| (key.as_str(), value)))
+    }
+
+    pub fn problems(&self) -> impl Iterator<Item = &str> {
+        let parts = [&self.nodes, &self.endpoints, &self.services];
+        parts.into_iter().flat_map(|part| part.problems.iter().map(String::as_str))
+    }
+
+    /// How many identities, endpoints and global services there are.
+    pub fn counts(&self) -> (u32, u32, u32) {
+        let count = |part: &Part, prefix: &str| {
+            let keys = part.entries.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
+            u32::try_from(keys.count()).unwrap_or(u32::MAX)
+        };
+        (
+            count(&self.endpoints, prefix::IDENTITIES),
+            count(&self.endpoints, prefix::IPS),
+            count(&self.services, prefix::LOCAL_SERVICES),
+        )
+    }
+}
+
+/// What this cluster says about its keyspace.
+pub fn cluster_config(config: &Config) -> Entry {
+    Entry::ClusterConfig(ClusterConfig {
+        cluster: config.cluster.clone(),
+        width: config.width,
+        synced_canaries: true,
+        cached: false,
+        // Not supported yet: absent, so that nobody waits for them.
+        service_exports: None,
+        endpoint_slices: ExportMode::ServicesAndSlices,
+    })
+}
+
+/// The canary of a part.
+pub fn canary(cluster: &ClusterRef, resource: Resource) -> String {
+    Key::synced(&cluster.name, resource).to_string()
+}

@@ -1,0 +1,150 @@
+//! What the source says now, indexed the way export asks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hawser_model::{NodeName, ServiceKey, SliceKey};
+use hawser_sources::{
+    Kind, Namespace, Node, Object, ObjectRef, Pod, Policy, Problem, Service, Slice, SourceEvent,
+};
+
+/// Which parts of the export have to be made anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    pub nodes: bool,
+    pub endpoints: bool,
+    pub services: bool,
+}
+
+impl Touched {
+    pub const ALL: Self = Self { nodes: true, endpoints: true, services: true };
+
+    pub fn any(self) -> bool {
+        self.nodes || self.endpoints || self.services
+    }
+
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            nodes: self.nodes || other.nodes,
+            endpoints: self.endpoints || other.endpoints,
+            services: self.services || other.services,
+        }
+    }
+
+    fn by(kind: Kind) -> Self {
+        let none = Self::default();
+        match kind {
+            // Endpoints name their node's address.
+            Kind::Node => Self { nodes: true, endpoints: true, ..none },
+            Kind::Namespace | Kind::Pod => Self { endpoints: true, ..none },
+            Kind::Service | Kind::EndpointSlice => Self { services: true, ..none },
+            Kind::NetworkPolicy => none,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Objects {
+    pub namespaces: BTreeMap<String, Namespace>,
+    pub nodes: BTreeMap<NodeName, Node>,
+    pub pods: BTreeMap<(String, String), Pod>,
+    pub services: BTreeMap<ServiceKey, Service>,
+    slices: BTreeMap<SliceKey, Slice>,
+    slices_of: BTreeMap<ServiceKey, BTreeSet<SliceKey>>,
+    pub policies: BTreeMap<(String, String), Policy>,
+    /// Files that cannot be read, and what is wrong with them.
+    pub problems: BTreeMap<String, Problem>,
+    pub synced: bool,
+}
+
+impl Objects {
+    pub fn apply(&mut self, event: SourceEvent) -> Touched {
+        match event {
+            SourceEvent::Upsert(object) => {
+                let touched = Touched::by(object.reference().kind);
+                self.insert(object);
+                touched
+            }
+            SourceEvent::Remove(reference) => {
+                self.remove(&reference);
+                Touched::by(reference.kind)
+            }
+            SourceEvent::Synced => {
+                self.synced = true;
+                Touched::ALL
+            }
+            SourceEvent::Problem(problem) => {
+                self.problems.insert(problem.file.clone(), problem);
+                Touched::default()
+            }
+            SourceEvent::Healed { file } => {
+                // What a file that could not be read used to hold may be let go now.
+                let blind = self.problems.remove(&file).is_some_and(|problem| problem.blind);
+                if blind { Touched::ALL } else { Touched::default() }
+            }
+        }
+    }
+
+    /// Whether absence may be believed: all was read once, and nothing that was never read is left.
+    pub fn complete(&self) -> bool {
+        self.synced && !self.problems.values().any(|problem| problem.blind)
+    }
+
+    fn insert(&mut self, object: Object) {
+        match object {
+            Object::Namespace(o) => _ = self.namespaces.insert(o.name.clone(), o),
+            Object::Node(o) => _ = self.nodes.insert(o.name.clone(), o),
+            Object::Pod(o) => _ = self.pods.insert((o.namespace.clone(), o.name.clone()), o),
+            Object::Service(o) => _ = self.services.insert(o.key.clone(), o),
+            Object::NetworkPolicy(o) => _ = self.policies.insert((o.namespace.clone(), o.name.clone()), o),
+            Object::EndpointSlice(o) => {
+                self.remove_slice(&o.key);
+                if let Some(service) = o.service() {
+                    self.slices_of.entry(service).or_default().insert(o.key.clone());
+                }
+                self.slices.insert(o.key.clone(), o);
+            }
+        }
+    }
+
+    fn remove(&mut self, reference: &ObjectRef) {
+        let pair = || (reference.namespace.clone(), reference.name.clone());
+        match reference.kind {
+            Kind::Namespace => _ = self.namespaces.remove(&reference.name),
+            Kind::Pod => _ = self.pods.remove(&pair()),
+            Kind::NetworkPolicy => _ = self.policies.remove(&pair()),
+            // A name that does not parse was never inserted.
+            Kind::Node => _ = NodeName::parse(&reference.name).map(|name| self.nodes.remove(&name)),
+            Kind::Service => {
+                _ = ServiceKey::new(&reference.namespace, &reference.name).map(|k| self.services.remove(&k));
+            }
+            Kind::EndpointSlice => {
+                _ = SliceKey::new(&reference.namespace, &reference.name).map(|key| self.remove_slice(&key));
+            }
+        }
+    }
+
+    fn remove_slice(&mut self, key: &SliceKey) {
+        let service = self.slices.remove(key).and_then(|slice| slice.service());
+        if let Some(service) = service
+            && let Some(slices) = self.slices_of.get_mut(&service)
+        {
+            slices.remove(key);
+            if slices.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+    }
+
+    /// Cost: the slices of that service.
+    pub fn slices_of(&self, service: &ServiceKey) -> impl Iterator<Item = &Slice> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|key| self.slices.get(key))
+    }
+
+    /// Pods by address; host-network pods have their node's. Cost: all pods.
+    pub fn pods_by_ip(&self) -> BTreeMap<IpAddr, &Pod> {
+        let pods = self.pods.values().filter(|pod| pod.holds_its_addresses());
+        pods.flat_map(|pod| pod.ips.iter().map(move |ip| (*ip, pod))).collect()
+    }
+}

@@ -1,0 +1,203 @@
+//! What a cluster publishes of its objects, and what of them it keeps to itself.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps reads better")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use clustermesh_apiserver::config::Config;
+use clustermesh_apiserver::export::{Export, Held, NodeReport, Step, diff};
+use clustermesh_apiserver::identity::Allocator;
+use clustermesh_apiserver::nodes::Indices;
+use clustermesh_apiserver::objects::{Objects, Touched};
+use hawser_model::{Epoch, NodeName, PublicKey, Time, TunnelEnd};
+use hawser_sources::{Change, Files, SourceEvent};
+
+const SHOP: &str = include_str!("../sources/testdata/shop.yaml");
+
+const CONFIG: &str = r#"
+cluster: { name: us-east, id: 1 }
+listen: 127.0.0.1:0
+advertise: ["https://127.0.0.1:2379"]
+podCIDRs: ["10.1.0.0/16", "fd00:10:1::/48"]
+nodeCIDRs: ["172.16.1.0/24"]
+source: { dir: /nowhere }
+"#;
+
+struct Cluster {
+    files: Files,
+    objects: Objects,
+    export: Export,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let config = Config::parse(Path::new("cluster.yaml"), CONFIG).unwrap();
+        let identities = Allocator::new(config.cluster.id, config.width, [], Time::ZERO);
+        let export = Export::new(&config, identities, Indices::default());
+        Self { files: Files::default(), objects: Objects::default(), export }
+    }
+
+    fn with(text: &str) -> Self {
+        let mut cluster = Self::new();
+        cluster.says(text);
+        cluster
+    }
+
+    fn says(&mut self, text: &str) {
+        for event in self.files.apply(vec![("a.yaml".into(), Change::Text(text.into()))]) {
+            self.objects.apply(event);
+        }
+        self.objects.apply(SourceEvent::Synced);
+        self.export.update(&self.objects, Touched::ALL, Time::ZERO);
+    }
+
+    fn entries(&self) -> BTreeMap<String, String> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        self.export.entries().map(|(key, value)| (key.to_owned(), text(value))).collect()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.export.problems().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn a_global_service_is_published_twice_and_told_to_the_agents() {
+    let cluster = Cluster::with(SHOP);
+    assert_eq!(cluster.problems(), [""; 0]);
+    let entries = cluster.entries();
+    let keys: Vec<&str> = entries.keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        [
+            "cilium/state/endpointslices/v1/us-east/shop/cart-x7k2p",
+            "cilium/state/identities/v1/id/65537",
+            "cilium/state/ip/v1/default/10.1.0.9",
+            "cilium/state/ip/v1/default/fd00:10:1::9",
+            "cilium/state/nodes/v1/us-east/node-1",
+            "cilium/state/services/v1/us-east/shop/cart",
+            "hawser/local/services/v1/us-east/shop/cart",
+            "hawser/state/nodes/v1/us-east/node-1",
+        ]
+    );
+    let service = &entries["cilium/state/services/v1/us-east/shop/cart"];
+    assert!(
+        service.contains(r#""backends":{"10.1.0.9":{"http":{"Protocol":"TCP","Port":8080}}}"#),
+        "{service}"
+    );
+    assert!(
+        service.contains(r#""frontends":{"10.96.10.1":{"http":{"Protocol":"TCP","Port":80}}}"#),
+        "{service}"
+    );
+    let pod = &entries["cilium/state/ip/v1/default/10.1.0.9"];
+    assert!(pod.contains(r#""HostIP":"172.16.1.11","ID":65537,"Key":255"#), "{pod}");
+    assert_eq!(
+        entries["cilium/state/identities/v1/id/65537"],
+        "k8s:app=cart;k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop;\
+         k8s:io.cilium.k8s.namespace.labels.team=a;k8s:io.cilium.k8s.policy.cluster=us-east;\
+         k8s:io.cilium.k8s.policy.serviceaccount=default;k8s:io.kubernetes.pod.namespace=shop;"
+    );
+    let node = &entries["hawser/state/nodes/v1/us-east/node-1"];
+    assert!(node.contains(r#""index":1,"meshIPv4":"240.1.0.1""#), "{node}");
+}
+
+#[test]
+fn what_is_not_global_or_not_shared_stays_home() {
+    let plain = Cluster::with(&SHOP.replace("hawser.io/global: \"true\"", "team: \"a\"")).entries();
+    assert!(!plain.keys().any(|key| key.contains("services/") || key.contains("slices/")));
+    let consumer = "hawser.io/global: \"true\"\n      hawser.io/shared: \"false\"";
+    let consumer = Cluster::with(&SHOP.replace("hawser.io/global: \"true\"", consumer)).entries();
+    assert!(consumer.contains_key("hawser/local/services/v1/us-east/shop/cart"));
+    assert!(!consumer.keys().any(|key| key.contains("state/services/") || key.contains("slices/")));
+}
+
+#[test]
+fn a_typo_in_an_annotation_is_told_and_never_guessed() {
+    let cluster = Cluster::with(&SHOP.replace("global: \"true\"", "global: \"yes\""));
+    assert!(cluster.problems()[0].starts_with("service shop/cart: annotation hawser.io/global: \"yes\""));
+    assert!(!cluster.entries().keys().any(|key| key.contains("services/")));
+}
+
+#[test]
+fn an_endpoint_that_takes_no_traffic_is_no_backend_and_the_service_stays() {
+    let idle = SHOP.replace("ready: true\n      serving: true", "ready: false\n      serving: false");
+    let entries = Cluster::with(&idle).entries();
+    assert!(entries["cilium/state/services/v1/us-east/shop/cart"].contains(r#""backends":{}"#));
+    assert!(entries["hawser/local/services/v1/us-east/shop/cart"].contains(r#""backends":{}"#));
+}
+
+#[test]
+fn an_address_that_no_peer_would_admit_is_not_published() {
+    let cluster = Cluster::with(&SHOP.replace("10.1.0.9", "192.0.2.9").replace("172.16.1.11", "192.0.2.1"));
+    let entries = cluster.entries();
+    assert!(!entries.values().any(|value| value.contains("192.0.2.9")));
+    assert!(entries["cilium/state/services/v1/us-east/shop/cart"].contains(r#""backends":{}"#));
+    let problems = cluster.problems().join("\n");
+    for says in ["InternalIP 192.0.2.1", "192.0.2.9", "fix: add"] {
+        assert!(problems.contains(says), "{problems}");
+    }
+}
+
+#[test]
+fn a_host_network_pod_has_its_nodes_identity_and_no_entry() {
+    let host = SHOP.replace(
+        "    nodeName: node-1\n    restart",
+        "    nodeName: node-1\n    hostNetwork: true\n    restart",
+    );
+    assert!(!Cluster::with(&host).entries().keys().any(|key| key.contains("/ip/")));
+    let done = SHOP.replace("phase: Running", "phase: Succeeded");
+    assert!(!Cluster::with(&done).entries().keys().any(|key| key.contains("/ip/")));
+}
+
+#[test]
+fn an_agents_word_appears_in_both_forms_of_its_node() {
+    let mut cluster = Cluster::with(SHOP);
+    let name = NodeName::parse("node-1").unwrap();
+    let end = TunnelEnd {
+        epoch: Epoch::FIRST,
+        public_key: PublicKey::new([7; 32]).unwrap(),
+        port: 51871,
+        mtu: 1420,
+    };
+    let report = NodeReport { boot_id: None, wireguard: Some(end) };
+    assert!(cluster.export.report(name.clone(), report.clone()));
+    assert!(!cluster.export.report(name, report), "nothing new");
+    cluster.export.update(&cluster.objects, Touched { nodes: true, ..Touched::default() }, Time::ZERO);
+    let entries = cluster.entries();
+    let key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+    let cilium = &entries["cilium/state/nodes/v1/us-east/node-1"];
+    assert!(cilium.contains(r#""EncryptionKey":255"#), "{cilium}");
+    assert!(cilium.contains(&format!(r#""WireguardPubKey":"{key}""#)), "{cilium}");
+    let ours = &entries["hawser/state/nodes/v1/us-east/node-1"];
+    assert!(ours.contains(&format!(r#""publicKey":"{key}","port":51871"#)), "{ours}");
+}
+
+#[test]
+fn the_same_objects_again_write_nothing_and_a_change_writes_only_itself() {
+    let mut cluster = Cluster::with(SHOP);
+    let held: Held = cluster.export.entries().map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    cluster.says(SHOP);
+    assert_eq!(diff(&held, cluster.export.entries()), []);
+    cluster.says(&SHOP.replace("global: \"true\"", "global: \"true\"\n      hawser.io/affinity: local"));
+    let steps = diff(&held, cluster.export.entries());
+    let [Step::Put { key, value }] = &steps[..] else { panic!("{steps:?}") };
+    assert_eq!(key, "hawser/local/services/v1/us-east/shop/cart");
+    assert!(String::from_utf8_lossy(value).contains(r#""affinity":"local""#));
+}
+
+#[test]
+fn two_pods_that_claim_one_address_do_not_fight_for_it() {
+    let pods = |text: &str, name: &str| {
+        let start = text.find("- apiVersion: v1\n  kind: Pod").unwrap();
+        let end = start + text[start + 2..].find("\n- apiVersion").unwrap() + 3;
+        text[start..end].replace("name: cart-5d9-abcde", &format!("name: {name}"))
+    };
+    let both = SHOP.replacen(
+        "- apiVersion: v1\n  kind: Pod",
+        &format!("{}- apiVersion: v1\n  kind: Pod", pods(SHOP, "zz")),
+        1,
+    );
+    let cluster = Cluster::with(&both);
+    assert!(cluster.entries()["cilium/state/ip/v1/default/10.1.0.9"].contains("cart-5d9-abcde"));
+    assert!(cluster.problems().iter().any(|p| p.contains("its address 10.1.0.9 is shop/cart-5d9-abcde's")));
+}
