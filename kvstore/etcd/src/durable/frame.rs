@@ -13,8 +13,8 @@ use bytes::Bytes;
 const MAGIC: [u8; 4] = *b"HwFr";
 const HEADER: usize = 20;
 
-/// No frame is longer, so that a flipped bit in a length allocates nothing silly.
-pub(crate) const MAX_PAYLOAD: usize = 64 << 20;
+/// No frame is longer: lengths are 32 bits, and a reader takes nothing that a writer would not write.
+pub(crate) const MAX_PAYLOAD: usize = 1 << 30;
 
 /// One frame as read.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,14 +1,21 @@
 //! The embedded store: an append-only log behind snapshots in one directory; acknowledged means on disk.
 
+mod codec;
 mod disk;
 mod frame;
 mod log;
 mod snapshot;
+mod writer;
 
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod fault;
+#[cfg(test)]
+mod writer_tests;
 
+pub use codec::CodecError;
+pub(crate) use codec::{from_wire, to_wire};
 pub use disk::{Directory, Disk, DiskFile, TakeError};
 pub use log::{AppendError, Log, OpenError, Recovered, write_snapshot};
+pub use writer::{Embedded, EmbeddedConfig, EmbeddedError, EmbeddedWriter};

@@ -12,7 +12,7 @@ use hawser_model::Time;
 
 use super::diff::{Change, Known};
 use super::merge::Merge;
-use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, Order, Pace, Relist, ResetReason};
+use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, Order, Pace, ResetReason};
 use crate::client::Trouble;
 use crate::pb;
 
