@@ -4,6 +4,7 @@
 
 pub mod binaries;
 pub mod cgroup;
+pub mod demo;
 pub mod enclave;
 pub mod enter;
 pub mod lab;
@@ -12,6 +13,7 @@ pub mod place;
 pub mod plan;
 pub mod pod;
 pub mod process;
+pub mod scenario;
 pub mod status;
 pub mod wait;
 pub mod walk;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use hawser_e2e::enclave::{self, Inside};
-use hawser_e2e::{enter, place, pod, walk};
+use hawser_e2e::{demo, enter, place, pod, walk};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -22,6 +22,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// The main job in six acts; exit code 0 only if every act held.
+    Demo(demo::Options),
     /// The bare topology, without the product: shows that remote pods cannot be reached, and stays up with --keep.
     Topology {
         #[arg(long)]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8> {
     match cli.verb {
+        Verb::Demo(options) => in_enclave(|| demo::run(options)),
         Verb::Topology { keep } => in_enclave(|| walk::topology(keep)),
         Verb::Enter { place, lab, command } => enter::run(&place, lab, &command),
         Verb::Inside { command } => enclave::run(&command),

@@ -106,6 +106,13 @@ fn camel_key(key: &str) -> String {
     out
 }
 
+/// `hawser plan -o json`: what the next reconcile would do, one text each.
+pub fn operations(text: &str) -> Result<Vec<String>> {
+    let value: Value = serde_json::from_str(text).with_context(|| format!("plan: {text}"))?;
+    let list = value.get("operations").unwrap_or(&value).as_array().cloned().unwrap_or_default();
+    Ok(list.iter().map(ToString::to_string).collect())
+}
+
 impl AgentStatus {
     pub fn parse(text: &str) -> Result<Self> {
         let mut value: Value = serde_json::from_str(text).with_context(|| format!("status: {text}"))?;

@@ -6,7 +6,7 @@ mod state;
 mod topology;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -19,9 +19,11 @@ use crate::enclave::Inside;
 use crate::place::Place;
 use crate::plan::{ClusterPlan, LabPlan, NodePlan, POD_PORT, PRIVATE_PORT, PodPlan};
 use crate::pod::client::{self, Report, Request, Running};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::wait;
 use manifests::Cart;
+
+const RECENT_LOGS: usize = 6;
 
 /// A lab. Everything in it ends when it is dropped, or when PID 1 does.
 #[derive(Debug)]
@@ -262,4 +264,16 @@ impl Pod {
         let server = self.server.as_ref().with_context(|| format!("{} serves nothing", self.place.name()))?;
         fs::read_to_string(server.log()).with_context(|| format!("reading {}", server.log().display()))
     }
+}
+
+/// The ends of the logs written last, for a failure that names no culprit.
+pub fn recent_logs(dir: &Path) -> String {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut logs: Vec<_> = entries
+        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    logs.sort();
+    let newest = logs.iter().rev().take(RECENT_LOGS);
+    newest.map(|(_, path)| process::tail(path)).collect::<Vec<_>>().join("\n")
 }

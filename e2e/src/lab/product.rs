@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::{Cluster, Lab, Node, manifests};
 use crate::binaries;
 use crate::process::{Process, output, said, tail};
-use crate::status::{AgentStatus, ServiceView};
+use crate::status::{AgentStatus, ServiceView, operations};
 use crate::wait;
 
 const MANIFESTS: &str = "/etc/hawser/manifests";
@@ -280,6 +280,19 @@ impl Node {
     /// `hawser service get shop/cart -o json` of this node's agent.
     pub fn service_view(&self) -> Result<ServiceView> {
         ServiceView::parse(&self.hawser_ok(&["service", "get", "shop/cart", "-o", "json"])?)
+    }
+
+    /// An error while the agent has operations left to do, or problems.
+    pub fn settled(&self) -> Result<()> {
+        let left = operations(&self.hawser_ok(&["plan", "-o", "json"])?)?;
+        if let Some(first) = left.first() {
+            bail!("{} has {} operations left, the first: {first}", self.name(), left.len());
+        }
+        let problems = self.status()?.problems;
+        if let Some(first) = problems.first() {
+            bail!("{} has a problem: {first}", self.name());
+        }
+        Ok(())
     }
 
     /// `hawser status` for people.
