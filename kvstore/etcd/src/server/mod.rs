@@ -1,9 +1,17 @@
 //! The etcd v3 API over many keyspaces, as services for a tonic router.
 
 mod authorize;
+mod cluster;
+mod convert;
 mod keyspaces;
+mod kv;
+mod lease;
+mod service;
+mod status;
+mod watch;
 mod writer;
 
 pub use authorize::{Access, AccessRequest, AllowAll, Authorize, Denied};
 pub use keyspaces::{KeyspaceHandle, Keyspaces, SharedKeyspace, Stats};
+pub use service::{ETCD_VERSION, EtcdServer};
 pub use writer::{MemoryWriter, ReadOnlyWriter, WriteError, Writer};

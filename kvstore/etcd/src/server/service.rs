@@ -1,0 +1,200 @@
+//! The server as a set of routes, and the choice of keyspace before any of them runs.
+
+use super::authorize::{Access, AccessRequest, Authorize};
+use super::cluster::ClusterService;
+use super::keyspaces::{KeyspaceHandle, Keyspaces};
+use super::kv::KvService;
+use super::lease::LeaseService;
+use super::status;
+use super::watch::WatchService;
+use crate::pb;
+use hawser_kvstore::{Keyspace, Revision};
+use http::{Method, StatusCode};
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tower::Service;
+
+/// What clients are told we are: the etcd whose behaviour this server follows.
+pub const ETCD_VERSION: &str = "3.5.17";
+/// etcd's `--max-request-bytes`.
+pub(crate) const MAX_REQUEST: usize = 3 << 19;
+/// What a message may have beyond that before it is not even decoded, as in etcd.
+pub(crate) const MAX_MESSAGE: usize = MAX_REQUEST + (512 << 10);
+/// "Hawser". There is one member: whichever replica answers is the same server to a client.
+pub(crate) const MEMBER_ID: u64 = 0x4861_7773_6572;
+pub(crate) const RAFT_TERM: u64 = 1;
+
+/// Suffixes of an authority that names a cluster.
+const AUTHORITIES: [&str; 2] = [".mesh.hawser.io", ".mesh.cilium.io"];
+const CLUSTER_METADATA: &str = "hawser-cluster";
+
+/// The etcd v3 API over [`Keyspaces`]. Cloning it counts references.
+#[derive(Clone)]
+pub struct EtcdServer {
+    keyspaces: Keyspaces,
+    shared: Arc<Shared>,
+}
+
+/// What every service of the server needs.
+pub(crate) struct Shared {
+    authorize: Arc<dyn Authorize>,
+    /// Told by `MemberList` as the client URLs.
+    pub(crate) advertise: Vec<String>,
+}
+
+impl EtcdServer {
+    /// `advertise` is what clients may dial to reach this server.
+    pub fn new(keyspaces: Keyspaces, authorize: Arc<dyn Authorize>, advertise: Vec<String>) -> Self {
+        Self { keyspaces, shared: Arc::new(Shared { authorize, advertise }) }
+    }
+
+    /// The etcd services and `GET /version`, next to whatever `routes` has.
+    pub fn add_to(&self, routes: Routes) -> Routes {
+        let shared = || Arc::clone(&self.shared);
+        let mut routes = routes
+            .add_service(self.keyed(
+                pb::kv_server::KvServer::new(KvService(shared())).max_decoding_message_size(MAX_MESSAGE),
+            ))
+            .add_service(
+                self.keyed(
+                    pb::lease_server::LeaseServer::new(LeaseService(shared()))
+                        .max_decoding_message_size(MAX_MESSAGE),
+                ),
+            )
+            .add_service(self.keyed(pb::cluster_server::ClusterServer::new(ClusterService(shared()))))
+            .add_service(self.keyed(pb::maintenance_server::MaintenanceServer::new(ClusterService(shared()))))
+            .add_service(self.keyed(WatchService(shared())));
+        let router = routes.axum_router_mut();
+        *router = std::mem::take(router).route_service("/version", tower::service_fn(version));
+        routes
+    }
+
+    pub fn routes(&self) -> Routes {
+        self.add_to(Routes::default())
+    }
+
+    fn keyed<S>(&self, service: S) -> Keyed<S> {
+        Keyed { keyspaces: self.keyspaces.clone(), service }
+    }
+}
+
+impl fmt::Debug for EtcdServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdServer").field("keyspaces", &self.keyspaces).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn authorize(
+        &self,
+        caller: &http::Extensions,
+        keyspace: &KeyspaceHandle,
+        rpc: &'static str,
+        access: Access<'_>,
+    ) -> Result<(), Status> {
+        let request = AccessRequest { caller, keyspace: keyspace.name(), rpc, access };
+        self.authorize.authorize(request).map_err(status::denied)
+    }
+}
+
+/// The header of every reply. `cluster_id` is the keyspace's own, so that a client notices another lineage.
+pub(crate) fn header(keyspace: &Keyspace, revision: Revision) -> pb::ResponseHeader {
+    pb::ResponseHeader {
+        cluster_id: keyspace.identity().cluster_id,
+        member_id: MEMBER_ID,
+        revision,
+        raft_term: RAFT_TERM,
+    }
+}
+
+/// The keyspace that [`Keyed`] found for the request.
+pub(crate) fn keyspace_of(extensions: &http::Extensions) -> Result<KeyspaceHandle, Status> {
+    extensions.get::<KeyspaceHandle>().cloned().ok_or_else(|| Status::internal("no keyspace was chosen"))
+}
+
+/// Chooses the keyspace (contracts.md, "Which keyspace a request means") and leaves it in the request's extensions.
+#[derive(Clone)]
+pub(crate) struct Keyed<S> {
+    keyspaces: Keyspaces,
+    service: S,
+}
+
+impl<S: NamedService> NamedService for Keyed<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<http::Request<Body>> for Keyed<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = futures::future::Either<S::Future, std::future::Ready<Result<Self::Response, Infallible>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        match choose(&self.keyspaces, &request) {
+            Ok(keyspace) => {
+                request.extensions_mut().insert(keyspace);
+                futures::future::Either::Left(self.service.call(request))
+            }
+            Err(status) => futures::future::Either::Right(std::future::ready(Ok(status.into_http()))),
+        }
+    }
+}
+
+fn choose<B>(keyspaces: &Keyspaces, request: &http::Request<B>) -> Result<KeyspaceHandle, Status> {
+    let cluster = match cluster_of_authority(request) {
+        Some(cluster) => Some(cluster),
+        None => request
+            .headers()
+            .get(CLUSTER_METADATA)
+            .map(|name| {
+                name.to_str().map_err(|_| Status::invalid_argument("hawser-cluster is not a cluster's name"))
+            })
+            .transpose()?,
+    };
+    let Some(cluster) = cluster else { return Ok(keyspaces.own().clone()) };
+    keyspaces.get(cluster).ok_or_else(|| {
+        let own = keyspaces.own().name();
+        Status::not_found(format!(
+            "cluster {cluster:?} is not known to the API server of {own}: it is neither {own} nor a connected cluster"
+        ))
+    })
+}
+
+/// HTTP/2 has the authority in the URI, HTTP/1.1 in the `Host` header.
+fn cluster_of_authority<B>(request: &http::Request<B>) -> Option<&str> {
+    let authority = match request.uri().authority() {
+        Some(authority) => authority.host(),
+        None => {
+            let host = request.headers().get(http::header::HOST)?.to_str().ok()?;
+            host.rsplit_once(':').map_or(host, |(host, _port)| host)
+        }
+    };
+    AUTHORITIES.iter().find_map(|suffix| authority.strip_suffix(suffix)).filter(|name| !name.contains('.'))
+}
+
+/// What `etcdctl` and Cilium's troubleshooting read over plain HTTP/1.1.
+async fn version<B>(request: http::Request<B>) -> Result<http::Response<Body>, Infallible> {
+    if request.method() != Method::GET {
+        let mut refused = http::Response::new(Body::empty());
+        *refused.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        return Ok(refused);
+    }
+    let json = format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"3.5.0"}}"#);
+    let mut response = http::Response::new(Body::new(http_body_util::Full::new(json.into())));
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    Ok(response)
+}
