@@ -1,0 +1,66 @@
+//! What every kind of tunnel can do for the reconciler: be observed, be changed by one step, count, be removed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use hawser_model::PublicKey;
+use hawser_tunnels::{DeviceName, Observed, Op};
+
+use crate::{ConfigError, EngineError, KeyError};
+
+/// A way to carry tunnels on this machine. All calls block on the kernel (milliseconds); call them from a thread that may.
+pub trait Driver: Send + Sync {
+    /// Reads everything back. Costs a dump of our table and of the device's peers.
+    fn observe(&self) -> Result<Observed, DriverError>;
+
+    /// Carries out one step. Doing it twice does no harm.
+    fn apply(&self, op: &Op) -> Result<(), DriverError>;
+
+    fn stats(&self) -> Result<Stats, DriverError>;
+
+    /// Takes the device, our routes and our rules away. Every other call fails afterwards.
+    /// Dropping the driver does not do this.
+    fn remove(&self) -> Result<(), DriverError>;
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub peers: BTreeMap<PublicKey, PeerStats>,
+    /// Packets that were not carried, by reason; every reason is listed, also at zero.
+    pub drops: Vec<(&'static str, u64)>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerStats {
+    pub endpoint: Option<SocketAddr>,
+    pub last_handshake: Option<SystemTime>,
+    /// Bytes of UDP payload, as `wg show` counts them.
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("cannot open a netlink socket: {source}. fix: run as root (CAP_NET_ADMIN)")]
+    OpenNetlink { source: io::Error },
+    #[error("the kernel refused to {doing}: {source}")]
+    Netlink { doing: String, source: io::Error },
+    #[error("{device}'s engine refused to {doing}: {source}")]
+    Wireguard { device: DeviceName, doing: String, source: io::Error },
+    #[error(
+        "{device} is to use the key {wanted:?}, but this driver holds {held:?}. fix: publish the key of the driver's key file"
+    )]
+    ForeignKey { device: DeviceName, wanted: PublicKey, held: PublicKey },
+    #[error("device {device} is gone. fix: let the next plan create it")]
+    NoDevice { device: DeviceName },
+    #[error("{device} has been removed by this driver. fix: start a new one")]
+    Removed { device: DeviceName },
+}

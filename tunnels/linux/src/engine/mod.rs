@@ -1,0 +1,314 @@
+//! WireGuard in user space: boringtun's handshakes and sessions between a persistent TUN and a marked UDP port.
+//!
+//! ```text
+//! thread `tun`     TUN ──lookup destination──> peer ──encrypt──> batch ──sendmmsg──> underlay
+//! thread `udp`     underlay ──recvmmsg──> index ──> peer ──decrypt──> lookup source ──> TUN
+//! thread `timers`  every 250 ms: handshakes, keepalives, expiry
+//! thread `uapi`    one client at a time; a whole `set` under one lock
+//! ```
+//! No allocation per packet. A peer's session is behind one mutex, so both directions of one peer share it.
+
+mod counters;
+mod mmsg;
+mod peer;
+mod receive;
+mod sockets;
+mod state;
+mod timers;
+mod transmit;
+
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hawser_tunnels::DeviceName;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::PrivateKey;
+use crate::tun::Tun;
+use crate::uapi::{self, SetDevice, Snapshot};
+use counters::Counters;
+use sockets::Sockets;
+use state::State;
+
+/// The largest MTU of the TUN: jumbo frames less the overhead fit, and buffers stay small.
+pub const MAX_MTU: u16 = 9000;
+
+/// What an engine starts with; the rest comes by UAPI.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    pub device: DeviceName,
+    pub key: PrivateKey,
+    /// 0 takes a free one.
+    pub port: u16,
+    /// `SO_MARK` of the engine's own packets; 0 is none.
+    pub mark: u32,
+    pub mtu: u16,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(
+        "cannot open the TUN device {device}: {source}. fix: run as root, `modprobe tun`; if {device} is of another kind or another process holds it, choose another name"
+    )]
+    Tun { device: DeviceName, source: io::Error },
+    #[error(
+        "cannot bind UDP port {port} for {device}: {source}. fix: stop what holds it (`ss -ulpn sport = :{port}`) or configure another port"
+    )]
+    Bind { device: DeviceName, port: u16, source: io::Error },
+    #[error(
+        "another process answers {path}: it already serves {device}. fix: stop it or choose another device name"
+    )]
+    Served { device: DeviceName, path: String },
+    #[error("cannot listen on {path}: {source}. fix: run as root")]
+    Listen { path: String, source: io::Error },
+    #[error("cannot start the threads of {device}: {source}")]
+    Threads { device: DeviceName, source: io::Error },
+}
+
+/// A running engine. Dropping it stops the threads and closes the TUN, which stays.
+pub struct Engine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "engine of {}", self.shared.device)
+    }
+}
+
+impl Engine {
+    /// Opens the device and the port in this thread's network namespace and starts to carry packets.
+    pub fn start(settings: EngineSettings) -> Result<Self, EngineError> {
+        let EngineSettings { device, key, port, mark, mtu } = settings;
+        let listener = uapi::Listener::bind(&device)?;
+        let bind = |source| EngineError::Bind { device: device.clone(), port, source };
+        let sockets = Sockets::bind(port, mark).map_err(bind)?;
+        let tun = Tun::open(&device).map_err(|source| EngineError::Tun { device: device.clone(), source })?;
+        let threads = |source| EngineError::Threads { device: device.clone(), source };
+        let mut pipes = Vec::new();
+        for _ in 0..4 {
+            pipes.push(io::pipe().map_err(threads)?);
+        }
+        let (readers, wakers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
+        let shared = Arc::new(Shared {
+            device: device.clone(),
+            tun: RwLock::new(Arc::new(tun)),
+            sockets: RwLock::new(Arc::new(sockets)),
+            state: RwLock::new(State::new(key, mark)),
+            counters: Counters::default(),
+            mtu: AtomicUsize::new(mtu.into()),
+            running: AtomicBool::new(true),
+            wakers,
+        });
+        let mut engine = Self { shared, threads: Vec::new() };
+        let mut readers = readers.into_iter();
+        engine.spawn("tun", readers.next(), transmit::run)?;
+        engine.spawn("udp", readers.next(), receive::run)?;
+        engine.spawn("timers", readers.next(), timers::run)?;
+        engine.spawn("uapi", readers.next(), move |shared, wake| listener.run(shared, &wake))?;
+        Ok(engine)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        wake: Option<PipeReader>,
+        body: impl FnOnce(&Shared, PipeReader) + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let shared = Arc::clone(&self.shared);
+        let wake = wake.ok_or(io::ErrorKind::NotFound.into());
+        let spawned = wake.and_then(|wake| {
+            std::thread::Builder::new()
+                .name(format!("{}-{name}", self.shared.device))
+                .spawn(move || body(&shared, wake))
+        });
+        let device = self.shared.device.clone();
+        self.threads.push(spawned.map_err(|source| EngineError::Threads { device, source })?);
+        Ok(())
+    }
+
+    /// How many packets were not carried, by reason.
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
+        self.shared.counters.list()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.shared.sockets().port()
+    }
+
+    /// Tells the engine the MTU that the device has now.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.shared.mtu.store(mtu.into(), Ordering::Relaxed);
+    }
+
+    /// Opens the device anew if somebody deleted it.
+    pub fn reopen_if_gone(&self) -> Result<(), EngineError> {
+        if self.shared.tun().is_attached() {
+            return Ok(());
+        }
+        let device = self.shared.device.clone();
+        let tun = Tun::open(&device).map_err(|source| EngineError::Tun { device, source })?;
+        *write(&self.shared.tun) = Arc::new(tun);
+        self.shared.wake_all();
+        Ok(())
+    }
+
+    /// Stops, and takes the device away.
+    pub fn remove(self) -> Result<(), EngineError> {
+        let (tun, device) = (self.shared.tun(), self.shared.device.clone());
+        drop(self);
+        match tun.set_persistent(false) {
+            // Deleted by somebody already.
+            Ok(()) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => Ok(()),
+            Err(source) => Err(EngineError::Tun { device, source }),
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.running.store(false, Ordering::Release);
+        self.shared.wake_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the threads share.
+pub(crate) struct Shared {
+    device: DeviceName,
+    tun: RwLock<Arc<Tun>>,
+    sockets: RwLock<Arc<Sockets>>,
+    state: RwLock<State>,
+    counters: Counters,
+    mtu: AtomicUsize,
+    running: AtomicBool,
+    /// One for each thread: a byte makes it look around.
+    wakers: Vec<PipeWriter>,
+}
+
+impl Shared {
+    pub(crate) fn running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    fn tun(&self) -> Arc<Tun> {
+        Arc::clone(&read(&self.tun))
+    }
+
+    fn sockets(&self) -> Arc<Sockets> {
+        Arc::clone(&read(&self.sockets))
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        read(&self.state)
+    }
+
+    fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    fn wake_all(&self) {
+        self.wakers.iter().for_each(|mut waker| drop(waker.write(&[0])));
+    }
+
+    /// After an error that would come again at once.
+    fn rest(&self) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+
+    /// Carries out a whole UAPI `set`, or none of it: what can fail comes first.
+    pub(crate) fn set(&self, set: SetDevice) -> Result<(), Errno> {
+        let mut state = write(&self.state);
+        let sockets = self.sockets();
+        let mark = set.mark.unwrap_or(state.mark);
+        match set.port {
+            Some(port) if port != sockets.port() => {
+                let bound = Sockets::bind(port, mark).map_err(|error| errno(&error))?;
+                *write(&self.sockets) = Arc::new(bound);
+                self.wake_all();
+            }
+            _ if mark != state.mark => sockets.set_mark(mark).map_err(|error| errno(&error))?,
+            _ => {}
+        }
+        state.mark = mark;
+        if let Some(key) = set.private_key {
+            state.set_key(key);
+        }
+        if set.replace_peers {
+            state.remove_all();
+        }
+        set.peers.iter().for_each(|peer| state.set_peer(peer));
+        Ok(())
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let mut owned = state.owned();
+        let peers = state.peers.values().map(|peer| {
+            let noise = peer.lock();
+            let (rx_bytes, tx_bytes) = peer.bytes();
+            uapi::PeerSnapshot {
+                public_key: peer.key,
+                preshared_key: noise.preshared,
+                endpoint: noise.endpoint,
+                last_handshake: noise.last_handshake,
+                rx_bytes,
+                tx_bytes,
+                keepalive: noise.keepalive,
+                allowed: owned.remove(&peer.key).unwrap_or_default(),
+            }
+        });
+        let peers = peers.collect();
+        Snapshot { private_key: state.key.clone(), port: self.sockets().port(), mark: state.mark, peers }
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The most descriptors that one thread waits for.
+const MOST: usize = 2;
+
+/// Waits until one of `fds` is readable or has an error, and says which. None after a wake, which is taken in, or the
+/// timeout.
+pub(crate) fn wait(fds: &[BorrowedFd<'_>], wake: &PipeReader, timeout: Option<Duration>) -> [bool; MOST] {
+    let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
+    let mut polled: [PollFd<'_>; MOST + 1] = std::array::from_fn(|_| watch(wake.as_fd()));
+    let count = fds.len().min(MOST);
+    for (slot, fd) in polled[1..].iter_mut().zip(fds) {
+        *slot = watch(*fd);
+    }
+    let timeout =
+        timeout.and_then(|timeout| PollTimeout::try_from(timeout).ok()).unwrap_or(PollTimeout::NONE);
+    let mut ready = [false; MOST];
+    if poll(&mut polled[..=count], timeout).is_err() {
+        return ready;
+    }
+    let is_ready = |polled: &PollFd<'_>| polled.any().unwrap_or(false);
+    if is_ready(&polled[0]) {
+        let _ = nix::unistd::read(wake, &mut [0; 16]);
+        return ready;
+    }
+    for (ready, polled) in ready.iter_mut().zip(&polled[1..=count]) {
+        *ready = is_ready(polled);
+    }
+    ready
+}

@@ -1,0 +1,113 @@
+//! The device and the addresses on it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+
+use hawser_tunnels::{DeviceName, Family};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
+
+use super::netlink::Netlink;
+use super::{address_family, unless};
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) up: bool,
+    pub(crate) mtu: u32,
+}
+
+pub(super) fn find(netlink: &mut Netlink, name: &DeviceName) -> io::Result<Option<Link>> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    let found = match netlink.get(RouteNetlinkMessage::GetLink(message)) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+        found => found?,
+    };
+    Ok(found.into_iter().find_map(|message| {
+        let RouteNetlinkMessage::NewLink(link) = message else { return None };
+        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        let up = link.header.flags.contains(LinkFlags::Up);
+        Some(Link { index: link.header.index, up, mtu: mtu.unwrap_or(0) })
+    }))
+}
+
+pub(super) fn set_up(netlink: &mut Netlink, index: u32, mtu: u16) -> io::Result<()> {
+    // A tunnel has no use for link-local addresses, and their chatter would be counted as drops. Without IPv6 in the
+    // kernel there is nothing to turn off.
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let mut quiet = LinkMessage::default();
+    quiet.header.index = index;
+    quiet.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
+    let refused = netlink.request(RouteNetlinkMessage::SetLink(quiet), 0);
+    unless(refused, &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::EINVAL])?;
+
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.push(LinkAttribute::Mtu(mtu.into()));
+    netlink.request(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Without link-local ones.
+pub(super) fn addresses(netlink: &mut Netlink, index: u32) -> io::Result<BTreeSet<IpAddr>> {
+    let mut filter = AddressMessage::default();
+    filter.header.index = index;
+    let found = netlink.dump(&RouteNetlinkMessage::GetAddress(filter))?;
+    Ok(found
+        .into_iter()
+        .filter_map(|message| {
+            let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+            if message.header.index != index || message.header.scope != AddressScope::Universe {
+                return None;
+            }
+            // IPv4 puts its own end into LOCAL; IPv6 has only ADDRESS unless there is a peer.
+            let of = |local| {
+                message.attributes.iter().find_map(move |attribute| match attribute {
+                    AddressAttribute::Local(address) if local => Some(*address),
+                    AddressAttribute::Address(address) if !local => Some(*address),
+                    _ => None,
+                })
+            };
+            of(true).or_else(|| of(false))
+        })
+        .collect())
+}
+
+pub(super) fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr) -> io::Result<()> {
+    let message = RouteNetlinkMessage::NewAddress(address_message(index, address));
+    unless(netlink.request(message, NLM_F_CREATE | NLM_F_EXCL), &[libc::EEXIST])
+}
+
+pub(super) fn remove_address(netlink: &mut Netlink, index: u32, address: IpAddr) -> io::Result<()> {
+    let message = RouteNetlinkMessage::DelAddress(address_message(index, address));
+    unless(netlink.request(message, 0), &[libc::EADDRNOTAVAIL])
+}
+
+fn address_message(index: u32, address: IpAddr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = address_family(Family::of(address));
+    message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
+    message.header.index = index;
+    message.header.scope = AddressScope::Universe;
+    message.attributes.push(AddressAttribute::Local(address));
+    message.attributes.push(AddressAttribute::Address(address));
+    if address.is_ipv6() {
+        // Usable at once: nobody else can be on this link, so there is nothing to detect.
+        message.header.flags = AddressHeaderFlags::Nodad;
+        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        message.attributes.push(AddressAttribute::Flags(flags));
+    }
+    message
+}

@@ -1,0 +1,123 @@
+//! The kernel's part of a tunnel: link, addresses, routes, rules. Every change is one request, every request is
+//! harmless when repeated, and only what carries our protocol number is ever removed.
+
+mod link;
+mod netlink;
+mod route;
+mod rule;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use hawser_tunnels::{DeviceName, Family, Rule};
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::RouteProtocol;
+
+pub(crate) use link::Link;
+use netlink::Netlink;
+
+/// Who made a route or rule (`rtm_protocol`, `FRA_PROTOCOL`): 'H'. `ip route` prints it as `proto 72`.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(72);
+const ROUTE_METRIC: u32 = 100;
+/// Worse than any route to the device, so it counts only when there is none.
+const GUARD_METRIC: u32 = 10_000;
+const _: () = assert!(GUARD_METRIC > ROUTE_METRIC);
+
+pub(crate) struct Net {
+    netlink: Netlink,
+    device: DeviceName,
+    table: u32,
+}
+
+pub(crate) struct Routes {
+    pub(crate) devices: BTreeMap<IpNet, Option<IpAddr>>,
+    pub(crate) guards: BTreeSet<IpNet>,
+}
+
+impl Net {
+    pub(crate) fn open(device: DeviceName, table: u32) -> io::Result<Self> {
+        Ok(Self { netlink: Netlink::open()?, device, table })
+    }
+
+    pub(crate) fn link(&mut self) -> io::Result<Option<Link>> {
+        link::find(&mut self.netlink, &self.device)
+    }
+
+    pub(crate) fn set_up(&mut self, mtu: u16) -> io::Result<()> {
+        let index = self.index()?;
+        link::set_up(&mut self.netlink, index, mtu)
+    }
+
+    pub(crate) fn addresses(&mut self, link: &Link) -> io::Result<BTreeSet<IpAddr>> {
+        link::addresses(&mut self.netlink, link.index)
+    }
+
+    pub(crate) fn add_address(&mut self, address: IpAddr) -> io::Result<()> {
+        let index = self.index()?;
+        link::add_address(&mut self.netlink, index, address)
+    }
+
+    pub(crate) fn remove_address(&mut self, address: IpAddr) -> io::Result<()> {
+        let index = self.index()?;
+        link::remove_address(&mut self.netlink, index, address)
+    }
+
+    pub(crate) fn routes(&mut self, link: Option<&Link>) -> io::Result<Routes> {
+        route::list(&mut self.netlink, self.table, link.map(|link| link.index))
+    }
+
+    pub(crate) fn set_route(&mut self, prefix: IpNet, source: IpAddr) -> io::Result<()> {
+        let index = self.index()?;
+        route::set(&mut self.netlink, self.table, prefix, index, source)
+    }
+
+    pub(crate) fn remove_route(&mut self, prefix: IpNet) -> io::Result<()> {
+        route::remove(&mut self.netlink, self.table, prefix)
+    }
+
+    pub(crate) fn add_guard(&mut self, prefix: IpNet) -> io::Result<()> {
+        route::add_guard(&mut self.netlink, self.table, prefix)
+    }
+
+    pub(crate) fn remove_guard(&mut self, prefix: IpNet) -> io::Result<()> {
+        route::remove_guard(&mut self.netlink, self.table, prefix)
+    }
+
+    pub(crate) fn rules(&mut self) -> io::Result<BTreeSet<Rule>> {
+        rule::list(&mut self.netlink, self.table)
+    }
+
+    pub(crate) fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        rule::add(&mut self.netlink, rule)
+    }
+
+    pub(crate) fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        rule::remove(&mut self.netlink, rule)
+    }
+
+    fn index(&mut self) -> io::Result<u32> {
+        self.link()?.map(|link| link.index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// A table's number in a message header, which has eight bits for it; the attribute has the whole.
+fn header_table(table: u32) -> u8 {
+    u8::try_from(table).unwrap_or(libc::RT_TABLE_UNSPEC)
+}
+
+/// What is asked for is already so.
+fn unless(result: io::Result<()>, harmless: &[i32]) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error().is_some_and(|number| harmless.contains(&number)) => Ok(()),
+        result => result,
+    }
+}

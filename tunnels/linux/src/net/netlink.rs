@@ -1,0 +1,110 @@
+//! One rtnetlink socket: ask and wait, dump and collect.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+/// Netlink aligns messages to this.
+const ALIGNMENT: usize = 4;
+/// The kernel fills at most 32 KiB of a dump into one datagram.
+const BUFFER: usize = 64 << 10;
+/// `NLM_F_DUMP_INTR`: the table changed during the dump, so it may be inconsistent.
+const INTERRUPTED: u16 = 0x10;
+const ATTEMPTS: usize = 10;
+
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// In this thread's network namespace, and bound to it for good.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // So that the kernel honours the filters of a dump instead of ignoring them (Linux 4.20).
+        socket.set_netlink_get_strict_chk(true)?;
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+    }
+
+    /// One change, acknowledged.
+    pub(crate) fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        self.collect(&mut Vec::new()).map(|_| ())
+    }
+
+    /// One object by its name or number.
+    pub(crate) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
+        let mut found = Vec::new();
+        self.collect(&mut found)?;
+        Ok(found)
+    }
+
+    /// All objects that the filter lets through. Asked for again while the kernel says that it changed meanwhile.
+    pub(crate) fn dump(&mut self, filter: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..ATTEMPTS {
+            self.send(filter.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            let mut found = Vec::new();
+            if self.collect(&mut found)? {
+                return Ok(found);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "the table changes faster than it can be read"))
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).map(|_| ())
+    }
+
+    /// Reads to the end of the answer; false if it was interrupted.
+    fn collect(&mut self, found: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
+        let mut consistent = true;
+        loop {
+            self.buffer.clear();
+            self.socket.recv(&mut self.buffer, 0)?;
+            let mut rest = &self.buffer[..];
+            while let Some((message, after)) = split(rest) {
+                rest = after;
+                // A message that the crate cannot read is of a kind that we never write, so it is not ours.
+                let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else {
+                    continue;
+                };
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                consistent &= message.header.flags & INTERRUPTED == 0;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(message) => found.push(message),
+                    NetlinkPayload::Done(_) => return Ok(consistent),
+                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(consistent),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// The first message of a datagram, and the rest.
+fn split(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
+    let message = datagram.get(..length).filter(|_| length >= 16)?;
+    let after = length.next_multiple_of(ALIGNMENT).min(datagram.len());
+    Some((message, &datagram[after..]))
+}
