@@ -1,6 +1,6 @@
 //! Node indices: the lowest that is free, kept as long as the node exists, remembered by `hawser/state/nodes/v1`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hawser_model::{NodeIndex, NodeName, Time};
@@ -15,16 +15,19 @@ pub struct NoIndexLeft;
 #[derive(Debug, Default)]
 pub struct Indices {
     of: BTreeMap<NodeName, NodeIndex>,
-    /// Given to nodes of an earlier life, or resting until then.
-    taken: BTreeMap<u16, Option<Time>>,
+    /// Nodes that went, and until when their index waits for them.
+    gone: BTreeMap<NodeName, (NodeIndex, Time)>,
+    taken: BTreeSet<u16>,
 }
 
 impl Indices {
     pub fn new(known: impl IntoIterator<Item = (NodeName, NodeIndex)>) -> Self {
         let mut indices = Self::default();
         for (name, index) in known {
-            indices.taken.insert(index.get(), None);
-            indices.of.insert(name, index);
+            // Two nodes with one index cannot be: the later one gets another.
+            if indices.taken.insert(index.get()) {
+                indices.of.insert(name, index);
+            }
         }
         indices
     }
@@ -37,28 +40,41 @@ impl Indices {
         if let Some(index) = self.of.get(node) {
             return Ok(*index);
         }
-        let free = |index: &u16| match self.taken.get(index) {
-            None => true,
-            Some(until) => until.is_some_and(|until| until <= now),
+        self.forget(now);
+        let index = match self.gone.remove(node) {
+            Some((index, _)) => index,
+            None => {
+                let free = (1..=u16::MAX).find(|number| !self.taken.contains(number));
+                free.and_then(|number| NodeIndex::new(number.into())).ok_or(NoIndexLeft)?
+            }
         };
-        let number = (1..=u16::MAX).find(free).ok_or(NoIndexLeft)?;
-        let index = NodeIndex::new(number.into()).ok_or(NoIndexLeft)?;
-        self.taken.insert(number, None);
+        self.taken.insert(index.get());
         self.of.insert(node.clone(), index);
         Ok(index)
     }
 
-    /// Lets go of the nodes that are not there any more.
+    /// Takes the nodes that are not there any more for gone. One that comes back soon has its index again.
     pub fn settle(&mut self, exists: impl Fn(&NodeName) -> bool, now: Time) {
-        let taken = &mut self.taken;
+        self.forget(now);
+        let gone = &mut self.gone;
         self.of.retain(|name, index| {
             let stays = exists(name);
             if !stays {
-                taken.insert(index.get(), Some(now + REST));
+                gone.insert(name.clone(), (*index, now + REST));
             }
             stays
         });
-        self.taken.retain(|_, until| until.is_none_or(|until| until > now));
+    }
+
+    fn forget(&mut self, now: Time) {
+        let taken = &mut self.taken;
+        self.gone.retain(|_, (index, until)| {
+            let rests = *until > now;
+            if !rests {
+                taken.remove(&index.get());
+            }
+            rests
+        });
     }
 }
 
@@ -78,6 +94,8 @@ mod tests {
         assert_eq!(indices.index_for(&name("b"), now).unwrap().get(), 1);
         indices.settle(|node| node.as_str() == "a", now);
         assert_eq!(indices.index_for(&name("c"), now).unwrap().get(), 3);
+        assert_eq!(indices.index_for(&name("b"), now).unwrap().get(), 1, "back soon, and who it was");
+        indices.settle(|node| node.as_str() != "b", now);
         let later = now + REST;
         assert_eq!(indices.index_for(&name("d"), later).unwrap().get(), 1);
         assert_eq!(indices.index_for(&name("a"), later).unwrap().get(), 2);

@@ -48,7 +48,7 @@ impl Cluster {
             self.objects.apply(event);
         }
         self.objects.apply(SourceEvent::Synced);
-        self.export.update(&self.objects, Touched::ALL, Time::ZERO);
+        self.export.update(&self.objects, Touched::ALL, true, Time::ZERO);
     }
 
     fn entries(&self) -> BTreeMap<String, String> {
@@ -162,7 +162,7 @@ fn an_agents_word_appears_in_both_forms_of_its_node() {
     let report = NodeReport { boot_id: None, wireguard: Some(end) };
     assert!(cluster.export.report(name.clone(), report.clone()));
     assert!(!cluster.export.report(name, report), "nothing new");
-    cluster.export.update(&cluster.objects, Touched { nodes: true, ..Touched::default() }, Time::ZERO);
+    cluster.export.update(&cluster.objects, Touched { nodes: true, ..Touched::default() }, true, Time::ZERO);
     let entries = cluster.entries();
     let key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
     let cilium = &entries["cilium/state/nodes/v1/us-east/node-1"];

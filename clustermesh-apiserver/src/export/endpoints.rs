@@ -15,7 +15,7 @@ use crate::objects::Objects;
 const WIREGUARD: u8 = 255;
 
 impl Export {
-    pub(super) fn export_endpoints(&mut self, objects: &Objects, now: Time) -> Part {
+    pub(super) fn export_endpoints(&mut self, objects: &Objects, settle: bool, now: Time) -> Part {
         let mut part = Part::default();
         let mut carried = BTreeSet::new();
         let no_labels = BTreeMap::new();
@@ -57,7 +57,7 @@ impl Export {
                 part.add(&self.record, &Entry::Endpoint(endpoint));
             }
         }
-        if objects.complete() {
+        if settle {
             self.identities.settle(&carried, now);
         }
         for (id, labels) in self.identities.iter() {

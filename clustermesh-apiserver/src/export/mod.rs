@@ -103,13 +103,13 @@ impl Export {
         self.indices.get(node)
     }
 
-    /// Makes the touched parts anew. Cost: the objects of those parts.
-    pub fn update(&mut self, objects: &Objects, touched: Touched, now: Time) {
+    /// Makes the touched parts anew; `settle`: what is absent may be taken for gone. Cost: the objects of those parts.
+    pub fn update(&mut self, objects: &Objects, touched: Touched, settle: bool, now: Time) {
         if touched.nodes {
-            self.nodes = self.export_nodes(objects, now);
+            self.nodes = self.export_nodes(objects, settle, now);
         }
         if touched.endpoints {
-            self.endpoints = self.export_endpoints(objects, now);
+            self.endpoints = self.export_endpoints(objects, settle, now);
         }
         if touched.services {
             self.services = self.export_services(objects);

@@ -15,9 +15,9 @@ use crate::objects::Objects;
 const KEY_ANNOTATION: &str = "network.cilium.io/wg-pub-key";
 
 impl Export {
-    pub(super) fn export_nodes(&mut self, objects: &Objects, now: Time) -> Part {
+    pub(super) fn export_nodes(&mut self, objects: &Objects, settle: bool, now: Time) -> Part {
         let mut part = Part::default();
-        if objects.complete() {
+        if settle {
             self.indices.settle(|name| objects.nodes.contains_key(name), now);
             self.reports.retain(|name, _| objects.nodes.contains_key(name));
         }

@@ -1,0 +1,328 @@
+//! The exporter's task: source and agents in, differences to the own keyspace out.
+//!
+//! It begins with what the keyspace holds, so a restart at any moment goes on where the last one was. Nothing is deleted
+//! before the source is read whole, nor for a file that was never readable, nor more than half of all keys at once
+//! unless that was asked for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use hawser_etcd::server::WriteError;
+use hawser_model::{NodeIndex, NodeName, Time, Timestamp};
+use hawser_sources::{DirSource, SourceEvent};
+use hawser_wire::{Context, Entry, Key, decode, encode_synced, prefix};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::board::{Board, NodeFacts};
+use crate::config::Config;
+use crate::export::{self, Export, Held, NodeReport, PREFIXES, RESOURCES, Step, diff};
+use crate::exposure::{Exposure, exposures};
+use crate::identity::Allocator;
+use crate::nodes::Indices;
+use crate::objects::{Objects, Touched};
+use crate::own::Own;
+
+/// How often everything is compared again: a foreign edit lives no longer than this.
+const REASSERT: Duration = Duration::from_secs(300);
+/// After a failed write.
+const RETRY: Duration = Duration::from_secs(1);
+/// Source events taken at once before they are written.
+const BATCH: usize = 100_000;
+
+/// What services ask of the exporter.
+#[derive(Debug)]
+pub enum Command {
+    Report { node: NodeName, report: NodeReport, reply: oneshot::Sender<Result<NodeIndex, ReportError>> },
+    Exposures { reply: oneshot::Sender<Result<Vec<Exposure>, NotReady>> },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error(
+        "node {node} is not in this cluster's source; fix: add its Node object, or correct `node:` in agent.yaml"
+    )]
+    UnknownNode { node: NodeName },
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    #[error("the report could not be stored: {0}")]
+    Store(String),
+}
+
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the source has not been read whole yet; fix: see `hawser status` for what is wrong with it")]
+pub struct NotReady;
+
+#[derive(Debug)]
+pub struct Exporter {
+    config: Arc<Config>,
+    own: Own,
+    board: Arc<Board>,
+    accept_mass_delete: bool,
+    objects: Objects,
+    export: Export,
+    held: Held,
+    /// Deletions are held back: nothing that is absent may be taken for gone.
+    withheld: Option<String>,
+    store_problem: Option<String>,
+    told: BTreeSet<String>,
+    started: Instant,
+}
+
+impl Exporter {
+    pub fn new(config: Arc<Config>, own: Own, board: Arc<Board>, accept_mass_delete: bool) -> Self {
+        let context = Context { cluster: config.cluster.clone(), width: config.width };
+        let started = Instant::now();
+        let (mut identities, mut indices, mut reports) = (Vec::new(), Vec::new(), Vec::new());
+        for kv in [prefix::IDENTITIES, prefix::TUNNEL_NODES].iter().flat_map(|prefix| own.list(prefix)) {
+            let entry = Key::parse(&kv.key).ok().and_then(|key| decode(&key, &kv.value, &context).ok());
+            match entry {
+                Some(Entry::Identity(identity)) => identities.push((identity.id, identity.labels)),
+                Some(Entry::TunnelNode(node)) => {
+                    indices.push((node.name.clone(), node.index));
+                    reports
+                        .push((node.name, NodeReport { boot_id: node.boot_id, wireguard: node.wireguard }));
+                }
+                // Written over by the first export.
+                _ => {
+                    tracing::warn!(key = %String::from_utf8_lossy(&kv.key), "unreadable key in the own keyspace")
+                }
+            }
+        }
+        let identities = Allocator::new(config.cluster.id, config.width, identities, Time::ZERO);
+        let mut export = Export::new(&config, identities, Indices::new(indices));
+        for (node, report) in reports {
+            export.remember(node, report);
+        }
+        Self {
+            config,
+            own,
+            board,
+            accept_mass_delete,
+            objects: Objects::default(),
+            export,
+            held: Held::new(),
+            withheld: None,
+            store_problem: None,
+            told: BTreeSet::new(),
+            started,
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::from_duration(self.started.elapsed())
+    }
+
+    pub async fn run(
+        mut self,
+        mut source: DirSource,
+        mut commands: mpsc::Receiver<Command>,
+        stop: CancellationToken,
+    ) {
+        self.reload();
+        let mut reassert = tokio::time::interval(REASSERT);
+        reassert.reset();
+        let mut touched = Touched::default();
+        loop {
+            let wait = self.wait(touched);
+            let mut replies = Vec::new();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                event = source.next() => {
+                    let Some(event) = event else { return };
+                    touched = touched.and(self.take(event, &mut source));
+                }
+                command = commands.recv() => {
+                    let Some(command) = command else { return };
+                    touched = touched.and(self.handle(command, &mut replies));
+                }
+                () = tokio::time::sleep(wait) => touched = touched.and(Touched { endpoints: true, ..Touched::default() }),
+                _ = reassert.tick() => {
+                    self.reload();
+                    touched = Touched::ALL;
+                }
+            }
+            let result = if touched.any() { self.reconcile(touched).await } else { Ok(()) };
+            for (reply, index) in replies {
+                let answer = match (&result, index) {
+                    (Err(error), _) => Err(ReportError::Store(error.to_string())),
+                    (Ok(()), answer) => answer,
+                };
+                // A caller that gave up is answered by its next report.
+                let _ = reply.send(answer);
+            }
+            if result.is_ok() {
+                touched = Touched::default();
+            }
+            self.tell();
+        }
+    }
+
+    /// How long nothing may happen: work left over from a failed write comes back soon.
+    fn wait(&self, touched: Touched) -> Duration {
+        if touched.any() {
+            return RETRY;
+        }
+        let due = self.export.poll_deadline().filter(|_| self.withheld.is_none() && self.objects.complete());
+        due.map_or(REASSERT, |due| due.since(self.now()).max(RETRY))
+    }
+
+    fn take(&mut self, event: SourceEvent, source: &mut DirSource) -> Touched {
+        let mut touched = self.objects.apply(event);
+        for _ in 0..BATCH {
+            let Some(event) = source.try_next() else { break };
+            touched = touched.and(self.objects.apply(event));
+        }
+        touched
+    }
+
+    fn handle(&mut self, command: Command, replies: &mut Vec<Answer>) -> Touched {
+        match command {
+            Command::Exposures { reply } => {
+                let answer =
+                    if self.objects.complete() { Ok(exposures(&self.objects)) } else { Err(NotReady) };
+                let _ = reply.send(answer);
+                Touched::default()
+            }
+            Command::Report { node, report, reply } => {
+                if !self.objects.nodes.contains_key(&node) {
+                    let error = match self.objects.complete() {
+                        true => ReportError::UnknownNode { node },
+                        false => NotReady.into(),
+                    };
+                    replies.push((reply, Err(error)));
+                    return Touched::default();
+                }
+                self.board.update(|facts| {
+                    facts.nodes.entry(node.clone()).or_default().reported = Some(Instant::now());
+                });
+                let news = self.export.report(node.clone(), report);
+                let answer = match self.export.index(&node) {
+                    Some(index) => Ok(index),
+                    None => Err(NotReady.into()),
+                };
+                replies.push((reply, answer));
+                Touched { nodes: news, ..Touched::default() }
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+        let kvs = PREFIXES.iter().flat_map(|prefix| self.own.list(prefix));
+        self.held = kvs.map(|kv| (text(&kv.key), kv.value.clone())).collect();
+    }
+
+    async fn reconcile(&mut self, touched: Touched) -> Result<(), WriteError> {
+        if !self.objects.synced {
+            return Ok(());
+        }
+        let settle = self.objects.complete() && self.withheld.is_none();
+        let now = self.now();
+        self.export.update(&self.objects, touched, settle, now);
+        let mut steps = diff(&self.held, self.export.entries());
+        self.withheld = self.why_withhold(&steps);
+        if self.withheld.is_some() {
+            steps.retain(|step| matches!(step, Step::Put { .. }));
+        }
+        let result = self.write(steps).await;
+        self.store_problem = result.as_ref().err().map(ToString::to_string);
+        if result.is_err() {
+            // How much of it was written is not known.
+            self.reload();
+        }
+        result
+    }
+
+    async fn write(&mut self, steps: Vec<Step>) -> Result<(), WriteError> {
+        if !steps.is_empty() {
+            tracing::debug!(steps = steps.len(), "export");
+            for step in &steps {
+                tracing::trace!(?step, "export");
+            }
+        }
+        self.own.write(steps.clone()).await?;
+        for step in steps {
+            match step {
+                Step::Put { key, value } => _ = self.held.insert(key, value),
+                Step::Delete { key } => _ = self.held.remove(&key),
+            }
+        }
+        if !self.board.read().exported {
+            self.announce().await?;
+            self.board.update(|facts| facts.exported = true);
+            tracing::info!(keys = self.held.len(), "everything is exported");
+        }
+        Ok(())
+    }
+
+    /// Cluster config and canaries: written last, and never taken back.
+    async fn announce(&self) -> Result<(), WriteError> {
+        let config = export::cluster_config(&self.config);
+        let key = config.key(&self.config.cluster).to_string();
+        let mut steps = vec![Step::Put { key, value: config.encode() }];
+        let now = encode_synced(Timestamp::from_system(SystemTime::now()));
+        for resource in RESOURCES {
+            steps.push(Step::Put { key: export::canary(&self.config.cluster, resource), value: now.clone() });
+        }
+        self.own.write(steps).await
+    }
+
+    fn why_withhold(&self, steps: &[Step]) -> Option<String> {
+        let deletes = steps.iter().filter(|step| matches!(step, Step::Delete { .. })).count();
+        if deletes == 0 {
+            return None;
+        }
+        if !self.objects.complete() {
+            let blind: Vec<_> =
+                self.objects.problems.values().filter(|p| p.blind).map(|p| p.file.as_str()).collect();
+            let files = blind.join(", ");
+            return Some(format!(
+                "{deletes} keys are kept though no object stands behind them, because {files} was never readable \
+                 since the start; fix: repair or remove it"
+            ));
+        }
+        if deletes * 2 > self.held.len() && !self.accept_mass_delete {
+            let held = self.held.len();
+            return Some(format!(
+                "{deletes} of {held} exported keys would be deleted at once and are kept; fix: bring the manifests \
+                 back, or confirm by restarting with --accept-mass-delete"
+            ));
+        }
+        None
+    }
+
+    /// Problems are logged when they come and when they go, and shown while they last.
+    fn tell(&mut self) {
+        let source: Vec<String> = self.objects.problems.values().map(ToString::to_string).collect();
+        let own = self.withheld.iter().chain(&self.store_problem).cloned();
+        let export: Vec<String> = own.chain(self.export.problems().map(str::to_owned)).collect();
+        let told: BTreeSet<String> = source.iter().chain(&export).cloned().collect();
+        for problem in told.difference(&self.told) {
+            tracing::warn!(problem, "the export is not complete");
+        }
+        for problem in self.told.difference(&told) {
+            tracing::info!(problem, "solved");
+        }
+        self.told = told;
+        let (identities, endpoints, services) = self.export.counts();
+        let plan = self.config.plan;
+        let cluster = self.config.cluster.id;
+        self.board.update(|facts| {
+            facts.source_problems = source;
+            facts.export_problems = export;
+            (facts.identities, facts.endpoints, facts.services) = (identities, endpoints, services);
+            facts.nodes.retain(|name, _| self.objects.nodes.contains_key(name));
+            for name in self.objects.nodes.keys() {
+                if let Some(index) = self.export.index(name) {
+                    let node = facts.nodes.entry(name.clone()).or_default();
+                    let mesh_ipv4 = plan.ipv4_of(cluster, index).to_string();
+                    *node = NodeFacts { index: index.get(), mesh_ipv4, reported: node.reported };
+                }
+            }
+        });
+    }
+}
+
+type Answer = (oneshot::Sender<Result<NodeIndex, ReportError>>, Result<NodeIndex, ReportError>);

@@ -1,0 +1,62 @@
+//! `cilium/.heartbeat`: rewritten every minute, so that readers can tell a quiet cluster from a dead one.
+//!
+//! The only key with a lease: a server that is gone must stop looking alive, and nothing else of it may vanish.
+
+use std::time::{Duration, SystemTime};
+
+use hawser_etcd::server::WriteError;
+use hawser_kvstore::{LeaseId, OpError};
+use hawser_model::Timestamp;
+use hawser_wire::{encode_heartbeat, prefix};
+use tokio_util::sync::CancellationToken;
+
+use crate::own::Own;
+
+const EVERY: Duration = Duration::from_secs(60);
+/// After a failure.
+const AGAIN: Duration = Duration::from_secs(2);
+const TTL_SECONDS: i64 = 15 * 60;
+
+pub async fn run(own: Own, stop: CancellationToken) {
+    let mut lease = None;
+    let mut failing = false;
+    loop {
+        let wait = match beat(&own, &mut lease).await {
+            Ok(()) => {
+                failing = false;
+                EVERY
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(%error, "the heartbeat could not be written; peers will take this cluster for dead");
+                }
+                failing = true;
+                AGAIN
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn beat(own: &Own, lease: &mut Option<LeaseId>) -> Result<(), WriteError> {
+    if let Some(id) = *lease {
+        match own.keep_lease(id).await {
+            Err(WriteError::Refused(OpError::LeaseNotFound { .. })) => *lease = None,
+            other => other?,
+        }
+    }
+    let id = match *lease {
+        Some(id) => id,
+        None => {
+            let id = rand::random_range(1..=LeaseId::MAX);
+            own.grant_lease(id, TTL_SECONDS).await?;
+            *lease = Some(id);
+            id
+        }
+    };
+    let now = Timestamp::from_system(SystemTime::now());
+    own.put_leased(prefix::HEARTBEAT, encode_heartbeat(now), id).await
+}
