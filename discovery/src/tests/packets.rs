@@ -57,7 +57,7 @@ proptest! {
         if ours {
             bytes.resize(Probe::LEN, 0);
             bytes[..5].copy_from_slice(b"HwEc\x01");
-            bytes[5] = bytes[5] % 3;
+            bytes[5] %= 3;
         }
         if let Ok(probe) = Probe::parse(&bytes) {
             prop_assert_eq!(Probe::parse(&probe.encode()), Ok(probe));

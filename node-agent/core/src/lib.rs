@@ -1,1 +1,34 @@
-//! See docs/src/architecture/index.md.
+//! `MeshView` and the planners: what all clusters say, and what this node's tunnels, maps and words should be for it.
+//!
+//! ```text
+//! keyspaces ──> MeshView ──remotes──> tunnels (hawser_tunnels::Desired)
+//!                    │         ├────> datapath (hawser_ebpf_abi::DesiredDatapath)
+//!                    │         └────> whom to probe
+//! verdicts ─────> HealthWords ───────> single words, at once
+//! ```
+//! Pure: no IO, no clock, no log. [`Agent`] is the one state machine; the rest are functions of the view.
+
+mod agent;
+mod config;
+mod eligible;
+mod health;
+mod plan_datapath;
+mod plan_tunnels;
+mod services;
+mod slots;
+mod status;
+mod topology;
+mod view;
+
+pub use agent::{Agent, DEBOUNCE, Deadline, FIRST_PLAN, OWN_STALE, Output, Plan, RESYNC, RETRY, Timer};
+pub use config::AgentConfig;
+pub use eligible::{BackendStatus, backends};
+pub use health::{HealthWords, WordCounts, WordPlace, WordWrite};
+pub use plan_datapath::Interfaces;
+pub use services::{MergedBackend, MergedPort, MergedService};
+pub use slots::{NodeSlots, REST, SLOT_NONE};
+pub use status::{ClusterStatus, ServiceStatus};
+pub use view::{Changed, ClusterView, MeshView, Refused};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,375 @@
+//! The agent's core: events in, plans and words out. Knows the time only as an argument.
+//!
+//! A plan is made from the whole view [`DEBOUNCE`] after the first change that was not planned yet: O(view) per plan, so
+//! at most twenty plans a second however many events come. Health never waits for a plan.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use hawser_discovery::{About, NodeId, Transition};
+use hawser_ebpf_abi::DesiredDatapath;
+use hawser_model::{ClusterName, Peer, Time};
+use hawser_tunnels::Desired;
+
+use crate::config::AgentConfig;
+use crate::health::{HealthWords, WordCounts, WordPlace, WordWrite};
+use crate::plan_datapath::{Interfaces, local_pods, plan_datapath};
+use crate::plan_tunnels::plan_tunnels;
+use crate::services::{MergedService, merge_services};
+use crate::slots::NodeSlots;
+use crate::topology::remotes;
+use crate::view::{Changed, MeshView};
+
+/// From the first unplanned change to the plan.
+pub const DEBOUNCE: Duration = Duration::from_millis(50);
+/// The first plan waits this long for peers that are not complete: a plan from less would remove what is merely unknown.
+pub const FIRST_PLAN: Duration = Duration::from_secs(30);
+/// Nothing heard of the own keyspace for this long: its data is stale (decision 8).
+pub const OWN_STALE: Duration = Duration::from_secs(15);
+/// What is there is compared with what should be at least this often.
+pub const RESYNC: Duration = Duration::from_secs(30);
+/// After a failed reconcile or word; doubles up to [`RESYNC`].
+pub const RETRY: Duration = Duration::from_secs(1);
+const TRANSITIONS_KEPT: usize = 256;
+
+/// What everything should be, from one view.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// None only before the first plan.
+    pub tunnels: Option<Desired>,
+    pub datapath: DesiredDatapath,
+    /// Whom to probe, once the tunnels are there.
+    pub echo: BTreeMap<NodeId, Ipv4Addr>,
+    /// What was left out, and why.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Follow this cluster's keyspace from its beginning; a follower that exists is replaced.
+    Follow(ClusterName),
+    Unfollow(ClusterName),
+    Word(WordWrite),
+    /// Bring everything to [`Agent::plan`], then say how it went with [`Agent::handle_reconciled`].
+    Reconcile,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    Debounce,
+    FirstPlan,
+    OwnStale,
+    Retry,
+    Resync,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline {
+    pub at: Time,
+    pub timer: Timer,
+}
+
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) config: AgentConfig,
+    pub(crate) view: MeshView,
+    slots: NodeSlots,
+    pub(crate) health: HealthWords,
+    interfaces: Interfaces,
+    started: Time,
+    following: BTreeMap<ClusterName, Peer>,
+    outputs: VecDeque<Output>,
+    /// When the first change came that no plan knows.
+    dirty: Option<Time>,
+    /// Complete enough that what is missing is gone, not unknown.
+    ready: bool,
+    own_stale: bool,
+    plan: Plan,
+    pub(crate) services: Vec<MergedService>,
+    planned: bool,
+    last_reconcile: Option<Time>,
+    retry_at: Option<Time>,
+    retry_wait: Duration,
+    pub(crate) problems: Vec<String>,
+    pub(crate) verdicts: BTreeMap<About, Transition>,
+    pub(crate) transitions: VecDeque<Transition>,
+}
+
+impl Agent {
+    /// `slots` and `health` are what an earlier run left behind.
+    pub fn new(config: AgentConfig, slots: NodeSlots, health: HealthWords, now: Time) -> Self {
+        let view = MeshView::new(config.cluster.clone(), config.width, config.mesh);
+        let own = config.cluster.name.clone();
+        Self {
+            config,
+            view,
+            slots,
+            health,
+            interfaces: Interfaces::default(),
+            started: now,
+            following: BTreeMap::new(),
+            outputs: VecDeque::from([Output::Follow(own)]),
+            dirty: None,
+            ready: false,
+            own_stale: false,
+            plan: Plan::default(),
+            services: Vec::new(),
+            planned: false,
+            last_reconcile: None,
+            retry_at: None,
+            retry_wait: RETRY,
+            problems: Vec::new(),
+            verdicts: BTreeMap::new(),
+            transitions: VecDeque::new(),
+        }
+    }
+
+    pub fn handle_put(&mut self, cluster: &ClusterName, key: &[u8], value: &[u8], now: Time) {
+        let changed = self.view.upsert(cluster, key, value);
+        self.changed(changed, now);
+    }
+
+    pub fn handle_delete(&mut self, cluster: &ClusterName, key: &[u8], now: Time) {
+        let changed = self.view.remove(cluster, key);
+        self.changed(changed, now);
+    }
+
+    /// Everything that is followed of a cluster has been listed.
+    pub fn handle_listed(&mut self, cluster: &ClusterName, revision: i64, now: Time) {
+        self.view.heard(cluster, Some(revision), now);
+        let changed = self.view.listed(cluster);
+        self.changed(changed, now);
+    }
+
+    /// Its keyspace was heard; with a revision, everything up to there has been given.
+    pub fn handle_heard(&mut self, cluster: &ClusterName, revision: Option<i64>, now: Time) {
+        self.view.heard(cluster, revision, now);
+        if self.own_stale && self.view.is_own(cluster) {
+            self.handle_time(now);
+        }
+    }
+
+    /// Its keyspace cannot be read for now. State is kept.
+    pub fn handle_interrupted(&mut self, cluster: &ClusterName, reason: String) {
+        self.view.interrupted(cluster, reason);
+    }
+
+    /// The data plane's verdict about a node or cluster changed.
+    pub fn handle_transition(&mut self, transition: Transition) {
+        let place = match transition.about {
+            About::Cluster(cluster) => Some(WordPlace::Cluster(cluster)),
+            About::Node(node) => Some(self.slots.get(node)).filter(|slot| *slot != 0).map(WordPlace::Node),
+        };
+        if let Some(place) = place {
+            self.health.judge(place, transition.to);
+        }
+        self.verdicts.insert(transition.about, transition);
+        if self.transitions.len() == TRANSITIONS_KEPT {
+            self.transitions.pop_front();
+        }
+        self.transitions.push_back(transition);
+    }
+
+    /// What the shell found in the kernel for [`Agent::local_pods`] and the tunnel device.
+    pub fn handle_interfaces(&mut self, interfaces: Interfaces, now: Time) {
+        if self.interfaces != interfaces {
+            self.interfaces = interfaces;
+            self.changed(Changed::Data, now);
+        }
+    }
+
+    pub fn handle_word_failed(&mut self, write: WordWrite, now: Time) {
+        self.health.failed(write);
+        self.retry_later(now);
+    }
+
+    /// How carrying out [`Output::Reconcile`] went. Only after a success do words and slots of what is gone go too.
+    pub fn handle_reconciled(&mut self, problems: Vec<String>, complete: bool, now: Time) {
+        self.problems = problems;
+        self.last_reconcile = Some(now);
+        if !complete {
+            self.retry_later(now);
+            return;
+        }
+        self.retry_at = None;
+        self.retry_wait = RETRY;
+        if self.dirty.is_some() {
+            return;
+        }
+        let wanted: BTreeSet<NodeId> = self.plan.echo.keys().copied().collect();
+        self.slots.release_others(&wanted, now);
+        let clusters: BTreeSet<_> = self.following.values().map(|peer| peer.cluster.id).collect();
+        let slots: BTreeSet<u32> = self.slots.iter().map(|(_, slot)| slot).collect();
+        self.health.retain(|place| match place {
+            WordPlace::Cluster(id) => clusters.contains(id),
+            WordPlace::Node(slot) => slots.contains(slot),
+        });
+        self.verdicts.retain(|about, _| match about {
+            About::Cluster(id) => clusters.contains(id),
+            About::Node(node) => wanted.contains(node),
+        });
+    }
+
+    pub fn handle_time(&mut self, now: Time) {
+        let heard = self.view.own().heard.unwrap_or(self.started);
+        let stale = now.since(heard) >= OWN_STALE;
+        if stale != self.own_stale {
+            self.own_stale = stale;
+            self.changed(Changed::Data, now);
+        }
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.health.retry();
+            self.reconcile();
+        }
+        if self.planned && self.resync_at().is_some_and(|at| at <= now) {
+            self.last_reconcile = Some(now);
+            self.reconcile();
+        }
+        self.ready = self.ready || self.is_complete(now);
+        if self.ready && self.dirty.is_some_and(|since| since + DEBOUNCE <= now) {
+            self.make_plan(now);
+        }
+    }
+
+    /// Words come first: what a plan points at has its word before it is pointed at.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.health.poll().map(Output::Word).or_else(|| self.outputs.pop_front())
+    }
+
+    pub fn poll_deadline(&self) -> Option<Deadline> {
+        let timer = |timer, at| Deadline { at, timer };
+        let first = self.view.own().is_synced().then_some(self.started + FIRST_PLAN);
+        let heard = self.view.own().heard.unwrap_or(self.started);
+        [
+            self.dirty.filter(|_| self.ready).map(|since| timer(Timer::Debounce, since + DEBOUNCE)),
+            first.filter(|_| !self.ready).map(|at| timer(Timer::FirstPlan, at)),
+            (!self.own_stale).then(|| timer(Timer::OwnStale, heard + OWN_STALE)),
+            self.retry_at.map(|at| timer(Timer::Retry, at)),
+            self.resync_at().map(|at| timer(Timer::Resync, at)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The newest plan; empty before the first.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Whether there is a plan: nothing may be removed before.
+    pub fn has_plan(&self) -> bool {
+        self.planned
+    }
+
+    /// Pods whose interfaces the shell should find.
+    pub fn local_pods(&self) -> BTreeSet<IpAddr> {
+        local_pods(&self.config, &self.view).iter().map(|pod| pod.ip).collect()
+    }
+
+    /// To be kept over a restart.
+    pub fn slots(&self) -> &NodeSlots {
+        &self.slots
+    }
+
+    pub fn config(&self) -> &AgentConfig {
+        &self.config
+    }
+
+    pub fn view(&self) -> &MeshView {
+        &self.view
+    }
+
+    pub fn word_counts(&self) -> WordCounts {
+        self.health.counts()
+    }
+
+    pub fn is_own_stale(&self) -> bool {
+        self.own_stale
+    }
+
+    fn changed(&mut self, changed: Changed, now: Time) {
+        if changed == Changed::Peers {
+            self.follow_peers();
+        }
+        if changed != Changed::Nothing {
+            self.dirty.get_or_insert(now);
+            self.ready = self.ready || self.is_complete(now);
+        }
+    }
+
+    /// Complete: the own cluster, and every peer or enough waiting.
+    fn is_complete(&self, now: Time) -> bool {
+        let peers = || self.view.peers().all(|(_, view)| view.is_some_and(|view| view.is_synced()));
+        self.view.own().is_synced() && (now.since(self.started) >= FIRST_PLAN || peers())
+    }
+
+    /// A peer admitted otherwise than before is read again: what it may say has changed.
+    fn follow_peers(&mut self) {
+        let peers = self.view.own().peers.clone();
+        let gone: Vec<_> = self.following.keys().filter(|name| !peers.contains_key(name)).cloned().collect();
+        for name in gone {
+            self.following.remove(&name);
+            self.view.forget(&name);
+            self.outputs.push_back(Output::Unfollow(name));
+        }
+        for (name, peer) in peers {
+            if name != self.config.cluster.name && self.following.get(&name) != Some(&peer) {
+                self.view.begin(&name);
+                self.outputs.push_back(Output::Follow(name.clone()));
+                self.following.insert(name, peer);
+            }
+        }
+    }
+
+    fn make_plan(&mut self, now: Time) {
+        self.dirty = None;
+        let mut notes = Vec::new();
+        let remotes = remotes(&self.view, &self.config, &mut notes);
+        for remote in &remotes {
+            // At the first plan a word of an earlier run goes on; later, the place is a new one.
+            self.health.begin(WordPlace::Cluster(remote.peer.cluster.id), self.planned);
+            let nodes = || remote.nodes.iter().map(|node| node.id);
+            let new: BTreeSet<u32> = self.slots.assign(nodes(), now).iter().map(|(_, slot)| *slot).collect();
+            for slot in nodes().map(|node| self.slots.get(node)).filter(|slot| *slot != 0) {
+                self.health.begin(WordPlace::Node(slot), new.contains(&slot));
+            }
+        }
+        let nodes = || remotes.iter().flat_map(|remote| &remote.nodes);
+        self.services = merge_services(&self.config, &self.view, &remotes, &self.slots);
+        let datapath = plan_datapath(
+            &self.config,
+            &self.view,
+            &remotes,
+            &self.services,
+            &self.slots,
+            &self.interfaces,
+            self.own_stale,
+        );
+        self.plan = Plan {
+            tunnels: Some(plan_tunnels(&self.config, &self.view, &remotes)),
+            datapath,
+            echo: nodes().map(|node| (node.id, node.mesh.ipv4)).collect(),
+            notes,
+        };
+        self.planned = true;
+        self.reconcile();
+    }
+
+    fn reconcile(&mut self) {
+        if self.planned && !self.outputs.contains(&Output::Reconcile) {
+            self.outputs.push_back(Output::Reconcile);
+        }
+    }
+
+    fn retry_later(&mut self, now: Time) {
+        self.retry_at = Some(now + self.retry_wait);
+        self.retry_wait = (self.retry_wait * 2).min(RESYNC);
+    }
+
+    fn resync_at(&self) -> Option<Time> {
+        self.last_reconcile.map(|at| at + RESYNC)
+    }
+}

@@ -1,0 +1,36 @@
+//! Who this node is and how its tunnels are to be made: fixed while the process runs.
+
+use hawser_model::PublicKey;
+use hawser_model::{ClusterId, ClusterIdWidth, ClusterRef, MeshAddresses, MeshPlan, NodeIndex, NodeName};
+use hawser_tunnels::{DeviceName, Mark};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    pub cluster: ClusterRef,
+    pub node: NodeName,
+    pub index: NodeIndex,
+    pub width: ClusterIdWidth,
+    pub mesh: MeshPlan,
+    pub device: DeviceName,
+    pub public_key: PublicKey,
+    pub port: u16,
+    pub mtu: u16,
+    pub mark: Mark,
+    pub table: u32,
+    pub rule_priority: u32,
+    pub echo_port: u16,
+}
+
+impl AgentConfig {
+    pub fn mesh_addresses(&self) -> MeshAddresses {
+        self.mesh.addresses(self.cluster.id, self.index, &self.node)
+    }
+
+    /// All mesh addresses a cluster's nodes can have.
+    pub fn mesh_ranges(&self, cluster: ClusterId) -> [ipnet::IpNet; 2] {
+        let id = u32::from(cluster.get());
+        let v4 = u32::from(self.mesh.ipv4().network()) | id << 16;
+        let v6 = u128::from(self.mesh.ula().network()) | u128::from(id) << 64;
+        [ipnet::Ipv4Net::new_assert(v4.into(), 16).into(), ipnet::Ipv6Net::new_assert(v6.into(), 64).into()]
+    }
+}

@@ -1,0 +1,188 @@
+//! View -> eBPF maps, all but health.
+//!
+//! Cost: O(backends + endpoints), twice a logarithm; made once per plan. The loader writes differences only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hawser_ebpf_abi::{
+    AFFINITY_LOCAL, AFFINITY_NONE, AFFINITY_REMOTE, Addr, BackendSpec, CONFIG_OWN_STALE, Config,
+    DesiredDatapath, Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey,
+    ServiceKey, ServiceSpec, SliceSpec,
+};
+use hawser_model::{Affinity, IdentityId, Peer, Protocol};
+use ipnet::IpNet;
+
+use crate::config::AgentConfig;
+use crate::services::{MergedBackend, MergedPort, MergedService};
+use crate::slots::NodeSlots;
+use crate::topology::Remote;
+use crate::view::MeshView;
+
+/// What only the kernel knows, as the shell found it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    /// 0 while there is none.
+    pub tunnel: u32,
+    /// The host side of each local pod's interface.
+    pub pods: BTreeMap<IpAddr, u32>,
+}
+
+/// Slice weights above this are not told apart by the datapath.
+const MAX_WEIGHT: usize = 4_096;
+
+/// Addresses of this node, as its own cluster states them.
+fn own_addresses<'a>(config: &AgentConfig, view: &'a MeshView) -> impl Iterator<Item = IpAddr> + 'a {
+    let own = view.own().nodes.get(&config.node);
+    own.into_iter().flat_map(|node| node.addresses.iter().map(|address| address.ip))
+}
+
+/// The pods of this node: endpoints of the own cluster whose host is one of this node's addresses.
+pub(crate) fn local_pods<'a>(config: &AgentConfig, view: &'a MeshView) -> Vec<&'a hawser_model::Endpoint> {
+    let own: Vec<_> = own_addresses(config, view).collect();
+    let here = |endpoint: &&hawser_model::Endpoint| {
+        // A host-network pod has no interface of its own.
+        endpoint.host.is_some_and(|host| own.contains(&host)) && !own.contains(&endpoint.ip)
+    };
+    view.own().endpoints.values().filter(here).collect()
+}
+
+pub(crate) fn plan_datapath(
+    config: &AgentConfig,
+    view: &MeshView,
+    remotes: &[Remote<'_>],
+    services: &[MergedService],
+    slots: &NodeSlots,
+    interfaces: &Interfaces,
+    own_stale: bool,
+) -> DesiredDatapath {
+    let pods = local_pods(config, view);
+    let endpoints = pods.iter().filter_map(|pod| {
+        let ifindex = *interfaces.pods.get(&pod.ip)?;
+        Some((Addr::from(pod.ip), Endpoint { ifindex, identity: pod.identity.get(), flags: 0 }))
+    });
+    let mut desired = DesiredDatapath {
+        config: header(config, interfaces, own_stale),
+        endpoints: endpoints.collect(),
+        ..DesiredDatapath::default()
+    };
+    for service in services {
+        frontends(service, &mut desired);
+    }
+    let here: BTreeSet<IpAddr> = pods.iter().map(|pod| pod.ip).collect();
+    for service in services.iter().filter(|service| service.shared) {
+        let slices = service.ports.values().filter(|port| port.is_programmed());
+        let own = slices.filter_map(|port| port.slices.get(&config.cluster)).flatten();
+        for backend in own.filter(|backend| here.contains(&backend.ip)) {
+            let key = ServiceKey::new(backend.ip.into(), Port::new(backend.port), Protocol::Tcp.number());
+            desired.exported.insert(key, Exported { flags: 0 });
+        }
+    }
+    own_ipcache(config, view, &mut desired);
+    // Complete or not, what an admitted cluster may say is behind the tunnel and nowhere else.
+    for (peer, _) in view.peers() {
+        claim_ranges(config, peer, &mut desired);
+    }
+    for remote in remotes {
+        remote_ipcache(remote, slots, &mut desired);
+    }
+    desired
+}
+
+fn header(config: &AgentConfig, interfaces: &Interfaces, own_stale: bool) -> Config {
+    let mesh = config.mesh_addresses();
+    Config {
+        tunnel_ifindex: interfaces.tunnel,
+        tunnel_mtu: config.mtu.into(),
+        flags: if own_stale { CONFIG_OWN_STALE } else { 0 },
+        own_mesh_v4: mesh.ipv4.into(),
+        own_mesh_v6: mesh.ipv6.into(),
+        echo_port: Port::new(config.echo_port),
+        ..Config::new(config.cluster.id.get())
+    }
+}
+
+/// One entry per ClusterIP and TCP port. A frontend and its backends are of one family.
+fn frontends(service: &MergedService, desired: &mut DesiredDatapath) {
+    for port in service.ports.values().filter(|port| port.is_programmed()) {
+        for ip in &service.cluster_ips {
+            let key = ServiceKey::new((*ip).into(), Port::new(port.port.port), port.port.protocol.number());
+            let affinity = match service.affinity {
+                Affinity::None => AFFINITY_NONE,
+                Affinity::Local => AFFINITY_LOCAL,
+                Affinity::Remote => AFFINITY_REMOTE,
+            };
+            let slices = slices(port, *ip);
+            desired.services.insert(key, ServiceSpec { affinity, slices });
+        }
+    }
+}
+
+fn slices(port: &MergedPort, frontend: IpAddr) -> BTreeMap<u16, SliceSpec> {
+    let of_family = |backend: &&MergedBackend| backend.ip.is_ipv4() == frontend.is_ipv4();
+    let slice = |backends: &Vec<MergedBackend>| {
+        let spec = |backend: &MergedBackend| BackendSpec {
+            addr: backend.ip.into(),
+            port: Port::new(backend.port),
+            node: backend.slot,
+        };
+        let backends: BTreeSet<_> = backends.iter().filter(of_family).map(spec).collect();
+        let weight = backends.len().min(MAX_WEIGHT) as u16;
+        SliceSpec { weight, backends }
+    };
+    let slices = port.slices.iter().map(|(cluster, backends)| (cluster.id.get(), slice(backends)));
+    slices.filter(|(_, slice)| !slice.backends.is_empty()).take(MAX_SLICES as usize).collect()
+}
+
+/// Own pods are known by identity, and not behind the tunnel.
+fn own_ipcache(config: &AgentConfig, view: &MeshView, desired: &mut DesiredDatapath) {
+    let cluster = config.cluster.id.get();
+    for endpoint in view.own().endpoints.values() {
+        let key = PrefixKey::host(endpoint.ip.into());
+        desired
+            .ipcache
+            .insert(key, IpEntry { identity: endpoint.identity.get(), node: 0, cluster, flags: 0 });
+    }
+}
+
+fn set(desired: &mut DesiredDatapath, net: IpNet, entry: IpEntry) {
+    if let Some(key) = PrefixKey::new(net.addr(), net.prefix_len()) {
+        desired.ipcache.insert(key, entry);
+    }
+}
+
+/// Everything a remote cluster was admitted with, whoever is there.
+fn claim_ranges(config: &AgentConfig, peer: &Peer, desired: &mut DesiredDatapath) {
+    let cluster = peer.cluster.id.get();
+    let of = |identity: IdentityId| IpEntry { identity: identity.get(), node: 0, cluster, flags: IP_REMOTE };
+    for cidr in &peer.pod_cidrs {
+        set(desired, *cidr, of(IdentityId::WORLD));
+    }
+    for range in config.mesh_ranges(peer.cluster.id) {
+        set(desired, range, of(IdentityId::UNKNOWN));
+    }
+}
+
+/// What is known better than its cluster's ranges.
+fn remote_ipcache(remote: &Remote<'_>, slots: &NodeSlots, desired: &mut DesiredDatapath) {
+    let cluster = remote.peer.cluster.id.get();
+    let entry = |identity: IdentityId, node: u32, flags: u16| IpEntry {
+        identity: identity.get(),
+        node,
+        cluster,
+        flags: IP_REMOTE | flags,
+    };
+    for node in &remote.nodes {
+        let slot = slots.get(node.id);
+        for cidr in &node.pod_cidrs {
+            set(desired, *cidr, entry(IdentityId::WORLD, slot, 0));
+        }
+        for mesh in [IpAddr::V4(node.mesh.ipv4), IpAddr::V6(node.mesh.ipv6)] {
+            set(desired, mesh.into(), entry(IdentityId::REMOTE_NODE, slot, IP_MESH_ADDRESS));
+        }
+    }
+    for endpoint in remote.endpoints() {
+        let slot = remote.node_of(endpoint.ip).map_or(0, |node| slots.get(node.id));
+        set(desired, endpoint.ip.into(), entry(endpoint.identity, slot, 0));
+    }
+}

@@ -1,0 +1,116 @@
+//! Global services merged over all clusters by namespace and name: what the datapath is given and what status shows.
+//!
+//! A service exists here when the own cluster has it; each cluster adds a slice of backends per port, matched by the
+//! port's *name*. Cost: O(backends), made once per plan.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use hawser_discovery::NodeId;
+use hawser_model::{Affinity, ClusterRef, NodeName, PortName, Protocol, ServiceKey, ServicePort};
+
+use crate::config::AgentConfig;
+use crate::slots::NodeSlots;
+use crate::topology::Remote;
+use crate::view::MeshView;
+
+/// One global service as this node serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MergedService {
+    pub key: ServiceKey,
+    pub affinity: Affinity,
+    pub shared: bool,
+    pub cluster_ips: Vec<IpAddr>,
+    pub ports: BTreeMap<PortName, MergedPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MergedPort {
+    pub port: ServicePort,
+    /// By cluster name, the own one included. Clusters without backends are not in it.
+    pub slices: BTreeMap<ClusterRef, Vec<MergedBackend>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MergedBackend {
+    pub ip: IpAddr,
+    pub port: u16,
+    /// The remote node it is behind; none in the own cluster, whose nodes' health is Kubernetes' affair.
+    pub node: Option<(NodeId, NodeName)>,
+    /// Its health word's place; 0 = none.
+    pub slot: u32,
+}
+
+/// All of them. Remote backends that are not pods of the cluster they were stated by are left out: no tunnel leads there.
+pub(crate) fn merge_services(
+    config: &AgentConfig,
+    view: &MeshView,
+    remotes: &[Remote<'_>],
+    slots: &NodeSlots,
+) -> Vec<MergedService> {
+    let own = view.own().local_services.values();
+    own.map(|service| {
+        let ports = service.ports.iter().map(|(name, port)| {
+            let mut slices = BTreeMap::new();
+            let local = service.backends.iter().filter_map(|(ip, ports)| {
+                let port = target(ports.get(name)?, *port)?;
+                Some(MergedBackend { ip: *ip, port, node: None, slot: 0 })
+            });
+            add(&mut slices, &config.cluster, local.collect());
+            for remote in remotes {
+                add(
+                    &mut slices,
+                    &remote.peer.cluster,
+                    remote_slice(remote, &service.key, name, *port, slots),
+                );
+            }
+            (name.clone(), MergedPort { port: *port, slices })
+        });
+        MergedService {
+            key: service.key.clone(),
+            affinity: service.affinity,
+            shared: service.shared,
+            cluster_ips: service.cluster_ips.clone(),
+            ports: ports.collect(),
+        }
+    })
+    .collect()
+}
+
+fn add(slices: &mut BTreeMap<ClusterRef, Vec<MergedBackend>>, of: &ClusterRef, backends: Vec<MergedBackend>) {
+    if !backends.is_empty() {
+        slices.insert(of.clone(), backends);
+    }
+}
+
+fn remote_slice(
+    remote: &Remote<'_>,
+    key: &ServiceKey,
+    name: &PortName,
+    port: ServicePort,
+    slots: &NodeSlots,
+) -> Vec<MergedBackend> {
+    // `shared: false` is read as "gone".
+    let Some(service) = remote.view.services.get(key).filter(|service| service.shared) else {
+        return Vec::new();
+    };
+    let backend = |(ip, ports): (&IpAddr, &BTreeMap<PortName, ServicePort>)| {
+        let port = target(ports.get(name)?, port).filter(|_| remote.admits_pod(*ip))?;
+        let node = remote.node_of(*ip);
+        let slot = node.map_or(0, |node| slots.get(node.id));
+        Some(MergedBackend { ip: *ip, port, node: node.map(|node| (node.id, node.name.clone())), slot })
+    };
+    service.backends.iter().filter_map(backend).collect()
+}
+
+/// The backend's port, if it speaks the service's protocol.
+fn target(backend: &ServicePort, service: ServicePort) -> Option<u16> {
+    (backend.protocol == service.protocol).then_some(backend.port)
+}
+
+impl MergedPort {
+    /// UDP is kept in the view and not programmed yet.
+    pub fn is_programmed(&self) -> bool {
+        self.port.protocol == Protocol::Tcp
+    }
+}

@@ -1,0 +1,96 @@
+//! Verdicts to words: one write per node and one per cluster.
+
+use hawser_discovery::{About, Because, NodeId, Transition};
+use hawser_model::{ClusterHealth, HealthWord};
+
+use super::*;
+use crate::WordPlace;
+
+fn judge(mesh: &mut Mesh, about: About, to: ClusterHealth) {
+    let transition =
+        Transition { about, from: ClusterHealth::Unknown, to, because: Because::FirstReply, at: mesh.now };
+    mesh.agent.handle_transition(transition);
+    mesh.drain(true);
+}
+
+fn node(c: u32, n: u32) -> NodeId {
+    NodeId { cluster: cluster(c).id, index: NodeIndex::new(n).unwrap() }
+}
+
+#[test]
+fn a_cluster_that_dies_costs_one_word_per_node_and_one_for_itself() {
+    let mut mesh = Mesh::of_three();
+    for c in [2, 3] {
+        for n in [1, 2] {
+            judge(&mut mesh, About::Node(node(c, n)), ClusterHealth::Up);
+        }
+        judge(&mut mesh, About::Cluster(cluster(c).id), ClusterHealth::Up);
+    }
+    let before = mesh.agent.word_counts();
+    mesh.words.clear();
+    judge(&mut mesh, About::Node(node(2, 1)), ClusterHealth::Down);
+    judge(&mut mesh, About::Node(node(2, 2)), ClusterHealth::Down);
+    judge(&mut mesh, About::Cluster(cluster(2).id), ClusterHealth::Down);
+    let after = mesh.agent.word_counts();
+    assert_eq!((after.nodes - before.nodes, after.clusters - before.clusters), (2, 1));
+    assert!(mesh.words.iter().all(|write| write.word == HealthWord::DOWN));
+    assert_eq!(mesh.words[2].place, WordPlace::Cluster(cluster(2).id));
+    judge(&mut mesh, About::Node(node(2, 1)), ClusterHealth::Up);
+    assert_eq!(mesh.agent.word_counts().nodes - after.nodes, 1);
+    assert_eq!(mesh.agent.transitions().count(), 10);
+}
+
+#[test]
+fn the_same_verdict_twice_is_one_write() {
+    let mut mesh = Mesh::of_three();
+    judge(&mut mesh, About::Cluster(cluster(2).id), ClusterHealth::Down);
+    judge(&mut mesh, About::Cluster(cluster(2).id), ClusterHealth::Down);
+    assert_eq!(mesh.words.len(), 1);
+}
+
+#[test]
+fn a_restarted_agent_lets_the_last_verdict_hold_until_it_knows_better() {
+    let first = Mesh::of_three();
+    let slot = first.agent.slots().get(node(2, 1));
+    let found = [WordPlace::Node(slot), WordPlace::Cluster(cluster(2).id)]
+        .map(|place| WordWrite { place, word: HealthWord::DOWN });
+    let slots = NodeSlots::restore(65_536, first.agent.slots().iter());
+    let mut mesh = Mesh::restarted(slots, HealthWords::adopt(found));
+    mesh.say(1, [mk_node(1, 1), vec![mk_peer(2)]].concat());
+    mesh.complete(1);
+    mesh.say(2, mk_node(2, 1));
+    mesh.complete(2);
+    mesh.settle();
+    assert_eq!(mesh.words, []);
+    assert_eq!(mesh.agent.slots().get(node(2, 1)), slot, "the slot keeps its meaning");
+    judge(&mut mesh, About::Node(node(2, 1)), ClusterHealth::Up);
+    assert_eq!(mesh.words, [WordWrite { place: WordPlace::Node(slot), word: HealthWord::UP }]);
+}
+
+#[test]
+fn a_word_that_could_not_be_written_is_written_again() {
+    let mut mesh = Mesh::of_three();
+    let about = About::Cluster(cluster(2).id);
+    let to = ClusterHealth::Down;
+    let (from, because) = (ClusterHealth::Up, Because::AllNodesDown);
+    mesh.agent.handle_transition(Transition { about, from, to, because, at: mesh.now });
+    let Some(Output::Word(write)) = mesh.agent.poll_output() else { panic!("the word comes first") };
+    mesh.agent.handle_word_failed(write, mesh.now);
+    mesh.pass(3_000);
+    assert_eq!(mesh.words, [write]);
+}
+
+#[test]
+fn a_cluster_that_returns_after_disconnect_does_not_inherit_its_old_word() {
+    let mut mesh = Mesh::of_three();
+    judge(&mut mesh, About::Cluster(cluster(2).id), ClusterHealth::Down);
+    mesh.withdraw(1, &mk_peer(2));
+    mesh.settle();
+    mesh.words.clear();
+    mesh.say(1, [mk_peer(2)]);
+    mesh.say(2, mk_node(2, 1));
+    mesh.complete(2);
+    mesh.settle();
+    let up = WordWrite { place: WordPlace::Cluster(cluster(2).id), word: HealthWord::UP };
+    assert!(mesh.words.contains(&up), "{:?}", mesh.words);
+}

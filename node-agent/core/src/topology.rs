@@ -1,0 +1,127 @@
+//! Remote clusters as the planners need them: admitted, synced, and every address attributed to its node.
+//!
+//! Cost: one pass over nodes and endpoints, O(n log n); it is made once per plan and shared by the planners.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use hawser_discovery::NodeId;
+use hawser_model::{Endpoint, MeshAddresses, NodeName, Peer, TunnelEnd};
+use hawser_tunnels::PrefixTable;
+use ipnet::IpNet;
+
+use crate::config::AgentConfig;
+use crate::view::{ClusterView, MeshView};
+
+/// A node we can have a tunnel to.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteNode<'a> {
+    pub id: NodeId,
+    pub name: &'a NodeName,
+    pub end: TunnelEnd,
+    pub endpoint: SocketAddr,
+    pub mesh: MeshAddresses,
+    pub pod_cidrs: Vec<IpNet>,
+    /// Its pods that none of its own CIDRs covers.
+    pub stray_pods: Vec<IpAddr>,
+}
+
+/// A cluster whose data is in use.
+#[derive(Debug)]
+pub(crate) struct Remote<'a> {
+    pub peer: &'a Peer,
+    pub view: &'a ClusterView,
+    pub nodes: Vec<RemoteNode<'a>>,
+    by_host: BTreeMap<IpAddr, usize>,
+    by_prefix: PrefixTable<usize>,
+}
+
+impl<'a> Remote<'a> {
+    /// The node an address of this cluster is behind: by its endpoint's host, else by pod CIDR.
+    pub(crate) fn node_of(&self, ip: IpAddr) -> Option<&RemoteNode<'a>> {
+        let host = self.view.endpoints.get(&ip).and_then(|endpoint| endpoint.host);
+        let at = host.and_then(|host| self.by_host.get(&host)).or_else(|| self.by_prefix.lookup(ip));
+        self.nodes.get(*at?)
+    }
+
+    /// Its pods. Endpoints at node addresses are not behind the tunnel, so they are not among them.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &'a Endpoint> + use<'a> {
+        let peer = self.peer;
+        self.view.endpoints.values().filter(move |endpoint| admitted(&peer.pod_cidrs, endpoint.ip))
+    }
+
+    pub(crate) fn admits_pod(&self, ip: IpAddr) -> bool {
+        admitted(&self.peer.pod_cidrs, ip)
+    }
+}
+
+fn admitted(cidrs: &[IpNet], ip: IpAddr) -> bool {
+    cidrs.iter().any(|cidr| cidr.contains(&ip))
+}
+
+/// All admitted clusters whose data is complete, in the order of their names. `notes` gets what was left out and why.
+pub(crate) fn remotes<'a>(
+    view: &'a MeshView,
+    config: &AgentConfig,
+    notes: &mut Vec<String>,
+) -> Vec<Remote<'a>> {
+    let mut remotes = Vec::new();
+    for (peer, cluster) in view.peers() {
+        if peer.cluster.id == config.cluster.id || peer.cluster.name == config.cluster.name {
+            notes.push(format!(
+                "{} is admitted as a peer but is this cluster, {}. fix: hawser disconnect {}",
+                peer.cluster, config.cluster, peer.cluster.name
+            ));
+            continue;
+        }
+        if let Some(cluster) = cluster.filter(|cluster| cluster.is_synced()) {
+            remotes.push(remote(peer, cluster, config, notes));
+        }
+    }
+    remotes
+}
+
+fn remote<'a>(
+    peer: &'a Peer,
+    view: &'a ClusterView,
+    config: &AgentConfig,
+    notes: &mut Vec<String>,
+) -> Remote<'a> {
+    let mut nodes = Vec::new();
+    let mut by_host = BTreeMap::new();
+    let mut by_prefix = PrefixTable::default();
+    for (name, tunnel) in &view.tunnel_nodes {
+        let Some(end) = tunnel.wireguard else { continue };
+        let Some(node) = view.nodes.get(name) else { continue };
+        let Some(underlay) = node.underlay(false).or_else(|| node.underlay(true)) else {
+            notes.push(format!("{}/{name} states no InternalIP or ExternalIP and gets no tunnel", view.name));
+            continue;
+        };
+        let pod_cidrs: Vec<_> = node.pod_cidrs.iter().map(IpNet::trunc).collect();
+        let at = nodes.len();
+        by_host.extend(node.addresses.iter().map(|address| (address.ip, at)));
+        for cidr in &pod_cidrs {
+            by_prefix.insert(*cidr, at);
+        }
+        nodes.push(RemoteNode {
+            id: NodeId { cluster: peer.cluster.id, index: tunnel.index },
+            name,
+            end,
+            endpoint: end.endpoint(underlay),
+            // Computed, never believed.
+            mesh: config.mesh.addresses(peer.cluster.id, tunnel.index, name),
+            pod_cidrs,
+            stray_pods: Vec::new(),
+        });
+    }
+    let mut remote = Remote { peer, view, nodes, by_host, by_prefix };
+    for endpoint in remote.endpoints() {
+        let at = endpoint.host.and_then(|host| remote.by_host.get(&host).copied());
+        if let Some(node) = at.and_then(|at| remote.nodes.get_mut(at))
+            && !admitted(&node.pod_cidrs, endpoint.ip)
+        {
+            node.stray_pods.push(endpoint.ip);
+        }
+    }
+    remote
+}

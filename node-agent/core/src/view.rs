@@ -1,0 +1,294 @@
+//! `MeshView`: what every cluster says, merged by cluster and found by key.
+//!
+//! What comes in is decoded and, of a remote cluster, held against what it was admitted with (decision 4): the API server
+//! has done so already, and an agent believes no more than it must.
+//!
+//! Cost: an entry or a deletion is O(log n) in the number of entries of its kind and cluster; nothing is copied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hawser_model::{
+    ClusterConfig, ClusterIdWidth, ClusterName, ClusterRef, Endpoint, GlobalService, IdentityId, MeshPlan,
+    Node, NodeName, Peer, ServiceKey, SharedService, Time, TunnelNode,
+};
+use hawser_wire::{Context, Entry, Key, PeerRecord, Resource, admit, decode};
+
+/// A cluster's data is used once all of these have been published and listed.
+const NEEDED: [Resource; 5] =
+    [Resource::Nodes, Resource::Identities, Resource::Ips, Resource::Services, Resource::TunnelNodes];
+
+/// Entries that were kept out, and the newest reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    pub count: u64,
+    pub last: Option<String>,
+}
+
+/// What one cluster says.
+#[derive(Clone, Debug)]
+pub struct ClusterView {
+    pub name: ClusterName,
+    pub config: Option<ClusterConfig>,
+    pub nodes: BTreeMap<NodeName, Node>,
+    pub tunnel_nodes: BTreeMap<NodeName, TunnelNode>,
+    pub endpoints: BTreeMap<IpAddr, Endpoint>,
+    pub identities: BTreeSet<IdentityId>,
+    pub services: BTreeMap<ServiceKey, SharedService>,
+    /// Of the own keyspace only.
+    pub local_services: BTreeMap<ServiceKey, GlobalService>,
+    /// Of the own keyspace only.
+    pub peers: BTreeMap<ClusterName, Peer>,
+    pub refused: Refused,
+    /// Everything up to here has been seen.
+    pub revision: i64,
+    /// When its keyspace was last heard, be it only to say that nothing happened.
+    pub heard: Option<Time>,
+    /// Why it cannot be read now.
+    pub interrupted: Option<String>,
+    canaries: BTreeSet<Resource>,
+    listed: bool,
+    synced: bool,
+    /// While a new follower lists: what it has given so far. The rest is gone when the list is complete.
+    seen: Option<BTreeSet<Key>>,
+}
+
+impl ClusterView {
+    fn new(name: ClusterName) -> Self {
+        Self {
+            name,
+            config: None,
+            nodes: BTreeMap::new(),
+            tunnel_nodes: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            identities: BTreeSet::new(),
+            services: BTreeMap::new(),
+            local_services: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            refused: Refused::default(),
+            revision: 0,
+            heard: None,
+            interrupted: None,
+            canaries: BTreeSet::new(),
+            listed: false,
+            synced: false,
+            seen: None,
+        }
+    }
+
+    /// Complete once: everything listed, every canary seen. It stays so, because what comes later are differences.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// What is still missing for [`ClusterView::is_synced`], for people.
+    pub fn waits_for(&self) -> String {
+        if self.synced {
+            return String::new();
+        }
+        if !self.listed {
+            return self.interrupted.clone().unwrap_or_else(|| "its first list is not complete".into());
+        }
+        let missing = NEEDED.iter().filter(|kind| !self.canaries.contains(kind)).map(|kind| kind.canary());
+        format!("it has not published {} yet", missing.collect::<Vec<_>>().join(", "))
+    }
+
+    fn settle(&mut self) {
+        self.synced |= self.listed && NEEDED.iter().all(|kind| self.canaries.contains(kind));
+    }
+
+    fn put(&mut self, key: Key, entry: Entry) {
+        match entry {
+            Entry::ClusterConfig(config) => self.config = Some(config),
+            Entry::Node(node) => drop(self.nodes.insert(node.name.clone(), node)),
+            Entry::TunnelNode(node) => drop(self.tunnel_nodes.insert(node.name.clone(), node)),
+            Entry::Identity(identity) => drop(self.identities.insert(identity.id)),
+            Entry::Endpoint(endpoint) => drop(self.endpoints.insert(endpoint.ip.to_canonical(), endpoint)),
+            Entry::Service(service) => drop(self.services.insert(service.key.clone(), service)),
+            Entry::LocalService(service) => drop(self.local_services.insert(service.key.clone(), service)),
+            Entry::LocalPeer(peer) => drop(self.peers.insert(peer.cluster.name.clone(), peer)),
+            Entry::Synced { resource, .. } => {
+                self.canaries.insert(resource);
+                self.settle();
+            }
+            // services/v1 says the same for now.
+            Entry::Heartbeat(_) | Entry::Slice(_) => {}
+        }
+        if let Some(seen) = &mut self.seen {
+            seen.insert(key);
+        }
+    }
+
+    /// Drops what a complete list did not name.
+    fn sweep(&mut self) {
+        let Some(seen) = self.seen.take() else { return };
+        let name = &self.name;
+        let cluster = || name.clone();
+        self.nodes.retain(|node, _| seen.contains(&Key::Node { cluster: cluster(), node: node.clone() }));
+        self.tunnel_nodes
+            .retain(|node, _| seen.contains(&Key::TunnelNode { cluster: cluster(), node: node.clone() }));
+        self.endpoints.retain(|ip, _| seen.contains(&Key::ip(*ip)));
+        self.identities.retain(|id| seen.contains(&Key::Identity(*id)));
+        self.services
+            .retain(|key, _| seen.contains(&Key::Service { cluster: cluster(), service: key.clone() }));
+        self.local_services
+            .retain(|key, _| seen.contains(&Key::LocalService { cluster: cluster(), service: key.clone() }));
+        self.peers.retain(|peer, _| seen.contains(&Key::LocalPeer(peer.clone())));
+    }
+
+    fn delete(&mut self, key: &Key) {
+        match key {
+            Key::ClusterConfig(_) => self.config = None,
+            Key::Node { node, .. } => drop(self.nodes.remove(node)),
+            Key::TunnelNode { node, .. } => drop(self.tunnel_nodes.remove(node)),
+            Key::Identity(id) => drop(self.identities.remove(id)),
+            Key::Ip(ip) => drop(self.endpoints.remove(ip)),
+            Key::Service { service, .. } => drop(self.services.remove(service)),
+            Key::LocalService { service, .. } => drop(self.local_services.remove(service)),
+            Key::LocalPeer(name) => drop(self.peers.remove(name)),
+            // A canary that goes says nothing about the data (Cilium's readers ignore it too).
+            Key::Synced { .. } | Key::Heartbeat | Key::EndpointSlice { .. } => {}
+            Key::Private(_) | Key::Other(_) => {}
+        }
+    }
+}
+
+/// Whether a change can matter to a planner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    Nothing,
+    Data,
+    /// The own cluster's list of peers, above all.
+    Peers,
+}
+
+/// All clusters that are followed.
+#[derive(Clone, Debug)]
+pub struct MeshView {
+    own: ClusterRef,
+    width: ClusterIdWidth,
+    mesh: MeshPlan,
+    clusters: BTreeMap<ClusterName, ClusterView>,
+    /// What each peer may say, from the own cluster's peers.
+    records: BTreeMap<ClusterName, PeerRecord>,
+}
+
+impl MeshView {
+    pub fn new(own: ClusterRef, width: ClusterIdWidth, mesh: MeshPlan) -> Self {
+        let clusters = BTreeMap::from([(own.name.clone(), ClusterView::new(own.name.clone()))]);
+        Self { own, width, mesh, clusters, records: BTreeMap::new() }
+    }
+
+    pub fn own(&self) -> &ClusterView {
+        &self.clusters[&self.own.name]
+    }
+
+    pub fn cluster(&self, name: &ClusterName) -> Option<&ClusterView> {
+        self.clusters.get(name)
+    }
+
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterView> {
+        self.clusters.values()
+    }
+
+    pub fn is_own(&self, name: &ClusterName) -> bool {
+        *name == self.own.name
+    }
+
+    /// Remote clusters that this one has admitted, whether or not their data is complete.
+    pub fn peers(&self) -> impl Iterator<Item = (&Peer, Option<&ClusterView>)> {
+        self.own().peers.values().map(|peer| (peer, self.clusters.get(&peer.cluster.name)))
+    }
+
+    /// A new follower begins: its first list is the whole truth about the cluster.
+    pub fn begin(&mut self, cluster: &ClusterName) {
+        let view = self.cluster_mut(cluster);
+        view.seen = Some(BTreeSet::new());
+        view.revision = 0;
+    }
+
+    /// Takes in one value. A malformed one is counted and kept out; what the key held before stays, because the cluster
+    /// has not said that it is gone.
+    pub fn upsert(&mut self, cluster: &ClusterName, key: &[u8], value: &[u8]) -> Changed {
+        let read = self.read(cluster, key, value);
+        let view = self.cluster_mut(cluster);
+        match read {
+            Ok(Some((key, entry))) => {
+                let peer = matches!(key, Key::LocalPeer(_));
+                view.put(key, entry);
+                self.changed(peer)
+            }
+            Ok(None) => Changed::Nothing,
+            Err(reason) => {
+                view.refused.count += 1;
+                view.refused.last = Some(reason);
+                Changed::Nothing
+            }
+        }
+    }
+
+    pub fn remove(&mut self, cluster: &ClusterName, key: &[u8]) -> Changed {
+        // A key that does not parse never came in.
+        let Ok(key) = Key::parse(key) else { return Changed::Nothing };
+        self.cluster_mut(cluster).delete(&key);
+        self.changed(matches!(key, Key::LocalPeer(_)))
+    }
+
+    /// A list of all that is followed is complete.
+    pub fn listed(&mut self, cluster: &ClusterName) -> Changed {
+        let view = self.cluster_mut(cluster);
+        view.listed = true;
+        view.interrupted = None;
+        view.sweep();
+        view.settle();
+        self.changed(true)
+    }
+
+    pub fn heard(&mut self, cluster: &ClusterName, revision: Option<i64>, now: Time) {
+        let view = self.cluster_mut(cluster);
+        view.heard = Some(now);
+        view.interrupted = None;
+        view.revision = revision.unwrap_or(view.revision);
+    }
+
+    pub fn interrupted(&mut self, cluster: &ClusterName, reason: String) {
+        self.cluster_mut(cluster).interrupted = Some(reason);
+    }
+
+    /// Forgets a cluster that is no longer followed. The own one stays.
+    pub fn forget(&mut self, cluster: &ClusterName) {
+        if !self.is_own(cluster) {
+            self.clusters.remove(cluster);
+        }
+    }
+
+    fn changed(&mut self, peers: bool) -> Changed {
+        if !peers {
+            return Changed::Data;
+        }
+        let record = |peer: &Peer| PeerRecord::new(peer, self.width, self.mesh);
+        self.records = self.own().peers.iter().map(|(name, peer)| (name.clone(), record(peer))).collect();
+        Changed::Peers
+    }
+
+    fn cluster_mut(&mut self, cluster: &ClusterName) -> &mut ClusterView {
+        self.clusters.entry(cluster.clone()).or_insert_with(|| ClusterView::new(cluster.clone()))
+    }
+
+    /// A key and value as they may stand in `cluster`'s keyspace; none when no planner needs it. The error is for people.
+    fn read(&self, cluster: &ClusterName, key: &[u8], value: &[u8]) -> Result<Option<(Key, Entry)>, String> {
+        let key = Key::parse(key).map_err(|error| error.to_string())?;
+        if matches!(key, Key::Other(_) | Key::Private(_) | Key::Heartbeat | Key::EndpointSlice { .. }) {
+            return Ok(None);
+        }
+        if self.is_own(cluster) {
+            let context = Context { cluster: self.own.clone(), width: self.width };
+            let entry = decode(&key, value, &context).map_err(|error| error.to_string())?;
+            return Ok(Some((key, entry)));
+        }
+        let record = self.records.get(cluster).ok_or_else(|| format!("{cluster} is not admitted"))?;
+        let entry = decode(&key, value, &record.context()).map_err(|error| error.to_string())?;
+        admit(record, &key, &entry).map_err(|refusal| refusal.to_string())?;
+        Ok(Some((key, entry)))
+    }
+}
