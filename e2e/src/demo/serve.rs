@@ -68,12 +68,7 @@ pub(super) fn connect(stage: &mut Stage) -> Result<Facts> {
 pub(super) fn serve(stage: &mut Stage) -> Result<Facts> {
     let requests = stage.options.requests();
     let lab = &mut stage.lab;
-    lab.wait("shop/cart has all six backends", CONNECT, |lab| {
-        let view = lab.cluster(HOME).node("node-1").service_view()?;
-        let eligible = view.backends().filter(|backend| backend.eligible).count();
-        ensure!(eligible == 6, "{eligible} are eligible");
-        lab.cluster(HOME).node("node-1").settled()
-    })?;
+    lab.wait_until_served()?;
     let home = lab.cluster(HOME);
     let target = home.service_address();
     let request = Request::to(&target).requests(requests).concurrency(8).marker(MARKER);

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Cluster, Lab, Node, manifests};
 use crate::binaries;
+use crate::plan::LabPlan;
 use crate::process::{Process, output, said, tail};
 use crate::status::{AgentStatus, ServiceView, operations};
 use crate::wait;
@@ -48,6 +49,34 @@ impl Lab {
             node.wait_for_agent()?;
         }
         self.check_alive()
+    }
+
+    /// A lab with the product in it, connected and carrying.
+    pub fn connected(plan: LabPlan) -> Result<Self> {
+        let mut lab = Self::build(plan)?;
+        lab.start_product(Store::Embedded)?;
+        lab.connect_all()?;
+        lab.wait_until_connected(START)?;
+        lab.wait_until_served()?;
+        Ok(lab)
+    }
+
+    /// Until every agent lists every backend of `shop/cart` that there is, and has nothing left to do.
+    pub fn wait_until_served(&mut self) -> Result<()> {
+        self.wait("every agent lists every backend of shop/cart", START, |lab| {
+            for (_, node) in lab.nodes() {
+                let view = node.service_view()?;
+                for cluster in &lab.clusters {
+                    let due = if cluster.cart.endpoints { cluster.plan.nodes.len() } else { 0 };
+                    let listed = view.backends_of(&cluster.plan.name);
+                    if listed != due {
+                        bail!("{} lists {listed} of {due} backends of {}", node.name(), cluster.plan.name);
+                    }
+                }
+                node.settled()?;
+            }
+            Ok(())
+        })
     }
 
     /// Act 2: every pair exchanges bundles, in both directions.
