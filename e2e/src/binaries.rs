@@ -26,3 +26,8 @@ pub fn find(name: &str) -> Result<PathBuf> {
     }
     Ok(path)
 }
+
+/// An error that names the first binary of the product that is not built.
+pub fn check_product() -> Result<()> {
+    ["clustermesh-apiserver", "hawser-node-agent", "hawser"].iter().try_for_each(|name| find(name).map(drop))
+}

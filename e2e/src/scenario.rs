@@ -9,8 +9,6 @@ use anyhow::Result;
 use crate::enclave::{self, Inside};
 use crate::{binaries, lab};
 
-const PRODUCT: &[&str] = &["clustermesh-apiserver", "hawser-node-agent", "hawser"];
-
 /// Runs `body` inside a new lab, as PID 1. To be called at once in a `#[test]` function, with a closure.
 ///
 /// The test executable runs a second time, inside, with this test alone; there this calls `body`.
@@ -40,9 +38,7 @@ pub fn run<F: FnOnce() -> Result<()>>(body: F) {
 /// # Panics
 /// Like [`run`], and when a binary is missing.
 pub fn run_with_product<F: FnOnce() -> Result<()>>(body: F) {
-    for name in PRODUCT {
-        binaries::find(name).unwrap_or_else(|error| panic!("{error:#}"));
-    }
+    binaries::check_product().unwrap_or_else(|error| panic!("{error:#}"));
     run(body);
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use hawser_e2e::lab::Lab;
 use hawser_e2e::plan::LabPlan;
 use hawser_e2e::pod::client::Request;

@@ -14,7 +14,7 @@ use crate::lab::{Lab, Store, recent_logs};
 use crate::net::secrecy::Secrecy;
 use crate::net::sniffer::Sniffer;
 use crate::plan::LabPlan;
-use crate::{enclave, walk};
+use crate::{binaries, enclave, walk};
 use report::{Act, Facts, Report};
 
 /// Travels in every request, so that it would be seen if anything left in clear.
@@ -72,6 +72,7 @@ const ACTS: &[(&str, Play)] = &[
 
 /// Plays all acts; the exit code is 0 only if every one held.
 pub fn run(options: Options) -> Result<u8> {
+    binaries::check_product()?;
     let start = Instant::now();
     let mut acts = Vec::new();
     let mut stage = None;
