@@ -18,7 +18,7 @@ pub use cluster::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, ParseClust
 pub use epoch::Epoch;
 pub use health::{ClusterHealth, HealthWord};
 pub use identity::{Identity, IdentityError, IdentityId, Label, Labels, ParseLabelsError};
-pub use mesh::{MeshAddresses, MeshPlan, MeshPlanError, NodeIndex};
+pub use mesh::{Encryption, MeshAddresses, MeshPlan, MeshPlanError, NodeIndex, ParseEncryptionError};
 pub use node::{
     AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
 };

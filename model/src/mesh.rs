@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use sha2::{Digest, Sha256};
 
+use crate::cluster::shorten;
 use crate::{ClusterId, NodeName};
 
 /// A node's number in its cluster, given by its own API server; 1 to 65,535, and never reused while the node lives.
@@ -90,6 +91,43 @@ impl Default for MeshPlan {
         let ula = Ipv6Addr::new(0xfd68, 0x6177, 0x7365, 0, 0, 0, 0, 0);
         Self { ula: Ipv6Net::new_assert(ula, 48), ipv4: Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 4) }
     }
+}
+
+/// How packets between clusters are encrypted. Equal in the whole mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Encryption {
+    #[default]
+    Wireguard,
+    Ipsec,
+}
+
+impl Encryption {
+    pub fn parse(text: &str) -> Result<Self, ParseEncryptionError> {
+        match text {
+            "wireguard" => Ok(Self::Wireguard),
+            "ipsec" => Ok(Self::Ipsec),
+            other => Err(ParseEncryptionError { text: shorten(other) }),
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wireguard => "wireguard",
+            Self::Ipsec => "ipsec",
+        }
+    }
+}
+
+impl fmt::Display for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("encryption {text:?} is neither wireguard nor ipsec")]
+pub struct ParseEncryptionError {
+    pub text: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

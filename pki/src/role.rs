@@ -1,0 +1,235 @@
+//! Role: what a client may be, from the CA that signed its certificate and the name in it (contracts.md, Roles).
+//!
+//! The TLS layer accepts the union of all CAs; which of them signed is decided here, by verifying the signature, so that a
+//! peer's CA can make nobody but `remote-<that peer>`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use hawser_model::{ClusterName, NodeName, Timestamp};
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::X509Certificate;
+
+use crate::cert::{CaCert, CertError, common_name, parse, text_of};
+use crate::name::{CommonName, UserName};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Everything in the own keyspace; signed by the own CA.
+    Admin(UserName),
+    /// One node of the own cluster; signed by the own CA.
+    Agent { node: NodeName },
+    /// Another cluster, proven by the CA it was admitted with.
+    Remote(ClusterName),
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admin(user) => write!(f, "admin {user}"),
+            Self::Agent { node } => write!(f, "agent of node {node}"),
+            Self::Remote(cluster) => write!(f, "remote cluster {cluster}"),
+        }
+    }
+}
+
+/// The CAs a cluster believes, and for whom.
+#[derive(Clone, Debug)]
+pub struct TrustStore {
+    cluster: ClusterName,
+    own: CaCert,
+    peers: BTreeMap<ClusterName, CaCert>,
+}
+
+impl TrustStore {
+    pub fn new(cluster: ClusterName, own: CaCert) -> Self {
+        Self { cluster, own, peers: BTreeMap::new() }
+    }
+
+    /// Believes `ca` for exactly one name. Another CA for the same peer replaces the former one.
+    pub fn insert_peer(&mut self, peer: ClusterName, ca: CaCert) {
+        self.peers.insert(peer, ca);
+    }
+
+    pub fn remove_peer(&mut self, peer: &ClusterName) {
+        self.peers.remove(peer);
+    }
+
+    pub fn own(&self) -> &CaCert {
+        &self.own
+    }
+
+    pub fn peer(&self, peer: &ClusterName) -> Option<&CaCert> {
+        self.peers.get(peer)
+    }
+
+    /// The union, for the TLS layer.
+    pub fn roots(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        std::iter::once(self.own.der()).chain(self.peers.values().map(CaCert::der))
+    }
+
+    /// Decides who presented this chain. Only the first certificate counts: every one of ours is signed by its CA
+    /// itself. Cost: one signature verification per connection, not per request.
+    pub fn role(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<Role, RoleError> {
+        let leaf = chain.first().ok_or(RoleError::NoCertificate)?;
+        let cert = parse(leaf)?;
+        let name =
+            common_name(&cert).map_or_else(|| text_of(cert.subject()), |n| n.chars().take(300).collect());
+        let signer = self.signer(&cert).ok_or_else(|| RoleError::WrongCa {
+            name: name.clone(),
+            issuer: text_of(cert.issuer()),
+            trusted: self.trusted(),
+        })?;
+        let (ca, whose) = match signer {
+            Signer::Own => (&self.own, &self.cluster),
+            Signer::Peer(peer, ca) => (ca, peer),
+        };
+        if now > ca.not_after() {
+            return Err(RoleError::CaExpired { cluster: whose.clone(), not_after: ca.not_after(), now });
+        }
+        check_validity(&cert, &name, whose, now)?;
+        check_usage(&cert, &name)?;
+        match signer {
+            Signer::Own => self.own_role(name),
+            Signer::Peer(peer, _) if name == CommonName::Remote(peer.clone()).to_string() => {
+                Ok(Role::Remote(peer.clone()))
+            }
+            Signer::Peer(peer, _) => Err(RoleError::ForeignName { name, peer: peer.clone() }),
+        }
+    }
+
+    fn own_role(&self, name: String) -> Result<Role, RoleError> {
+        match CommonName::parse(&name, &self.cluster) {
+            Some(CommonName::Admin(user)) => Ok(Role::Admin(user)),
+            Some(CommonName::Agent { node, .. }) => Ok(Role::Agent { node }),
+            // Ours is for use at peers. Even a peer's name in a certificate of our CA proves nothing about the peer.
+            Some(CommonName::Remote(_)) => Err(RoleError::RemoteAtHome { name, own: self.cluster.clone() }),
+            _ => Err(RoleError::UnknownName { name, own: self.cluster.clone() }),
+        }
+    }
+
+    fn signer(&self, cert: &X509Certificate<'_>) -> Option<Signer<'_>> {
+        if self.own.signed(cert) {
+            return Some(Signer::Own);
+        }
+        let (peer, ca) = self.peers.iter().find(|(_, ca)| ca.signed(cert))?;
+        Some(Signer::Peer(peer, ca))
+    }
+
+    fn trusted(&self) -> String {
+        let own = format!("{} (own)", self.own.name());
+        let peers = self.peers.values().map(|ca| ca.name().to_owned());
+        std::iter::once(own).chain(peers).take(8).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Signer<'a> {
+    Own,
+    Peer(&'a ClusterName, &'a CaCert),
+}
+
+fn check_validity(
+    cert: &X509Certificate<'_>,
+    name: &str,
+    whose: &ClusterName,
+    now: Timestamp,
+) -> Result<(), RoleError> {
+    let not_before = Timestamp::from_unix(cert.validity().not_before.timestamp());
+    let not_after = Timestamp::from_unix(cert.validity().not_after.timestamp());
+    let (name, cluster) = (name.to_owned(), whose.clone());
+    if now < not_before {
+        return Err(RoleError::NotYetValid { name, cluster, not_before, now });
+    }
+    if now > not_after {
+        return Err(RoleError::Expired { name, cluster, not_after, now });
+    }
+    Ok(())
+}
+
+fn check_usage(cert: &X509Certificate<'_>, name: &str) -> Result<(), RoleError> {
+    if cert.is_ca() {
+        return Err(RoleError::IsCa { name: name.to_owned() });
+    }
+    match cert.extended_key_usage() {
+        Ok(Some(usage)) if usage.value.client_auth => Ok(()),
+        _ => Err(RoleError::NotForClients { name: name.to_owned() }),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RoleError {
+    #[error(
+        "the client presented no certificate, so it may only join; fix: dial with the certificate of its role"
+    )]
+    NoCertificate,
+    #[error(transparent)]
+    Cert(#[from] CertError),
+    #[error(
+        "certificate {name:?} is signed by {issuer:?}, and this cluster trusts {trusted}; \
+         fix: `hawser connect` the cluster it comes from, or use a certificate of a trusted CA"
+    )]
+    WrongCa { name: String, issuer: String, trusted: String },
+    #[error(
+        "certificate {name:?} of cluster {cluster} expired at {not_after}, and here it is {now}; \
+         fix: renew it (an agent that was down for long needs a new join token), or set the clocks"
+    )]
+    Expired { name: String, cluster: ClusterName, not_after: Timestamp, now: Timestamp },
+    #[error(
+        "certificate {name:?} of cluster {cluster} is valid from {not_before} on, and here it is {now}; \
+         fix: set the clocks of both sides"
+    )]
+    NotYetValid { name: String, cluster: ClusterName, not_before: Timestamp, now: Timestamp },
+    #[error(
+        "the CA of cluster {cluster} expired at {not_after}, and here it is {now}; \
+         fix: make a new CA there and connect it again with a new bundle"
+    )]
+    CaExpired { cluster: ClusterName, not_after: Timestamp, now: Timestamp },
+    #[error(
+        "certificate {name:?} is a CA's, and a CA is no client; fix: dial with the certificate of a role"
+    )]
+    IsCa { name: String },
+    #[error(
+        "certificate {name:?} is not for clients (no clientAuth in its extended key usage); \
+         fix: dial with the certificate of a role, not with a server's"
+    )]
+    NotForClients { name: String },
+    #[error(
+        "certificate {name:?} is signed by cluster {own}'s own CA, but its name is no role: \
+         admin-<user> or agent-{own}-<node>; fix: issue it with `hawser ca`"
+    )]
+    UnknownName { name: String, own: ClusterName },
+    #[error(
+        "certificate {name:?} is signed by cluster {own}'s own CA and is for use at peers; at home it has no role; \
+         fix: dial {own} with an admin or agent certificate"
+    )]
+    RemoteAtHome { name: String, own: ClusterName },
+    #[error(
+        "certificate {name:?} is signed by the CA of cluster {peer}, which is trusted for the name remote-{peer} alone; \
+         fix: dial with {peer}'s certificate for peers"
+    )]
+    ForeignName { name: String, peer: ClusterName },
+}
+
+impl RoleError {
+    /// A short steady name for metrics.
+    pub fn metric(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::Cert(_) => "malformed",
+            Self::WrongCa { .. } => "wrong_ca",
+            Self::Expired { .. } => "expired",
+            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::CaExpired { .. } => "ca_expired",
+            Self::IsCa { .. } => "is_ca",
+            Self::NotForClients { .. } => "not_for_clients",
+            Self::UnknownName { .. } => "unknown_name",
+            Self::RemoteAtHome { .. } => "remote_at_home",
+            Self::ForeignName { .. } => "foreign_name",
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "role_tests.rs"]
+mod tests;
