@@ -1,2 +1,2 @@
-//! See docs/src/architecture/index.md.
+//! `hawser-node-agent`: arguments, exit codes, logs.
 fn main() {}

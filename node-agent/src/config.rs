@@ -1,0 +1,264 @@
+//! `agent.yaml`: every key has a default, unknown ones are refused with their line (contracts.md, Files).
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hawser_discovery::LivenessConfig;
+use hawser_model::NodeName;
+use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark};
+use serde::{Deserialize, Serialize};
+
+pub const DEFAULT_PATH: &str = "/etc/hawser/agent.yaml";
+const MAX_BYTES: usize = 64 << 10;
+
+/// The file as it is written.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+struct File {
+    node: Option<String>,
+    join: PathBuf,
+    state: PathBuf,
+    socket: PathBuf,
+    device: String,
+    port: u16,
+    mtu: u16,
+    mark: u32,
+    mark_mask: u32,
+    table: u32,
+    rule_priority: u32,
+    echo: EchoFile,
+    underlay: UnderlayFile,
+    bpf_dir: String,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct EchoFile {
+    port: u16,
+    interval: String,
+    timeout: String,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum UnderlayFile {
+    Word(String),
+    Devices(Vec<String>),
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            node: None,
+            join: "/etc/hawser/join.yaml".into(),
+            state: "/var/lib/hawser/agent".into(),
+            socket: "/run/hawser/agent.sock".into(),
+            device: "hawser0".into(),
+            port: 51_871,
+            mtu: 1_420,
+            mark: 0x0048_0000,
+            mark_mask: 0x00ff_0000,
+            table: 18_551,
+            rule_priority: 90,
+            echo: EchoFile::default(),
+            underlay: UnderlayFile::Word("auto".into()),
+            bpf_dir: "hawser".into(),
+        }
+    }
+}
+
+impl Default for EchoFile {
+    fn default() -> Self {
+        Self { port: 51_872, interval: "500ms".into(), timeout: "3s".into() }
+    }
+}
+
+/// Devices that the underlay program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Underlay {
+    /// All physical and veth uplinks with a global address that are not pods.
+    Auto,
+    Devices(Vec<DeviceName>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub node: NodeName,
+    pub join: PathBuf,
+    pub state: PathBuf,
+    pub socket: PathBuf,
+    pub device: DeviceName,
+    pub port: u16,
+    pub mtu: u16,
+    pub mark: Mark,
+    pub table: u32,
+    pub rule_priority: u32,
+    pub echo_port: u16,
+    pub liveness: LivenessConfig,
+    pub underlay: Underlay,
+    pub bpf_dir: String,
+}
+
+/// Refused before anything is changed: exit code 64.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}: {reason}. fix: write the file, or name another one with --config", path.display())]
+    Read { path: PathBuf, reason: String },
+    #[error("{}, line {line}: {reason}. fix: see docs, reference/agent.yaml", path.display())]
+    Syntax { path: PathBuf, line: u64, reason: String },
+    #[error("{}: {key} {value:?} {why}. fix: {fix}", path.display())]
+    Value { path: PathBuf, key: &'static str, value: String, why: String, fix: &'static str },
+}
+
+impl Config {
+    /// Reads the file. `host_name` stands in for a missing `node`. Without `must_exist`, a missing file is an empty one.
+    pub fn load(path: &Path, must_exist: bool, host_name: &str) -> Result<Self, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path, host_name),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => {
+                Self::parse("", path, host_name)
+            }
+            Err(error) => Err(ConfigError::Read { path: path.into(), reason: error.to_string() }),
+        }
+    }
+
+    pub fn parse(text: &str, path: &Path, host_name: &str) -> Result<Self, ConfigError> {
+        let file =
+            read(text).map_err(|(line, reason)| ConfigError::Syntax { path: path.into(), line, reason })?;
+        let value = |key, value: &dyn fmt::Display, why: &dyn fmt::Display, fix| ConfigError::Value {
+            path: path.into(),
+            key,
+            value: value.to_string(),
+            why: why.to_string(),
+            fix,
+        };
+        let node = file.node.as_deref().unwrap_or(host_name);
+        let node = NodeName::parse(node)
+            .map_err(|why| value("node", &node, &why, "the node's name as its cluster knows it"))?;
+        let name = |key, text: &str| {
+            DeviceName::parse(text).map_err(|why| value(key, &text, &why, "an interface's name like hawser0"))
+        };
+        let device = name("device", &file.device)?;
+        let underlay = match &file.underlay {
+            UnderlayFile::Word(word) if word == "auto" => Underlay::Auto,
+            UnderlayFile::Word(word) => {
+                return Err(value("underlay", word, &"is neither auto nor a list", "auto, or [eth0, ..]"));
+            }
+            UnderlayFile::Devices(names) => {
+                Underlay::Devices(names.iter().map(|text| name("underlay", text)).collect::<Result<_, _>>()?)
+            }
+        };
+        let duration = |key, text: &String| {
+            let why = "is not a number and ms, s or m";
+            parse_duration(text).ok_or_else(|| value(key, text, &why, "a duration like 500ms or 3s"))
+        };
+        let interval = duration("echo.interval", &file.echo.interval)?;
+        let timeout = duration("echo.timeout", &file.echo.timeout)?;
+        if interval.is_zero() || timeout < interval * 3 {
+            let why = format!("is less than three times echo.interval {}", file.echo.interval);
+            return Err(value("echo.timeout", &file.echo.timeout, &why, "a longer timeout"));
+        }
+        for (key, port) in [("port", file.port), ("echo.port", file.echo.port)] {
+            if port == 0 {
+                return Err(value(key, &port, &"is no port", "1 to 65535, the same on all nodes"));
+            }
+        }
+        if file.mtu < MIN_MTU_IPV6 {
+            return Err(value("mtu", &file.mtu, &"is below IPv6's 1280", "1420 on a network of 1500"));
+        }
+        if file.mark == 0 || file.mark & !file.mark_mask != 0 {
+            let why = format!("is zero or has bits outside of markMask {:#x}", file.mark_mask);
+            return Err(value("mark", &format_args!("{:#x}", file.mark), &why, "a value within the mask"));
+        }
+        if matches!(file.table, 0 | 252..=255) {
+            return Err(value("table", &file.table, &"is the kernel's own", "a free number like 18551"));
+        }
+        if !(1..32_766).contains(&file.rule_priority) {
+            let why = "does not lie between the local and the main rule";
+            return Err(value("rulePriority", &file.rule_priority, &why, "1 to 32765"));
+        }
+        if file.bpf_dir.is_empty() || file.bpf_dir.contains(['/', '.']) {
+            let why = "is not one directory's name (bpffs allows no dots)";
+            return Err(value("bpfDir", &file.bpf_dir, &why, "a name like hawser"));
+        }
+        Ok(Self {
+            node,
+            join: file.join,
+            state: file.state,
+            socket: file.socket,
+            device,
+            port: file.port,
+            mtu: file.mtu,
+            mark: Mark { value: file.mark, mask: file.mark_mask },
+            table: file.table,
+            rule_priority: file.rule_priority,
+            echo_port: file.echo.port,
+            liveness: LivenessConfig { interval, timeout, ..LivenessConfig::default() },
+            underlay,
+            bpf_dir: file.bpf_dir,
+        })
+    }
+}
+
+/// The configuration in effect, as a file that means the same. It holds no secrets: they are in the files it names.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "node: {}", self.node)?;
+        writeln!(f, "join: {}", self.join.display())?;
+        writeln!(f, "state: {}", self.state.display())?;
+        writeln!(f, "socket: {}", self.socket.display())?;
+        writeln!(f, "device: {}", self.device)?;
+        writeln!(f, "port: {}", self.port)?;
+        writeln!(f, "mtu: {}", self.mtu)?;
+        writeln!(f, "mark: {:#010x}", self.mark.value)?;
+        writeln!(f, "markMask: {:#010x}", self.mark.mask)?;
+        writeln!(f, "table: {}", self.table)?;
+        writeln!(f, "rulePriority: {}", self.rule_priority)?;
+        let (interval, timeout) = (self.liveness.interval.as_millis(), self.liveness.timeout.as_millis());
+        writeln!(f, "echo: {{ port: {}, interval: {interval}ms, timeout: {timeout}ms }}", self.echo_port)?;
+        match &self.underlay {
+            Underlay::Auto => writeln!(f, "underlay: auto")?,
+            Underlay::Devices(names) => {
+                let names: Vec<_> = names.iter().map(DeviceName::as_str).collect();
+                writeln!(f, "underlay: [{}]", names.join(", "))?;
+            }
+        }
+        writeln!(f, "bpfDir: {}", self.bpf_dir)
+    }
+}
+
+fn read(text: &str) -> Result<File, (u64, String)> {
+    if text.len() > MAX_BYTES {
+        return Err((1, format!("the file is {} bytes long, more than {MAX_BYTES}", text.len())));
+    }
+    let empty = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    if text.lines().all(empty) {
+        return Ok(File::default());
+    }
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_depth: 8, max_aliases: 0, max_anchors: 0, max_documents: 1 },
+        with_snippet: false,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let line = error.location().map_or(0, |location| location.line());
+        let reason: String = error.to_string().chars().take(200).collect();
+        (line, reason.split(" at line ").next().unwrap_or_default().to_owned())
+    })
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok().filter(|number| *number <= 1_000_000)?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_secs(number * 60)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,84 @@
+//! What `agent.yaml` may say, what it may not, and what the refusal names.
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("agent.yaml"), "node-9")
+}
+
+#[test]
+fn an_empty_file_is_the_contracts_defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config, parse("# nothing\n\n").unwrap());
+    assert_eq!(config.node.as_str(), "node-9");
+    assert_eq!(config.state, Path::new("/var/lib/hawser/agent"));
+    assert_eq!((config.port, config.echo_port, config.mtu, config.table), (51_871, 51_872, 1_420, 18_551));
+    assert_eq!(config.mark, Mark { value: 0x0048_0000, mask: 0x00ff_0000 });
+    assert_eq!(config.liveness, LivenessConfig::default());
+    assert_eq!(config.underlay, Underlay::Auto);
+}
+
+#[test]
+fn the_file_of_the_contract_reads_and_what_is_printed_reads_the_same() {
+    let text = "\
+node: node-1
+join: /etc/hawser/join.yaml               # written by `hawser ca token`
+state: /var/lib/hawser/agent
+socket: /run/hawser/agent.sock
+device: hawser0
+port: 51871
+mtu: 1420
+mark: 0x00480000
+markMask: 0x00ff0000
+table: 18551
+rulePriority: 90
+echo: { port: 51872, interval: 500ms, timeout: 3s }
+underlay: auto
+bpfDir: hawser
+";
+    let config = parse(text).unwrap();
+    assert_eq!(config, Config { node: NodeName::parse("node-1").unwrap(), ..parse("").unwrap() });
+    assert_eq!(parse(&config.to_string()).unwrap(), config);
+    let listed = parse("underlay: [eth0, bond0.7]").unwrap();
+    assert_eq!(parse(&listed.to_string()).unwrap(), listed);
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_the_key_and_the_fix() {
+    for (text, said) in [
+        ("nodes: a", "unknown field"),
+        ("node: A_b", "node \"A_b\""),
+        ("port: 0", "port \"0\""),
+        ("port: 70000", "line 1"),
+        ("mtu: 1000", "mtu \"1000\""),
+        ("mark: 0", "mark \"0x0\""),
+        ("mark: 0x01000000", "outside of markMask 0xff0000"),
+        ("table: 254", "table \"254\""),
+        ("rulePriority: 0", "rulePriority"),
+        ("device: a/b", "device \"a/b\""),
+        ("device: averyverylongname", "device"),
+        ("underlay: eth0", "neither auto nor a list"),
+        ("echo: { interval: 500 }", "echo.interval \"500\""),
+        ("echo: { interval: 2s }", "less than three times"),
+        ("echo: { ports: 1 }", "unknown field"),
+        ("bpfDir: a/b", "bpfDir"),
+        ("bpfDir: ../x", "bpfDir"),
+        ("port: [", "line"),
+    ] {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("fix: "), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_syntax_error_names_the_line() {
+    let error = parse("node: a\nport: 1\nprot: 2\n").unwrap_err();
+    assert!(matches!(error, ConfigError::Syntax { line: 3, .. }), "{error:?}");
+}
+
+#[test]
+fn a_named_file_must_exist_and_the_default_one_need_not() {
+    let missing = Path::new("/nonexistent/agent.yaml");
+    assert!(Config::load(missing, false, "node-9").is_ok());
+    assert!(matches!(Config::load(missing, true, "node-9"), Err(ConfigError::Read { .. })));
+}
