@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use hawser_model::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, IpNet, MeshPlan, ServerUrl};
+use hawser_etcd::store::StoreUri;
+use hawser_model::{
+    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, ServerUrl,
+};
 use serde::Deserialize;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -14,26 +17,12 @@ pub struct Config {
     pub pod_cidrs: Vec<IpNet>,
     pub node_cidrs: Vec<IpNet>,
     pub source_dir: PathBuf,
-    /// `embedded:<dir>` or `etcd://host:port,...`.
+    /// `embedded:<dir>` or `etcd://host:port,...`: it parses as a [`StoreUri`].
     pub store: String,
     pub pki: PathBuf,
     pub width: ClusterIdWidth,
     pub plan: MeshPlan,
     pub encryption: Encryption,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Encryption {
-    Wireguard,
-}
-
-impl Encryption {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Wireguard => "wireguard",
-        }
-    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +35,7 @@ pub enum ConfigError {
     },
     #[error("{path}:{line}: {reason}; fix: see docs/src/development/contracts.md for every key")]
     Syntax { path: PathBuf, line: u64, reason: String },
-    #[error("{path}: {key}: {reason}")]
+    #[error("{path}: {key}: {reason}{}", if reason.contains("fix:") { "" } else { "; fix: correct it there" })]
     Value { path: PathBuf, key: &'static str, reason: String },
 }
 
@@ -67,8 +56,8 @@ struct Text {
     pki: PathBuf,
     #[serde(default)]
     mesh: MeshText,
-    #[serde(default = "default_encryption")]
-    encryption: Encryption,
+    #[serde(default)]
+    encryption: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -100,10 +89,6 @@ fn default_pki() -> PathBuf {
     "/etc/hawser/pki".into()
 }
 
-fn default_encryption() -> Encryption {
-    Encryption::Wireguard
-}
-
 impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
@@ -120,11 +105,6 @@ impl Config {
             ConfigError::Syntax { path: path.to_owned(), line, reason }
         })?;
         read.into_config().map_err(|(key, reason)| ConfigError::Value { path: path.to_owned(), key, reason })
-    }
-
-    /// The CIDR that holds the address, of those that `pods` or nodes of this cluster may use.
-    pub fn allows(&self, address: std::net::IpAddr) -> bool {
-        self.pod_cidrs.iter().chain(&self.node_cidrs).any(|net| net.contains(&address))
     }
 }
 
@@ -161,13 +141,13 @@ impl Text {
         let ipv4 = ipv4.map_err(|error| ("mesh.ipv4", format!("{error}; fix: give an IPv4 CIDR")))?;
         let plan = MeshPlan::new(ula, ipv4).map_err(refuse("mesh"))?;
         disjoint(&pod_cidrs, &node_cidrs, &plan)?;
-        if !self.store.starts_with("embedded:") && !self.store.starts_with("etcd://") {
-            let reason = format!(
-                "{:?} is neither embedded:<directory> nor etcd://host:port; fix: write one of the two",
-                self.store
-            );
-            return Err(("store", reason));
+        let encryption = self.encryption.as_deref().map_or(Ok(Encryption::default()), Encryption::parse);
+        let encryption = encryption.map_err(refuse("encryption"))?;
+        if encryption != Encryption::Wireguard {
+            let reason = format!("{encryption} is not built yet; fix: write wireguard");
+            return Err(("encryption", reason));
         }
+        self.store.parse::<StoreUri>().map_err(refuse("store"))?;
         Ok(Config {
             cluster: ClusterRef { name, id },
             listen,
@@ -179,7 +159,7 @@ impl Text {
             pki: self.pki,
             width,
             plan,
-            encryption: self.encryption,
+            encryption,
         })
     }
 }
@@ -281,9 +261,10 @@ source:
             assert!(error.contains(says), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
-        assert!(refused(&format!("{GOOD}store: redis://x\n")).contains("neither embedded:"));
+        assert!(refused(&format!("{GOOD}store: redis://x\n")).contains("neither with embedded:"));
         assert!(refused(&format!("{GOOD}mesh: {{maxConnectedClusters: 300}}\n")).contains("300"));
-        assert!(refused(&format!("{GOOD}encryption: none\n")).contains("cluster.yaml:11"));
+        assert!(refused(&format!("{GOOD}encryption: none\n")).contains("encryption: "));
+        assert!(refused(&format!("{GOOD}encryption: ipsec\n")).contains("not built yet"));
     }
 
     #[test]

@@ -1,16 +1,26 @@
 //! The API server of one cluster: exports its objects, mirrors its peers, serves both as etcd, and lets nodes join.
 //!
-//! The pure parts (`config`, `identity`, `nodes`, `objects`, `annotations`, `exposure`, `export`) decide; the rest
-//! carries out.
+//! The pure parts (`annotations`, `config`, `export`, `exposure`, `identity`, `nodes`, `objects`) decide; the rest
+//! carries out. It is a library so that tests can hold it by its parts; only the binary of the same name uses it.
 
+pub mod admin;
+pub mod agent;
 pub mod annotations;
+pub mod authorize;
 pub mod board;
 pub mod config;
+pub mod dial;
 pub mod export;
 pub mod exporter;
 pub mod exposure;
 pub mod heartbeat;
 pub mod identity;
+pub mod listen;
+pub mod mirrors;
 pub mod nodes;
 pub mod objects;
 pub mod own;
+pub mod peers;
+pub mod server;
+pub mod status;
+pub mod trust;

@@ -1,2 +1,122 @@
-//! See docs/src/architecture/index.md.
-fn main() {}
+//! `clustermesh-apiserver`: reads its configuration, refuses or serves.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, ValueEnum};
+use clustermesh_apiserver::config::Config;
+use clustermesh_apiserver::server::{self, Server, StartError};
+use rustls::crypto::CryptoProvider;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+const REFUSED: u8 = 64;
+const FAILED: u8 = 1;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "clustermesh-apiserver",
+    version,
+    about = "The API server of one cluster in a Hawser mesh",
+    after_help = "Examples:\n  \
+        clustermesh-apiserver --config /etc/hawser/cluster.yaml --check-config\n  \
+        HAWSER_LOG=debug clustermesh-apiserver --log-format json\n\n\
+        Exit codes: 0 done, 1 failed at run time, 64 bad arguments or bad configuration (nothing was changed)."
+)]
+struct Args {
+    /// The cluster's configuration
+    #[arg(long, default_value = "/etc/hawser/cluster.yaml")]
+    config: PathBuf,
+    /// Read the configuration and the CA, say whether they are good, and end
+    #[arg(long)]
+    check_config: bool,
+    /// Let more than half of all exported keys be deleted at once
+    #[arg(long)]
+    accept_mass_delete: bool,
+    /// How log lines look; which ones there are is said by HAWSER_LOG (default "info")
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS };
+        }
+    };
+    log(args.log_format);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    if CryptoProvider::install_default((*provider).clone()).is_err() {
+        return fail(FAILED, &"a crypto provider was installed before main");
+    }
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => return fail(REFUSED, &error),
+    };
+    if args.check_config {
+        return match server::certificates(&config, provider) {
+            Ok(_) => {
+                println!("{}: good, for cluster {}", args.config.display(), config.cluster);
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(REFUSED, &error),
+        };
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(FAILED, &format!("the runtime cannot start: {error}")),
+    };
+    match runtime.block_on(run(config, provider, args.accept_mass_delete)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ StartError::Pki(_)) => fail(REFUSED, &error),
+        Err(error) => fail(FAILED, &error),
+    }
+}
+
+async fn run(
+    config: Config,
+    provider: Arc<CryptoProvider>,
+    accept_mass_delete: bool,
+) -> Result<(), StartError> {
+    let server = Server::open(config, provider, accept_mass_delete).await?;
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_at_signal(stop.clone()));
+    server.run(stop).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn stop_at_signal(stop: CancellationToken) {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else { return };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("told to stop");
+    stop.cancel();
+}
+
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("HAWSER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("clustermesh-apiserver: {error}");
+    ExitCode::from(code)
+}

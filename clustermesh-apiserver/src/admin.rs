@@ -1,0 +1,215 @@
+//! The `Admin` service: what an operator asks of this cluster. Everything is checked before anything is changed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hawser_api::admin::{
+    BundleReply, BundleRequest, ConnectReply, ConnectRequest, CreateJoinTokenReply, CreateJoinTokenRequest,
+    DisconnectReply, DisconnectRequest, StatusReply, StatusRequest, admin_server,
+};
+use hawser_model::{ClusterName, NodeName, Peer};
+use hawser_pki::{Admission, Bundle, BundleFacts, JoinFile, OwnFacts, StoredToken, Token, check_admission};
+use hawser_wire::{Entry, prefix};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tonic::{Request, Response, Status};
+
+use crate::agent::token_key;
+use crate::authorize::Caller;
+use crate::board::Board;
+use crate::config::Config;
+use crate::exporter::Command;
+use crate::mirrors::Mirrors;
+use crate::own::Own;
+use crate::peers;
+use crate::status;
+use crate::trust::{Certificates, now};
+
+/// Exposed pods that a refusal names; it says how many more there are.
+const NAMED: usize = 3;
+
+#[derive(Debug)]
+pub struct AdminService {
+    pub config: Arc<Config>,
+    pub own: Own,
+    /// Of the own keyspace, for people.
+    pub store: String,
+    pub certificates: Arc<Certificates>,
+    pub exporter: mpsc::Sender<Command>,
+    pub mirrors: Mirrors,
+    pub board: Arc<Board>,
+    /// One admission at a time: each is checked against all before it.
+    pub admitting: Mutex<()>,
+}
+
+fn admin<T>(request: Request<T>, rpc: &str) -> Result<T, Status> {
+    Caller::of(request.extensions()).require_admin(rpc)?;
+    Ok(request.into_inner())
+}
+
+fn refused(error: impl ToString) -> Status {
+    Status::failed_precondition(error.to_string())
+}
+
+fn invalid(error: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn store_failed(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("the store cannot write: {error}"))
+}
+
+#[tonic::async_trait]
+impl admin_server::Admin for AdminService {
+    async fn bundle(&self, request: Request<BundleRequest>) -> Result<Response<BundleReply>, Status> {
+        let request = admin(request, "Admin.Bundle")?;
+        let audience = ClusterName::parse(&request.for_cluster)
+            .map_err(|error| invalid(format!("{error}; fix: name the cluster that will read the bundle")))?;
+        let config = &self.config;
+        let facts = BundleFacts {
+            cluster: config.cluster.clone(),
+            endpoints: config.advertise.clone(),
+            pod_cidrs: config.pod_cidrs.clone(),
+            node_cidrs: config.node_cidrs.clone(),
+            width: config.width,
+            mesh: config.plan,
+            encryption: config.encryption,
+        };
+        let bundle = Bundle::create(self.certificates.ca(), audience, facts, now()).map_err(refused)?;
+        Ok(Response::new(BundleReply { bundle: bundle.to_yaml(), ca_fingerprint: bundle.fingerprint() }))
+    }
+
+    async fn connect(&self, request: Request<ConnectRequest>) -> Result<Response<ConnectReply>, Status> {
+        let request = admin(request, "Admin.Connect")?;
+        let _one = self.admitting.lock().await;
+        let own = &self.config.cluster.name;
+        let bundle = Bundle::read(&request.bundle, own, now()).map_err(refused)?;
+        let admission = self.check(&bundle)?;
+        let unchanged = matches!(admission, Admission::Unchanged(_));
+        if !request.policy_bypass_accepted && !unchanged {
+            self.check_exposure(&bundle.facts.cluster.name).await?;
+        }
+        let peer = admission.peer();
+        if !request.dry_run && !unchanged {
+            let value = Entry::LocalPeer(peer.clone()).encode();
+            self.own.put(peers::key(&peer.cluster.name), value).await.map_err(store_failed)?;
+            // So that whoever was told may rely on it.
+            self.mirrors.follow_list();
+        }
+        Ok(Response::new(ConnectReply {
+            cluster: peer.cluster.name.to_string(),
+            cluster_id: peer.cluster.id.get().into(),
+            ca_fingerprint: bundle.fingerprint(),
+            unchanged,
+        }))
+    }
+
+    async fn disconnect(
+        &self,
+        request: Request<DisconnectRequest>,
+    ) -> Result<Response<DisconnectReply>, Status> {
+        let request = admin(request, "Admin.Disconnect")?;
+        let _one = self.admitting.lock().await;
+        let own = &self.config.cluster.name;
+        let unknown = |name: &str| {
+            let name: String = name.chars().take(64).collect();
+            Status::not_found(format!(
+                "cluster {name:?} is not connected to {own}; fix: `hawser status` lists those that are"
+            ))
+        };
+        let cluster = ClusterName::parse(&request.cluster).map_err(|_| unknown(&request.cluster))?;
+        if !self.own.delete(&peers::key(&cluster)).await.map_err(store_failed)? {
+            return Err(unknown(cluster.as_str()));
+        }
+        self.mirrors.follow_list();
+        Ok(Response::new(DisconnectReply {}))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<CreateJoinTokenRequest>,
+    ) -> Result<Response<CreateJoinTokenReply>, Status> {
+        let request = admin(request, "Admin.CreateJoinToken")?;
+        let node = NodeName::parse(&request.node)
+            .map_err(|error| invalid(format!("{error}; fix: name it as its Node object is named")))?;
+        self.sweep_tokens().await?;
+        let token = Token::create(&mut rand::rng());
+        let stored = token.stored(node.clone(), now()).to_json();
+        self.own.put(token_key(token.id()), stored).await.map_err(store_failed)?;
+        let file = JoinFile {
+            cluster: self.config.cluster.clone(),
+            node,
+            servers: self.config.advertise.clone(),
+            token,
+            ca: self.certificates.ca().cert().clone(),
+        };
+        Ok(Response::new(CreateJoinTokenReply { join: file.to_yaml() }))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        admin(request, "Admin.Status")?;
+        let facts = self.board.read();
+        Ok(Response::new(StatusReply {
+            cluster: self.config.cluster.name.to_string(),
+            cluster_id: self.config.cluster.id.get().into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            store: self.store.clone(),
+            revision: self.own.revision(),
+            nodes: status::nodes(&facts, Instant::now()),
+            peers: status::peers(&self.mirrors, Instant::now()),
+            services: facts.services,
+            identities: facts.identities,
+            endpoints: facts.endpoints,
+            source_errors: facts.source_problems.into_iter().chain(facts.export_problems).collect(),
+        }))
+    }
+}
+
+impl AdminService {
+    fn check(&self, bundle: &Bundle) -> Result<Admission, Status> {
+        let existing: Vec<Peer> =
+            peers::admitted(&self.own, &self.config).into_iter().map(|(peer, _)| peer).collect();
+        let own = OwnFacts {
+            cluster: self.config.cluster.clone(),
+            pod_cidrs: self.config.pod_cidrs.clone(),
+            node_cidrs: self.config.node_cidrs.clone(),
+            width: self.config.width,
+            mesh: self.config.plan,
+            encryption: self.config.encryption,
+            ca: self.certificates.ca().cert().clone(),
+        };
+        check_admission(&own, &existing, bundle, now()).map_err(refused)
+    }
+
+    /// A mesh opens no door that a NetworkPolicy closed.
+    async fn check_exposure(&self, peer: &ClusterName) -> Result<(), Status> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || Status::unavailable("the server is shutting down");
+        self.exporter.send(Command::Exposures { reply }).await.map_err(|_| gone())?;
+        let exposures = answer.await.map_err(|_| gone())?.map_err(refused)?;
+        if exposures.is_empty() {
+            return Ok(());
+        }
+        let named: Vec<String> = exposures.iter().take(NAMED).map(ToString::to_string).collect();
+        let more = match exposures.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        Err(refused(format!(
+            "connecting {peer} would let the mesh reach pods that a NetworkPolicy guards, and Hawser does not enforce \
+             NetworkPolicy yet: {}{more}; fix: set hawser.io/shared: \"false\" on the service, or say \
+             --policy-bypass-accepted",
+            named.join(", ")
+        )))
+    }
+
+    /// Tokens nobody used go when their day is over.
+    async fn sweep_tokens(&self) -> Result<(), Status> {
+        for kv in self.own.list(prefix::PRIVATE_TOKENS) {
+            let over = StoredToken::from_json(&kv.value).map_or(true, |token| token.expires < now());
+            if over {
+                self.own.take(&kv).await.map_err(store_failed)?;
+            }
+        }
+        Ok(())
+    }
+}

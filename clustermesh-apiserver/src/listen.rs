@@ -1,0 +1,284 @@
+//! The one listener: TLS always, a role for every connection, etcd, Agent and Admin behind it.
+//!
+//! TLS proves that the client holds its key; whether the certificate means anything here is for `TrustStore::role`, so
+//! that a client is told in a sentence what is wrong with it instead of with an alert number. A client without a
+//! certificate is let as far as `Agent.Join`; one whose certificate means nothing gets no further.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_pki::Leaf;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use crate::authorize::Caller;
+use crate::trust::{Certificates, Trust, now};
+
+/// Until a client has said who it is.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A client that is gone is noticed after these two together.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once: 5,000 nodes with a few each.
+const CONNECTIONS: usize = 20_000;
+/// What a request's headers may take.
+const HEADERS: u32 = 16 << 10;
+/// RPCs of one connection: agents watch every cluster, and there are up to 511.
+const STREAMS: u32 = 2_000;
+/// How long open RPCs may take when the server is told to stop.
+const GRACE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error(
+        "{address} is in use by another process; fix: stop it, or choose another `listen` (see `ss -ltnp`)"
+    )]
+    InUse { address: SocketAddr },
+    #[error("cannot listen on {address}: {source}; fix: choose an address of this machine")]
+    Bind {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::InUse { address },
+        _ => ListenError::Bind { address, source },
+    })
+}
+
+/// How the listener speaks TLS.
+pub fn tls(
+    certificates: &Certificates,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<ServerConfig>, ListenError> {
+    let verifier = Arc::new(HoldsItsKey(provider.signature_verification_algorithms));
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certificates.server());
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // A resumed session would bring a certificate that was looked at under an older trust.
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// Accepts until told to stop; then lets open RPCs end for a moment.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    trust: Trust,
+    routes: Routes,
+    stop: CancellationToken,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let tasks = TaskTracker::new();
+    let routes = routes.prepare();
+    loop {
+        let place = tokio::select! {
+            () = stop.cancelled() => break,
+            place = Arc::clone(&places).acquire_owned() => place,
+        };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                // Out of file descriptors, most likely: it takes a moment until some are free.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let connection = Connection {
+            acceptor: acceptor.clone(),
+            trust: trust.clone(),
+            routes: routes.clone(),
+            stop: stop.clone(),
+        };
+        tasks.spawn(async move {
+            connection.run(stream, from).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    tasks.close();
+    if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
+        tracing::debug!("connections were still open at the end");
+    }
+}
+
+struct Connection {
+    acceptor: TlsAcceptor,
+    trust: Trust,
+    routes: Routes,
+    stop: CancellationToken,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, from: SocketAddr) {
+        let _ = stream.set_nodelay(true);
+        let handshake = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream));
+        let stream = match handshake.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%from, %error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!(%from, "no TLS handshake"),
+        };
+        // Watched from before the role is decided, so that no change falls between.
+        let mut changes = self.trust.subscribe();
+        let chain: Vec<CertificateDer<'static>> =
+            stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        let caller = identify(&self.trust, &chain);
+        match &caller {
+            Caller::Refused(why) => tracing::warn!(%from, why, "a client's certificate is refused"),
+            caller => tracing::debug!(%from, ?caller, "connected"),
+        }
+        let end = CancellationToken::new();
+        let mut serve = pin!(self.serve(stream, caller.clone(), end.clone()));
+        loop {
+            tokio::select! {
+                () = &mut serve => return,
+                () = expired(&chain) => return tracing::info!(%from, ?caller, "connection ended: its certificate expired"),
+                // The trust lives as long as the listener.
+                _ = changes.changed() => if identify(&self.trust, &chain) != caller {
+                    return tracing::info!(%from, ?caller, "connection ended: its role changed");
+                },
+                () = self.stop.cancelled(), if !end.is_cancelled() => end.cancel(),
+            }
+        }
+    }
+
+    async fn serve(&self, stream: TlsStream<TcpStream>, caller: Caller, end: CancellationToken) {
+        let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let routes = self.routes.clone();
+        let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(caller.clone());
+            let mut routes = routes.clone();
+            async move { tower::Service::call(&mut routes, request).await.map_err(|never: Infallible| never) }
+        });
+        let service = TowerToHyperService::new(service);
+        let io = TokioIo::new(stream);
+        if !h2 {
+            // `GET /version` alone: nothing to wait for at the end.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(io, service)
+                .await;
+            return;
+        }
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .max_header_list_size(HEADERS)
+            .max_concurrent_streams(STREAMS)
+            .serve_connection(io, service);
+        let mut connection = pin!(connection);
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = end.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "connection ended");
+        }
+    }
+}
+
+fn identify(trust: &Trust, chain: &[CertificateDer<'_>]) -> Caller {
+    if chain.is_empty() {
+        return Caller::Anonymous;
+    }
+    match trust.current().role(chain, now()) {
+        Ok(role) => Caller::Known(role),
+        Err(error) => Caller::Refused(error.to_string()),
+    }
+}
+
+/// Returns when the client's certificate has ended; never without one.
+async fn expired(chain: &[CertificateDer<'_>]) {
+    const LOOK: Duration = Duration::from_secs(60);
+    let leaf = chain.first().and_then(|der| Leaf::from_der(der).ok());
+    let Some(leaf) = leaf else { return std::future::pending().await };
+    // A refused one may have expired long ago, and is still to be told so.
+    if now() >= leaf.not_after {
+        return std::future::pending().await;
+    }
+    while now() < leaf.not_after {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Lets every client in that proves to hold the key of whatever certificate it shows, or shows none.
+#[derive(Debug)]
+struct HoldsItsKey(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for HoldsItsKey {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        // What it means is decided by `TrustStore::role`: signature, validity, usage and name.
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}

@@ -1,0 +1,174 @@
+//! One mirror per admitted cluster, begun and ended as `hawser/local/peers/v1/` says, each on its own.
+//!
+//! The trust follows the same list: a cluster that is disconnected is drained here and can no longer read there.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hawser_etcd::client::{Client, Pace};
+use hawser_etcd::mirror::{Mirror, MirrorConfig, MirrorState, MirrorStatus};
+use hawser_etcd::server::Keyspaces;
+use hawser_kvstore::{KeyRange, Limits, RangeQuery};
+use hawser_model::{ClusterName, Peer};
+use hawser_pki::CaCert;
+use hawser_wire::Resource;
+use rustls::crypto::CryptoProvider;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::own::Own;
+use crate::trust::{Certificates, Trust};
+use crate::{dial, peers};
+
+/// How often the state of mirrors is looked at, for the log.
+const LOOK: Duration = Duration::from_secs(1);
+/// What one peer can make this server hold.
+const QUOTA: usize = 1 << 30;
+
+/// The mirrors at work; shared with the Admin service.
+#[derive(Clone, Debug)]
+pub struct Mirrors(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Arc<Config>,
+    own: Own,
+    keyspaces: Keyspaces,
+    trust: Trust,
+    certificates: Arc<Certificates>,
+    provider: Arc<CryptoProvider>,
+    running: RwLock<BTreeMap<ClusterName, Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    peer: Peer,
+    /// The value it was begun with: another one begins it anew.
+    value: Bytes,
+    mirror: Result<Mirror, String>,
+    logged: Option<MirrorState>,
+}
+
+impl Mirrors {
+    pub fn new(
+        config: Arc<Config>,
+        own: Own,
+        keyspaces: Keyspaces,
+        trust: Trust,
+        certificates: Arc<Certificates>,
+        provider: Arc<CryptoProvider>,
+    ) -> Self {
+        let running = RwLock::default();
+        Self(Arc::new(Inner { config, own, keyspaces, trust, certificates, provider, running }))
+    }
+
+    /// Follows the list of peers until told to stop. Mirrors end with it; what they hold is served to the last.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut changes = self.0.own.subscribe();
+        loop {
+            self.follow_list();
+            self.log();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Ok(()) = changes.changed() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        self.0.running.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Brings mirrors and trust in line with the list. Cost: the list.
+    pub fn follow_list(&self) {
+        let listed = peers::admitted(&self.0.own, &self.0.config);
+        let mut running = self.0.running.write().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<_> = running
+            .keys()
+            .filter(|name| !listed.iter().any(|(peer, _)| peer.cluster.name == **name))
+            .cloned()
+            .collect();
+        for name in gone {
+            running.remove(&name);
+            self.0.keyspaces.remove(name.as_str());
+            self.0.trust.remove_peer(&name);
+            tracing::info!(cluster = %name, "disconnected");
+        }
+        for (peer, kv) in listed {
+            let name = peer.cluster.name.clone();
+            if running.get(&name).is_some_and(|running| running.value == kv.value) {
+                continue;
+            }
+            // The old one ends before the new one goes on with its keyspace.
+            let again = running.remove(&name).is_some();
+            let mirror = self.begin(&peer);
+            if let Err(error) = &mirror {
+                tracing::error!(cluster = %name, error, "a connected cluster cannot be mirrored");
+            }
+            tracing::info!(cluster = %name, again, "connected");
+            running.insert(name, Running { peer, value: kv.value.clone(), mirror, logged: None });
+        }
+    }
+
+    fn begin(&self, peer: &Peer) -> Result<Mirror, String> {
+        let inner = &self.0;
+        let ca = CaCert::from_pem(&peer.ca).map_err(|error| error.to_string())?;
+        inner.trust.insert_peer(peer.cluster.name.clone(), ca);
+        let channel = dial::channel(peer, &inner.certificates, Arc::clone(&inner.provider));
+        let channel = channel.map_err(|error| error.to_string())?;
+        let config = MirrorConfig {
+            cluster: peer.cluster.name.to_string(),
+            client: Client::new(channel),
+            ranges: peers::ranges(&peer.cluster.name),
+            admit: peers::admission(peer, &inner.config),
+            limits: Limits { quota_bytes: QUOTA, ..Limits::default() },
+            pace: Pace::default(),
+        };
+        Mirror::start(config, &inner.keyspaces).map_err(|error| error.to_string())
+    }
+
+    /// A change of state is worth a line; what happens within one is not.
+    fn log(&self) {
+        let mut running = self.0.running.write().unwrap_or_else(PoisonError::into_inner);
+        for (cluster, running) in running.iter_mut() {
+            let Ok(mirror) = &running.mirror else { continue };
+            let status = mirror.status();
+            if running.logged.replace(status.state) == Some(status.state) {
+                continue;
+            }
+            let (revision, trouble) = (status.revision, status.last_trouble.unwrap_or_default());
+            match status.state {
+                MirrorState::Synced => {
+                    tracing::info!(%cluster, revision, keys = status.keys, "mirror is synced")
+                }
+                MirrorState::CutOff => {
+                    tracing::warn!(%cluster, revision, trouble, "mirror is cut off; what it holds is served on");
+                }
+                MirrorState::Connecting => tracing::info!(%cluster, trouble, "mirror is connecting"),
+                MirrorState::Syncing => tracing::debug!(%cluster, "mirror is listing"),
+            }
+        }
+    }
+
+    /// Every peer with its mirror's status, or why it has no mirror.
+    pub fn status(&self) -> Vec<(Peer, Result<MirrorStatus, String>)> {
+        let running = self.0.running.read().unwrap_or_else(PoisonError::into_inner);
+        let status = |running: &Running| {
+            let status = running.mirror.as_ref().map(Mirror::status).map_err(Clone::clone);
+            (running.peer.clone(), status)
+        };
+        running.values().map(status).collect()
+    }
+
+    /// Nodes, services, endpoints, identities that the mirror of a peer holds. Cost: its keys.
+    pub fn counts(&self, peer: &ClusterName) -> [u32; 4] {
+        let Some(handle) = self.0.keyspaces.get(peer.as_str()) else { return [0; 4] };
+        let resources = [Resource::Nodes, Resource::Services, Resource::Ips, Resource::Identities];
+        resources.map(|resource| {
+            let keys = KeyRange::prefix(resource.prefix(peer));
+            let count = RangeQuery { count_only: true, ..RangeQuery::new(keys) };
+            let counted = handle.keyspace().read(|keyspace| keyspace.range(&count));
+            counted.map_or(0, |reply| u32::try_from(reply.count).unwrap_or(u32::MAX))
+        })
+    }
+}

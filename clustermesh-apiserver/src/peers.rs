@@ -1,0 +1,68 @@
+//! The clusters admitted here: what `hawser/local/peers/v1/` says, and what each peer's word is held against.
+
+use std::sync::Arc;
+
+use hawser_etcd::mirror::{Admit, Refusal};
+use hawser_kvstore::{KeyRange, SharedKv};
+use hawser_model::{ClusterName, Peer};
+use hawser_wire::{Context, Entry, Key, PeerRecord, admit, decode, prefix};
+
+use crate::config::Config;
+use crate::own::Own;
+
+/// Every peer that can be read. One that cannot is told once and passed over: the others are not its fault.
+pub fn admitted(own: &Own, config: &Config) -> Vec<(Peer, SharedKv)> {
+    let context = Context { cluster: config.cluster.clone(), width: config.width };
+    let read = |kv: SharedKv| {
+        let key = Key::parse(&kv.key).map_err(|error| error.to_string());
+        let entry = key.and_then(|key| decode(&key, &kv.value, &context).map_err(|error| error.to_string()));
+        match entry {
+            Ok(Entry::LocalPeer(peer)) => Some((peer, kv)),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::error!(error, "an admitted cluster cannot be read; fix: connect it again");
+                None
+            }
+        }
+    };
+    own.list(prefix::LOCAL_PEERS).into_iter().filter_map(read).collect()
+}
+
+pub fn key(peer: &ClusterName) -> String {
+    Key::LocalPeer(peer.clone()).to_string()
+}
+
+/// What of a peer's keyspace is read: what its API server lets us (contracts.md, Roles).
+pub fn ranges(peer: &ClusterName) -> Vec<KeyRange> {
+    vec![
+        KeyRange::key(prefix::HEARTBEAT),
+        KeyRange::key(Key::ClusterConfig(peer.clone()).to_string()),
+        KeyRange::prefix(format!("{}{peer}/", prefix::SYNCED)),
+        KeyRange::prefix(prefix::STATE),
+        KeyRange::prefix(prefix::HAWSER_STATE),
+    ]
+}
+
+/// Decodes and admits what a peer says, entry by entry. Cost: that of decoding.
+pub fn admission(peer: &Peer, config: &Config) -> Arc<dyn Admit> {
+    let record = PeerRecord::new(peer, config.width, config.plan);
+    let context = record.context();
+    Arc::new(move |key: &[u8], value: &[u8]| {
+        let refuse = |reason, detail: String| Err(Refusal { reason, detail });
+        let key = match Key::parse(key) {
+            // Nobody can say whether it stays within what the peer may say.
+            Ok(Key::Other(key)) => {
+                return refuse("unknown_kind", format!("{key:?} is of no kind known here"));
+            }
+            Ok(key) => key,
+            Err(error) => return refuse("malformed", error.to_string()),
+        };
+        match decode(&key, value, &context) {
+            Err(error) => refuse("malformed", error.to_string()),
+            Ok(entry) => match admit(&record, &key, &entry) {
+                Err(error) => refuse(error.metric(), error.to_string()),
+                Ok(()) => Ok(()),
+            },
+        }
+    })
+}
