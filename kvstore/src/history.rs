@@ -5,21 +5,18 @@ use crate::range::KeyRange;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// A ring of events in the order of their revisions; each has a number that is never used again.
+/// A ring of events in the order of their revisions.
 #[derive(Default)]
 pub(crate) struct History {
     events: VecDeque<Arc<Event>>,
-    /// The number of `events[0]`.
-    first: u64,
     bytes: usize,
 }
 
-/// A place in a keyspace's history. A few words, to be held by the watcher.
+/// A place in a keyspace's history: two words, to be held by the watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub(crate) incarnation: u64,
-    pub(crate) next: u64,
-    /// A watch may begin at a revision that is yet to come.
+    /// The first revision that was not given out yet. A watch may begin at one that is yet to come.
     pub(crate) from: Revision,
 }
 
@@ -66,7 +63,6 @@ impl History {
 
     pub(crate) fn pop_oldest(&mut self) -> Option<Arc<Event>> {
         let event = self.events.pop_front()?;
-        self.first += 1;
         self.bytes -= event.cost();
         Some(event)
     }
@@ -84,45 +80,36 @@ impl History {
         self.bytes
     }
 
-    /// Empties it; every cursor given out so far has fallen behind.
     pub(crate) fn clear(&mut self) {
-        self.first += self.events.len() as u64 + 1;
         self.events.clear();
         self.bytes = 0;
     }
 
-    /// The number of the first event at or after `revision`. O(log events).
-    pub(crate) fn position(&self, revision: Revision) -> u64 {
-        self.first + self.events.partition_point(|event| event.revision() < revision) as u64
-    }
-
-    /// `None` when the cursor has fallen behind. O(events scanned), at most `limits.scanned` and the rest of a revision.
+    /// Events from revision `from` on. O(log events + events scanned): at most `limits.scanned` and the rest of a revision.
     pub(crate) fn pull(
         &self,
-        cursor: &mut Cursor,
+        from: Revision,
         keys: &KeyRange,
         limits: PullLimits,
         visible: Revision,
-    ) -> Option<Pulled> {
-        let start = usize::try_from(cursor.next.checked_sub(self.first)?).ok()?;
+    ) -> Pulled {
+        let start = self.events.partition_point(|event| event.revision() < from);
         let mut events = Vec::new();
-        let mut bytes = 0;
-        let mut last = 0;
-        for (scanned, event) in self.events.iter().skip(start).enumerate() {
+        let (mut bytes, mut last) = (0, None);
+        for (scanned, event) in self.events.range(start..).enumerate() {
             if event.revision() > visible {
                 break;
             }
             let full = events.len() >= limits.events || bytes >= limits.bytes || scanned >= limits.scanned;
-            if full && event.revision() != last {
-                return Some(Pulled::Events { events, revision: last, more: true });
+            if let Some(revision) = last.filter(|&last| full && last != event.revision()) {
+                return Pulled::Events { events, revision, more: true };
             }
-            last = event.revision();
-            cursor.next += 1;
-            if last >= cursor.from && keys.contains(&event.kv().key) {
+            last = Some(event.revision());
+            if keys.contains(&event.kv().key) {
                 bytes += event.encoded().len();
                 events.push(Arc::clone(event));
             }
         }
-        Some(Pulled::Events { events, revision: visible, more: false })
+        Pulled::Events { events, revision: visible, more: false }
     }
 }

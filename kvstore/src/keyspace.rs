@@ -192,19 +192,22 @@ impl Keyspace {
         if from < self.watchable {
             return Err(Pulled::FellBehind { compact_revision: self.watchable });
         }
-        // Not beyond what is published: an executed batch may yet be rolled back and its events' numbers taken again.
-        let next = self.history.position(from.min(self.visible + 1));
-        Ok(Cursor { incarnation: self.incarnation, next, from })
+        Ok(Cursor { incarnation: self.incarnation, from })
     }
 
-    /// What is new to `cursor` within `keys`. O(events since the cursor), bounded by `limits`; shares the events.
+    /// What is new to `cursor` within `keys`. O(log events + events since the cursor), bounded by `limits`; shares the events.
     pub fn pull(&self, cursor: &mut Cursor, keys: &KeyRange, limits: PullLimits) -> Pulled {
         if cursor.incarnation != self.incarnation {
             return Pulled::Replaced;
         }
-        self.history
-            .pull(cursor, keys, limits, self.visible)
-            .unwrap_or(Pulled::FellBehind { compact_revision: self.watchable })
+        if cursor.from < self.watchable {
+            return Pulled::FellBehind { compact_revision: self.watchable };
+        }
+        let pulled = self.history.pull(cursor.from, keys, limits, self.visible);
+        if let Pulled::Events { revision, .. } = pulled {
+            cursor.from = cursor.from.max(revision + 1);
+        }
+        pulled
     }
 
     pub fn lease(&self, id: LeaseId, now: Duration) -> Option<LeaseStatus> {
@@ -316,5 +319,117 @@ impl fmt::Debug for Keyspace {
             .field("live_bytes", &self.tree.bytes())
             .field("history_events", &self.history.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ApplyError, Change, DeleteRange, KeyValue, Op, Put, Record};
+
+    fn keyspace(limits: Limits) -> Keyspace {
+        Keyspace::new(Identity::new("us-east", 1, 0), limits)
+    }
+
+    fn write(keyspace: &mut Keyspace, op: &Op) {
+        keyspace.execute(op, Duration::ZERO).unwrap();
+        keyspace.publish();
+    }
+
+    #[test]
+    fn what_the_history_forgets_the_tree_forgets() {
+        let limits = Limits { history_bytes: 0, history_events: 10, ..Limits::default() };
+        let mut keyspace = keyspace(limits);
+        write(&mut keyspace, &Op::Put(Put::new("stays", "v")));
+        for n in 0..10_000 {
+            write(&mut keyspace, &Op::Put(Put::new(format!("comes and goes {n}"), "v")));
+            write(&mut keyspace, &Op::DeleteRange(DeleteRange::new(KeyRange::prefix("comes"))));
+            write(&mut keyspace, &Op::Put(Put::new("changes", "v")));
+        }
+        let (keys, versions) = keyspace.tree.held();
+        assert!(keys <= 2 + 10 && versions <= 2 + 20, "{keys} keys with {versions} versions are held");
+        assert_eq!(keyspace.history_size().0, 10);
+        assert_eq!(keyspace.range(&RangeQuery::new(KeyRange::all())).unwrap().count, 2);
+    }
+
+    #[test]
+    fn nothing_is_seen_before_it_is_published() {
+        let mut keyspace = keyspace(Limits::default());
+        let mut cursor = keyspace.watch(0).unwrap();
+        keyspace.execute(&Op::Put(Put::new("k", "v")), Duration::ZERO).unwrap();
+        assert_eq!(keyspace.range(&RangeQuery::new(KeyRange::all())).unwrap().count, 0);
+        assert!(keyspace.range(&RangeQuery::new(KeyRange::all()).at(2)).is_err());
+        let nothing = Pulled::Events { events: Vec::new(), revision: 1, more: false };
+        assert_eq!(keyspace.pull(&mut cursor, &KeyRange::all(), PullLimits::default()), nothing);
+        keyspace.publish();
+        let Pulled::Events { events, revision: 2, .. } =
+            keyspace.pull(&mut cursor, &KeyRange::all(), PullLimits::default())
+        else {
+            panic!("the event is published")
+        };
+        assert_eq!(events.len(), 1);
+    }
+
+    #[test]
+    fn leases_expire_in_the_order_of_their_deadlines() {
+        let at = Duration::from_secs;
+        let mut keyspace = keyspace(Limits::default());
+        for (id, ttl) in [(1, 10), (2, 5), (3, 7)] {
+            keyspace.execute(&Op::LeaseGrant { id, ttl }, at(0)).unwrap();
+            let put = Put { lease: id, ..Put::new(format!("k{id}"), "v") };
+            keyspace.execute(&Op::Put(put), at(0)).unwrap();
+        }
+        keyspace.execute(&Op::LeaseKeepAlive { id: 2 }, at(4)).unwrap();
+        assert_eq!(keyspace.poll_deadline(), Some(Deadline::LeaseExpiry(at(7))));
+        assert_eq!(keyspace.handle_time(at(6)), []);
+        let expired = keyspace.handle_time(at(9));
+        keyspace.publish();
+        assert_eq!(expired.iter().map(|executed| executed.reply.revision).collect::<Vec<_>>(), [5, 6]);
+        assert_eq!(keyspace.leases(), [1]);
+        let left = keyspace.range(&RangeQuery::new(KeyRange::all())).unwrap().kvs;
+        assert_eq!(left.iter().map(|kv| &kv.key[..]).collect::<Vec<_>>(), [b"k1"]);
+    }
+
+    #[test]
+    fn a_mirror_keeps_holes_and_events_that_share_a_revision() {
+        let mut mirror = Keyspace::replica(Identity::adopted(9), Limits::default());
+        let kv = |key: &'static str, revision| KeyValue {
+            key: key.into(),
+            create_revision: revision,
+            mod_revision: revision,
+            version: 1,
+            ..KeyValue::default()
+        };
+        mirror.load(Identity::adopted(9), 100, &[kv("a", 40)]).unwrap();
+        let both = [Change::Put(kv("b", 107)), Change::Delete { key: "a".into() }];
+        mirror.apply(&Record { revision: 107, changes: both.to_vec() }, Duration::ZERO).unwrap();
+        mirror.apply(&Record { revision: 120, changes: Vec::new() }, Duration::ZERO).unwrap();
+        assert_eq!(mirror.revision(), 120);
+        let at = |revision| mirror.range(&RangeQuery::new(KeyRange::all()).at(revision)).unwrap().kvs;
+        assert_eq!((&at(106)[0].key[..], &at(107)[0].key[..]), (&b"a"[..], &b"b"[..]));
+        let mut cursor = mirror.watch(101).unwrap();
+        let Pulled::Events { events, .. } = mirror.pull(&mut cursor, &KeyRange::all(), PullLimits::default())
+        else {
+            panic!("nothing after 100 is forgotten")
+        };
+        assert_eq!(events.iter().map(|event| event.revision()).collect::<Vec<_>>(), [107, 107]);
+
+        let late = Record { revision: 120, changes: vec![Change::Put(kv("c", 120))] };
+        assert_eq!(
+            mirror.apply(&late, Duration::ZERO),
+            Err(ApplyError::NotNewer { revision: 120, newest: 120 })
+        );
+        let wrong = Record { revision: 130, changes: vec![Change::Put(kv("c", 129))] };
+        assert!(matches!(mirror.apply(&wrong, Duration::ZERO), Err(ApplyError::WrongModRevision { .. })));
+    }
+
+    #[test]
+    fn the_identity_names_cluster_lineage_and_view() {
+        let ids = [("a", 1, 0), ("b", 1, 0), ("a", 2, 0), ("a", 1, 1)]
+            .map(|(cluster, lineage, view)| Identity::new(cluster, lineage, view).cluster_id);
+        for (at, id) in ids.iter().enumerate() {
+            assert!(!ids[..at].contains(id));
+        }
+        assert_eq!(Identity::new("a", 1, 0), Identity::new("a", 1, 0));
     }
 }
