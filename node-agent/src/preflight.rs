@@ -1,15 +1,13 @@
 //! What must hold before anything is changed: root, cgroup2, bpffs, a free port. Each refusal is one sentence and its fix.
 
 use std::net::{Ipv4Addr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use nix::mount::{MsFlags, mount};
 use nix::unistd::geteuid;
 
 use crate::config::Config;
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
-const BPFFS: &str = "/sys/fs/bpf";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -43,7 +41,8 @@ pub struct Mounts {
     pub bpffs: PathBuf,
 }
 
-/// Checks everything. A missing bpffs is the one thing it makes: nothing else could be kept over a restart.
+/// Checks everything and makes nothing. A bpffs is not mounted from here: in a container's own mount namespace it would
+/// vanish with the agent, and with it what was meant to stay.
 pub fn check(config: &Config) -> Result<Mounts, Refused> {
     root()?;
     let mounts = mounts()?;
@@ -60,18 +59,8 @@ pub fn mounts() -> Result<Mounts, Refused> {
     let text = std::fs::read_to_string(MOUNTINFO)
         .map_err(|error| Refused::Mountinfo { reason: error.to_string() })?;
     let cgroup2 = find_mount(&text, "cgroup2").ok_or(Refused::NoCgroup2)?;
-    let bpffs = match find_mount(&text, "bpf") {
-        Some(bpffs) => bpffs,
-        None => mount_bpffs()?,
-    };
+    let bpffs = find_mount(&text, "bpf").ok_or(Refused::NoBpffs)?;
     Ok(Mounts { cgroup2, bpffs })
-}
-
-fn mount_bpffs() -> Result<PathBuf, Refused> {
-    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|error| Refused::NoBpffs { reason: error.to_string() })?;
-    tracing::info!("no bpffs was mounted; mounted one at {BPFFS}");
-    Ok(Path::new(BPFFS).into())
 }
 
 /// WireGuard's port must be free before the device is touched. O(1): bound and let go again.

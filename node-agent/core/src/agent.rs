@@ -29,6 +29,8 @@ pub const FIRST_PLAN: Duration = Duration::from_secs(30);
 pub const OWN_STALE: Duration = Duration::from_secs(15);
 /// What is there is compared with what should be at least this often.
 pub const RESYNC: Duration = Duration::from_secs(30);
+/// A cluster that was disconnected keeps its tunnels for this long after it lost its services, for what is under way.
+pub const DRAIN: Duration = Duration::from_secs(5);
 /// After a failed reconcile or word; doubles up to [`RESYNC`].
 pub const RETRY: Duration = Duration::from_secs(1);
 const TRANSITIONS_KEPT: usize = 256;
@@ -60,6 +62,7 @@ pub enum Timer {
     Debounce,
     FirstPlan,
     OwnStale,
+    Drained,
     Retry,
     Resync,
 }
@@ -79,11 +82,15 @@ pub struct Agent {
     interfaces: Interfaces,
     started: Time,
     following: BTreeMap<ClusterName, Peer>,
+    /// No longer admitted; by when their tunnels go too.
+    draining: BTreeMap<ClusterName, (Peer, Time)>,
     outputs: VecDeque<Output>,
     /// When the first change came that no plan knows.
     dirty: Option<Time>,
     /// Complete enough that what is missing is gone, not unknown.
     ready: bool,
+    /// The shell has looked for the interfaces of the pods that a complete own cluster lists.
+    looked: bool,
     own_stale: bool,
     plan: Plan,
     pub(crate) services: Vec<MergedService>,
@@ -109,9 +116,11 @@ impl Agent {
             interfaces: Interfaces::default(),
             started: now,
             following: BTreeMap::new(),
+            draining: BTreeMap::new(),
             outputs: VecDeque::from([Output::Follow(own)]),
             dirty: None,
             ready: false,
+            looked: false,
             own_stale: false,
             plan: Plan::default(),
             services: Vec::new(),
@@ -173,10 +182,17 @@ impl Agent {
 
     /// What the shell found in the kernel for [`Agent::local_pods`] and the tunnel device.
     pub fn handle_interfaces(&mut self, interfaces: Interfaces, now: Time) {
+        self.looked |= self.view.own().is_synced();
         if self.interfaces != interfaces {
             self.interfaces = interfaces;
             self.changed(Changed::Data, now);
         }
+        self.ready = self.ready || self.is_complete(now);
+    }
+
+    /// The first plan waits for a look at the pods' interfaces: without them it would take the pods' entries away.
+    pub fn wants_interfaces(&self) -> bool {
+        !self.looked && self.view.own().is_synced()
     }
 
     pub fn handle_word_failed(&mut self, write: WordWrite, now: Time) {
@@ -199,7 +215,9 @@ impl Agent {
         }
         let wanted: BTreeSet<NodeId> = self.plan.echo.keys().copied().collect();
         self.slots.release_others(&wanted, now);
-        let clusters: BTreeSet<_> = self.following.values().map(|peer| peer.cluster.id).collect();
+        let leaving = self.draining.values().map(|(peer, _)| peer);
+        let clusters: BTreeSet<_> =
+            self.following.values().chain(leaving).map(|peer| peer.cluster.id).collect();
         let slots: BTreeSet<u32> = self.slots.iter().map(|(_, slot)| slot).collect();
         self.health.retain(|place| match place {
             WordPlace::Cluster(id) => clusters.contains(id),
@@ -218,6 +236,7 @@ impl Agent {
             self.own_stale = stale;
             self.changed(Changed::Data, now);
         }
+        self.end_draining(now);
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
             self.health.retry();
@@ -246,6 +265,7 @@ impl Agent {
             self.dirty.filter(|_| self.ready).map(|since| timer(Timer::Debounce, since + DEBOUNCE)),
             first.filter(|_| !self.ready).map(|at| timer(Timer::FirstPlan, at)),
             (!self.own_stale).then(|| timer(Timer::OwnStale, heard + OWN_STALE)),
+            self.draining.values().map(|(_, at)| timer(Timer::Drained, *at)).min(),
             self.retry_at.map(|at| timer(Timer::Retry, at)),
             self.resync_at().map(|at| timer(Timer::Resync, at)),
         ]
@@ -292,7 +312,7 @@ impl Agent {
 
     fn changed(&mut self, changed: Changed, now: Time) {
         if changed == Changed::Peers {
-            self.follow_peers();
+            self.follow_peers(now);
         }
         if changed != Changed::Nothing {
             self.dirty.get_or_insert(now);
@@ -303,20 +323,25 @@ impl Agent {
     /// Complete: the own cluster, and every peer or enough waiting.
     fn is_complete(&self, now: Time) -> bool {
         let peers = || self.view.peers().all(|(_, view)| view.is_some_and(|view| view.is_synced()));
-        self.view.own().is_synced() && (now.since(self.started) >= FIRST_PLAN || peers())
+        self.looked && self.view.own().is_synced() && (now.since(self.started) >= FIRST_PLAN || peers())
     }
 
-    /// A peer admitted otherwise than before is read again: what it may say has changed.
-    fn follow_peers(&mut self) {
+    /// A peer admitted otherwise than before is read again: what it may say has changed. One that is no longer admitted
+    /// loses its services with the next plan and its tunnels after [`DRAIN`].
+    fn follow_peers(&mut self, now: Time) {
         let peers = self.view.own().peers.clone();
         let gone: Vec<_> = self.following.keys().filter(|name| !peers.contains_key(name)).cloned().collect();
         for name in gone {
-            self.following.remove(&name);
-            self.view.forget(&name);
+            if let Some(peer) = self.following.remove(&name) {
+                self.draining.insert(name.clone(), (peer, now + DRAIN));
+            }
             self.outputs.push_back(Output::Unfollow(name));
         }
         for (name, peer) in peers {
             if name != self.config.cluster.name && self.following.get(&name) != Some(&peer) {
+                if self.draining.remove(&name).is_some() {
+                    self.view.forget(&name);
+                }
                 self.view.begin(&name);
                 self.outputs.push_back(Output::Follow(name.clone()));
                 self.following.insert(name, peer);
@@ -324,10 +349,21 @@ impl Agent {
         }
     }
 
+    fn end_draining(&mut self, now: Time) {
+        let drained: Vec<_> =
+            self.draining.iter().filter(|(_, (_, at))| *at <= now).map(|(name, _)| name.clone()).collect();
+        for name in drained {
+            self.draining.remove(&name);
+            self.view.forget(&name);
+            self.changed(Changed::Data, now);
+        }
+    }
+
     fn make_plan(&mut self, now: Time) {
         self.dirty = None;
         let mut notes = Vec::new();
-        let remotes = remotes(&self.view, &self.config, &mut notes);
+        let leaving = self.draining.values().map(|(peer, _)| peer);
+        let remotes = remotes(&self.view, leaving, &self.config, &mut notes);
         for remote in &remotes {
             // At the first plan a word of an earlier run goes on; later, the place is a new one.
             self.health.begin(WordPlace::Cluster(remote.peer.cluster.id), self.planned);

@@ -20,7 +20,9 @@ mod status;
 mod topology;
 mod view;
 
-pub use agent::{Agent, DEBOUNCE, Deadline, FIRST_PLAN, OWN_STALE, Output, Plan, RESYNC, RETRY, Timer};
+pub use agent::{
+    Agent, DEBOUNCE, DRAIN, Deadline, FIRST_PLAN, OWN_STALE, Output, Plan, RESYNC, RETRY, Timer,
+};
 pub use config::AgentConfig;
 pub use eligible::{BackendStatus, backends};
 pub use health::{HealthWords, WordCounts, WordPlace, WordWrite};

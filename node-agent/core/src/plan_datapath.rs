@@ -80,7 +80,8 @@ pub(crate) fn plan_datapath(
     }
     own_ipcache(config, view, &mut desired);
     // Complete or not, what an admitted cluster may say is behind the tunnel and nowhere else.
-    for (peer, _) in view.peers() {
+    let leaving = remotes.iter().filter(|remote| remote.leaving).map(|remote| remote.peer);
+    for peer in view.peers().map(|(peer, _)| peer).chain(leaving) {
         claim_ranges(config, peer, &mut desired);
     }
     for remote in remotes {

@@ -57,7 +57,7 @@ pub(crate) fn merge_services(
                 Some(MergedBackend { ip: *ip, port, node: None, slot: 0 })
             });
             add(&mut slices, &config.cluster, local.collect());
-            for remote in remotes {
+            for remote in remotes.iter().filter(|remote| !remote.leaving) {
                 add(
                     &mut slices,
                     &remote.peer.cluster,

@@ -31,6 +31,8 @@ pub(crate) struct RemoteNode<'a> {
 pub(crate) struct Remote<'a> {
     pub peer: &'a Peer,
     pub view: &'a ClusterView,
+    /// No longer admitted: its tunnels stay a little, its services do not.
+    pub leaving: bool,
     pub nodes: Vec<RemoteNode<'a>>,
     by_host: BTreeMap<IpAddr, usize>,
     by_prefix: PrefixTable<usize>,
@@ -59,9 +61,11 @@ fn admitted(cidrs: &[IpNet], ip: IpAddr) -> bool {
     cidrs.iter().any(|cidr| cidr.contains(&ip))
 }
 
-/// All admitted clusters whose data is complete, in the order of their names. `notes` gets what was left out and why.
+/// All admitted clusters whose data is complete, in the order of their names, then those that are `leaving`. `notes` gets
+/// what was left out and why.
 pub(crate) fn remotes<'a>(
     view: &'a MeshView,
+    leaving: impl Iterator<Item = &'a Peer>,
     config: &AgentConfig,
     notes: &mut Vec<String>,
 ) -> Vec<Remote<'a>> {
@@ -76,6 +80,11 @@ pub(crate) fn remotes<'a>(
         }
         if let Some(cluster) = cluster.filter(|cluster| cluster.is_synced()) {
             remotes.push(remote(peer, cluster, config, notes));
+        }
+    }
+    for peer in leaving {
+        if let Some(cluster) = view.cluster(&peer.cluster.name).filter(|cluster| cluster.is_synced()) {
+            remotes.push(Remote { leaving: true, ..remote(peer, cluster, config, notes) });
         }
     }
     remotes
@@ -114,7 +123,7 @@ fn remote<'a>(
             stray_pods: Vec::new(),
         });
     }
-    let mut remote = Remote { peer, view, nodes, by_host, by_prefix };
+    let mut remote = Remote { peer, view, leaving: false, nodes, by_host, by_prefix };
     for endpoint in remote.endpoints() {
         let at = endpoint.host.and_then(|host| remote.by_host.get(&host).copied());
         if let Some(node) = at.and_then(|at| remote.nodes.get_mut(at))

@@ -70,8 +70,58 @@ fn peers_are_followed_as_they_are_admitted_and_left_when_they_are_not() {
     mesh.withdraw(1, &mk_peer(2));
     mesh.settle();
     assert_eq!(mesh.follows, [Output::Unfollow(name(2))]);
+    mesh.pass(6_000);
     assert_eq!(mesh.peer_names().len(), 2);
     assert_eq!(mesh.agent.slots().iter().count(), 2, "slots go after what points at them");
+}
+
+#[test]
+fn a_disconnected_cluster_loses_its_services_at_once_and_its_tunnels_a_little_later() {
+    let mut mesh = Mesh::of_three();
+    mesh.say(1, [mk_service(Affinity::None, &["10.1.1.5"])]);
+    mesh.say(2, [mk_shared(2, &["10.2.1.7"], 80)]);
+    mesh.settle();
+    let slices = |mesh: &Mesh| mesh.agent.plan().datapath.services.values().next().unwrap().slices.len();
+    let tunnels = |mesh: &Mesh| mesh.peer_names().iter().filter(|name| name.starts_with("eu-west")).count();
+    let behind = |mesh: &Mesh| {
+        let entries = mesh.agent.plan().datapath.ipcache.values();
+        entries.filter(|entry| entry.cluster == 2).count()
+    };
+    assert_eq!((slices(&mesh), tunnels(&mesh)), (2, 2));
+    mesh.withdraw(1, &mk_peer(2));
+    mesh.settle();
+    assert_eq!((slices(&mesh), tunnels(&mesh)), (1, 2), "what is under way may end");
+    assert!(behind(&mesh) > 0);
+    assert_eq!(mesh.agent.clusters(mesh.now).len(), 2);
+    mesh.pass(6_000);
+    assert_eq!((slices(&mesh), tunnels(&mesh), behind(&mesh)), (1, 0, 0));
+    assert!(!mesh.tunnels().guards.contains(&"10.2.0.0/16".parse().unwrap()));
+}
+
+#[test]
+fn a_cluster_that_is_admitted_again_while_it_drains_is_read_anew() {
+    let mut mesh = Mesh::of_three();
+    mesh.withdraw(1, &mk_peer(2));
+    mesh.pass(1_000);
+    mesh.say(1, [mk_peer(2)]);
+    mesh.say(2, mk_node(2, 1));
+    mesh.complete(2);
+    mesh.pass(20_000);
+    assert_eq!(mesh.peer_names().iter().filter(|name| name.starts_with("eu-west")).count(), 1);
+}
+
+#[test]
+fn the_first_plan_waits_for_a_look_at_the_pods_interfaces() {
+    let mut mesh = Mesh::new();
+    mesh.say(1, [mk_node(1, 1), vec![mk_pod(1, 1, 5)]].concat());
+    mesh.complete(1);
+    mesh.now = mesh.now + crate::FIRST_PLAN;
+    mesh.agent.handle_time(mesh.now);
+    mesh.drain(true);
+    assert!(mesh.agent.wants_interfaces() && !mesh.agent.has_plan());
+    mesh.find_interfaces();
+    assert_eq!(mesh.agent.plan().datapath.endpoints.len(), 1);
+    assert_eq!(mesh.reconciles, 1, "not one without the pod before");
 }
 
 #[test]
@@ -96,6 +146,12 @@ fn the_slots_of_what_is_gone_are_kept_until_a_reconcile_succeeds() {
     mesh.withdraw(1, &mk_peer(2));
     mesh.now = mesh.now + crate::DEBOUNCE;
     mesh.agent.handle_time(mesh.now);
+    mesh.drain(true);
+    mesh.now = mesh.now + crate::DRAIN;
+    for _ in 0..2 {
+        mesh.agent.handle_time(mesh.now);
+        mesh.now = mesh.now + crate::DEBOUNCE;
+    }
     mesh.drain(false);
     assert_eq!(mesh.agent.slots().iter().count(), 4);
     mesh.pass(2_000);

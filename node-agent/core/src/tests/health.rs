@@ -85,7 +85,7 @@ fn a_cluster_that_returns_after_disconnect_does_not_inherit_its_old_word() {
     let mut mesh = Mesh::of_three();
     judge(&mut mesh, About::Cluster(cluster(2).id), ClusterHealth::Down);
     mesh.withdraw(1, &mk_peer(2));
-    mesh.settle();
+    mesh.pass(6_000);
     mesh.words.clear();
     mesh.say(1, [mk_peer(2)]);
     mesh.say(2, mk_node(2, 1));

@@ -225,6 +225,9 @@ impl Mesh {
         let end = self.now + std::time::Duration::from_millis(millis);
         loop {
             self.drain(true);
+            if self.agent.wants_interfaces() {
+                self.agent.handle_interfaces(Interfaces::default(), self.now);
+            }
             let next = self.agent.poll_deadline().map(|d| d.at).filter(|at| *at <= end);
             let Some(next) = next else { break };
             self.now = self.now.max(next);
