@@ -2,5 +2,7 @@
 
 pub mod client;
 pub mod durable;
+pub mod mirror;
 pub mod pb;
 pub mod server;
+pub mod store;

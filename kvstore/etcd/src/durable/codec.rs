@@ -110,7 +110,7 @@ pub(crate) fn decode_state(bytes: Bytes, identity: Identity) -> Result<Snapshot,
 }
 
 /// Shares the bytes.
-pub(crate) fn to_wire(kv: KeyValue) -> pb::KeyValue {
+fn to_wire(kv: KeyValue) -> pb::KeyValue {
     let KeyValue { key, value, create_revision, mod_revision, version, lease } = kv;
     pb::KeyValue { key, create_revision, mod_revision, version, value, lease }
 }

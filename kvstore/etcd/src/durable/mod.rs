@@ -15,7 +15,7 @@ mod fault;
 mod writer_tests;
 
 pub use codec::CodecError;
-pub(crate) use codec::{from_wire, to_wire};
+pub(crate) use codec::from_wire;
 pub use disk::{Directory, Disk, DiskFile, TakeError};
 pub use log::{AppendError, Log, OpenError, Recovered, write_snapshot};
 pub use writer::{Embedded, EmbeddedConfig, EmbeddedError, EmbeddedWriter};

@@ -2,12 +2,12 @@
 
 mod authorize;
 mod cluster;
-mod convert;
+pub(crate) mod convert;
 mod keyspaces;
 mod kv;
 mod lease;
 mod service;
-mod status;
+pub(crate) mod status;
 mod watch;
 mod writer;
 

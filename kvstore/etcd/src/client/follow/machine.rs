@@ -327,7 +327,8 @@ impl Machine {
             (_, ResetReason::Behind { had, .. }) => ResetReason::Behind { had: *had, has: header.revision },
             (_, other) => other.clone(),
         };
-        if matches!(reason, ResetReason::LineageChanged { .. } | ResetReason::Behind { .. }) {
+        // A state older than ours is of another history too, whatever made us list (a restored backup).
+        if matches!(reason, ResetReason::LineageChanged { .. }) || header.revision < self.merge.newest() {
             self.known.distrust_revisions();
         }
         self.relists += u64::from(reason != ResetReason::Start);

@@ -1,0 +1,173 @@
+//! A follower's events as states and records of a replica, entry by entry admitted or refused.
+
+use hawser_kvstore::{Change, KeyValue, Record, Revision};
+
+use crate::client::FollowEvent;
+use crate::durable::from_wire;
+
+/// What to do with the replica.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Filled {
+    /// Its state is this one, and what it had is void. In key order.
+    Load { cluster_id: u64, revision: Revision, kvs: Vec<KeyValue> },
+    /// One revision, complete.
+    Apply(Record),
+}
+
+/// Needs events in [`crate::client::Order::Total`] with [`crate::client::Relist::Whole`].
+#[derive(Debug)]
+pub(crate) struct Fill {
+    ranges: usize,
+    cluster_id: u64,
+    /// The list that is under way, and the bytes it has so far.
+    listing: Option<(Vec<KeyValue>, usize)>,
+    /// The revision whose changes are arriving.
+    group: Option<Record>,
+}
+
+impl Fill {
+    pub(crate) fn new(ranges: usize) -> Self {
+        Self { ranges, cluster_id: 0, listing: None, group: None }
+    }
+
+    /// `admit` is asked about every entry, in a list with the bytes that the list holds before it;
+    /// an entry that it refuses is absent from the replica, also when it was there before.
+    pub(crate) fn handle(
+        &mut self,
+        event: FollowEvent,
+        mut admit: impl FnMut(&KeyValue, Option<usize>) -> bool,
+    ) -> Vec<Filled> {
+        let mut filled = Vec::new();
+        match event {
+            FollowEvent::Reset { cluster_id, .. } => {
+                self.cluster_id = cluster_id;
+                self.group = None;
+                self.listing = Some((Vec::new(), 0));
+            }
+            FollowEvent::Put { kv, .. } => {
+                let kv = from_wire(kv);
+                match &mut self.listing {
+                    Some((kvs, bytes)) => {
+                        if admit(&kv, Some(*bytes)) {
+                            *bytes += cost(&kv);
+                            kvs.push(kv);
+                        }
+                    }
+                    None => {
+                        let revision = kv.mod_revision;
+                        let change = match admit(&kv, None) {
+                            true => Change::Put(kv),
+                            false => Change::Delete { key: kv.key },
+                        };
+                        filled.extend(self.change(revision, change));
+                    }
+                }
+            }
+            FollowEvent::Delete { key, mod_revision, .. } => {
+                filled.extend(self.change(mod_revision, Change::Delete { key }));
+            }
+            FollowEvent::Listed { range, revision } if range + 1 == self.ranges => {
+                let (mut kvs, _) = self.listing.take().unwrap_or_default();
+                kvs.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+                filled.push(Filled::Load { cluster_id: self.cluster_id, revision, kvs });
+            }
+            FollowEvent::Listed { .. } | FollowEvent::Interrupted { .. } => {}
+            FollowEvent::Progress { revision } => {
+                filled.extend(self.group.take().map(Filled::Apply));
+                filled.push(Filled::Apply(Record { revision, changes: Vec::new() }));
+            }
+        }
+        filled
+    }
+
+    /// Adds to the revision that is arriving; one before it is complete.
+    fn change(&mut self, revision: Revision, change: Change) -> Option<Filled> {
+        if let Some(group) = self.group.as_mut().filter(|group| group.revision == revision) {
+            group.changes.push(change);
+            return None;
+        }
+        self.group.replace(Record { revision, changes: vec![change] }).map(Filled::Apply)
+    }
+}
+
+/// What an entry counts against a quota: its bytes, and those of its revisions.
+pub(crate) fn cost(kv: &KeyValue) -> usize {
+    const REVISIONS: usize = 32;
+    kv.key.len() + kv.value.len() + REVISIONS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::ResetReason;
+    use crate::pb;
+
+    fn put(key: &'static str, mod_revision: i64) -> FollowEvent {
+        let kv = pb::KeyValue { key: key.into(), value: "v".into(), mod_revision, ..Default::default() };
+        FollowEvent::Put { range: 0, kv }
+    }
+
+    fn summary(filled: &[Filled]) -> Vec<String> {
+        let change = |change: &Change| match change {
+            Change::Put(kv) => format!("+{}", String::from_utf8_lossy(&kv.key)),
+            Change::Delete { key } => format!("-{}", String::from_utf8_lossy(key)),
+            other => format!("{other:?}"),
+        };
+        let one = |filled: &Filled| match filled {
+            Filled::Load { revision, kvs, .. } => format!("load@{revision} {}", kvs.len()),
+            Filled::Apply(record) => {
+                format!(
+                    "@{} {}",
+                    record.revision,
+                    record.changes.iter().map(change).collect::<Vec<_>>().join("")
+                )
+            }
+        };
+        filled.iter().map(one).collect()
+    }
+
+    #[test]
+    fn a_list_is_loaded_whole_and_then_each_revision_is_one_record() {
+        let mut fill = Fill::new(2);
+        let mut told = Vec::new();
+        for event in [
+            FollowEvent::Reset { reason: ResetReason::Start, cluster_id: 7 },
+            put("b", 3),
+            FollowEvent::Listed { range: 0, revision: 9 },
+            put("a", 4),
+            FollowEvent::Listed { range: 1, revision: 9 },
+            put("a", 10),
+            put("b", 10),
+            FollowEvent::Delete { range: 0, key: "b".into(), mod_revision: 11 },
+            FollowEvent::Progress { revision: 12 },
+        ] {
+            told.extend(summary(&fill.handle(event, |_, _| true)));
+        }
+        assert_eq!(told, ["load@9 2", "@10 +a+b", "@11 -b", "@12 "]);
+    }
+
+    #[test]
+    fn a_refused_entry_is_absent_and_takes_the_one_before_it_along() {
+        let mut fill = Fill::new(1);
+        fill.handle(FollowEvent::Reset { reason: ResetReason::Start, cluster_id: 7 }, |_, _| true);
+        fill.handle(put("bad", 3), |_, _| false);
+        let listed = fill.handle(FollowEvent::Listed { range: 0, revision: 9 }, |_, _| true);
+        assert_eq!(summary(&listed), ["load@9 0"]);
+        fill.handle(put("good", 10), |_, _| true);
+        fill.handle(put("good", 11), |_, _| false);
+        let told = fill.handle(FollowEvent::Progress { revision: 11 }, |_, _| true);
+        assert_eq!(summary(&told), ["@11 -good", "@11 "]);
+    }
+
+    #[test]
+    fn a_list_that_begins_again_forgets_the_half_before() {
+        let mut fill = Fill::new(1);
+        let reset = || FollowEvent::Reset { reason: ResetReason::Start, cluster_id: 7 };
+        fill.handle(reset(), |_, _| true);
+        fill.handle(put("a", 3), |_, _| true);
+        fill.handle(reset(), |_, _| true);
+        fill.handle(put("b", 3), |_, _| true);
+        let listed = fill.handle(FollowEvent::Listed { range: 0, revision: 9 }, |_, _| true);
+        assert_eq!(summary(&listed), ["load@9 1"]);
+    }
+}
