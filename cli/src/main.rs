@@ -1,2 +1,72 @@
-//! See docs/src/architecture/index.md.
-fn main() {}
+//! `hawser`: the operator's verbs. It asks and prints; what is asked is decided by the API server and the agent.
+
+mod args;
+mod ca;
+mod connection;
+mod mesh;
+mod output;
+mod services;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::args::{Args, CaVerb, ServiceVerb, Verb};
+
+/// Bad arguments, or something that was refused before anything was changed (sysexits.h, EX_USAGE).
+const EXIT_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are answers, not errors.
+            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            // A closed pipe is nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("hawser: a TLS provider is already installed");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("hawser: no event loop: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hawser: {}", output::chain(&error));
+            ExitCode::from(if error.is::<output::Refused>() { EXIT_USAGE } else { 1 })
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let global = &args.global;
+    match &args.verb {
+        Verb::Ca { verb: CaVerb::Init { cluster, id, user } } => ca::init(&global.pki, cluster, *id, user),
+        Verb::Ca { verb: CaVerb::Token { node, out } } => ca::token(global, node, out.as_deref()).await,
+        Verb::Ca { verb: CaVerb::Bundle { for_cluster, out } } => {
+            ca::bundle(global, for_cluster, out.as_deref()).await
+        }
+        Verb::Connect { bundle, dry_run, policy_bypass_accepted } => {
+            mesh::connect(global, bundle, *dry_run, *policy_bypass_accepted).await
+        }
+        Verb::Disconnect { cluster } => mesh::disconnect(global, cluster).await,
+        Verb::Status(shape) => status::show(global, shape.output).await,
+        Verb::Service { verb: ServiceVerb::List(shape) } => services::list(global, shape.output).await,
+        Verb::Service { verb: ServiceVerb::Get { service, shape } } => {
+            services::get(global, service, shape.output).await
+        }
+        Verb::Plan(shape) => mesh::plan(global, shape.output).await,
+        Verb::Version => output::line(&format!("hawser {}", env!("CARGO_PKG_VERSION"))),
+    }
+}

@@ -1,0 +1,116 @@
+//! The two ways in: the API server over TLS with the admin certificate, the node agent over its unix socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use hawser_api::admin::admin_client::AdminClient;
+use hawser_api::local::local_client::LocalClient;
+use hawser_model::ServerUrl;
+use hawser_pki::CaCert;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::args::Global;
+use crate::output::Refused;
+
+const CONNECT: Duration = Duration::from_secs(5);
+
+pub(crate) async fn admin(global: &Global) -> Result<AdminClient<Channel>> {
+    let server: ServerUrl = ServerUrl::parse(&global.server)
+        .map_err(|error| Refused(format!("--server {:?}: {error}", global.server)))?;
+    let (connector, name) = tls(&global.pki)?;
+    let address = (server.host().to_owned(), server.port());
+    let dial = tower::service_fn(move |_: Uri| {
+        let (connector, name, address) = (connector.clone(), name.clone(), address.clone());
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            Ok::<_, io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+        }
+    });
+    let channel = Endpoint::from(Uri::from_static("https://api-server"))
+        .connect_timeout(CONNECT)
+        .connect_with_connector(dial)
+        .await
+        .with_context(|| {
+            format!("no connection to the API server at {server}. fix: is clustermesh-apiserver running there? (--server)")
+        })?;
+    Ok(AdminClient::new(channel))
+}
+
+/// The admin's certificate, and the name the server has to prove: that of the cluster whose CA lies there.
+fn tls(pki: &Path) -> Result<(TlsConnector, ServerName<'static>)> {
+    let read = |name: &str| {
+        let path = pki.join(name);
+        std::fs::read_to_string(&path).map_err(|error| {
+            Refused(format!(
+                "{} cannot be read: {error}. fix: run this where `hawser ca init` was run, or name the directory with --pki",
+                path.display()
+            ))
+        })
+    };
+    let ca = CaCert::from_pem(&read("ca.crt")?).context("ca.crt")?;
+    let cluster = ca
+        .name()
+        .strip_prefix("CN=ca-")
+        .ok_or_else(|| anyhow!("ca.crt is not a CA of hawser: {}", ca.name()))?;
+    let name = ServerName::try_from(format!("{cluster}.mesh.hawser.io"))?;
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.der().clone())?;
+    let certificates: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(read("admin.crt")?.as_bytes())
+            .collect::<Result<_, _>>()
+            .context("admin.crt")?;
+    let key = PrivateKeyDer::from_pem_slice(read("admin.key")?.as_bytes()).context("admin.key")?;
+    let mut config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(certificates, key)
+        .context("admin.crt and admin.key do not belong together")?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok((TlsConnector::from(Arc::new(config)), name))
+}
+
+pub(crate) async fn agent(socket: &Path) -> Result<LocalClient<Channel>> {
+    let path = PathBuf::from(socket);
+    let dial = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    let channel = Endpoint::from(Uri::from_static("http://agent"))
+        .connect_timeout(CONNECT)
+        .connect_with_connector(dial)
+        .await
+        .with_context(|| {
+            format!(
+                "no node agent at {}. fix: run this on a node whose hawser-node-agent runs (--socket)",
+                socket.display()
+            )
+        })?;
+    Ok(LocalClient::new(channel))
+}
+
+/// A refusal is the server's sentence, without gRPC's clothes around it.
+pub(crate) fn answer<T>(reply: Result<tonic::Response<T>, tonic::Status>) -> Result<T> {
+    use tonic::Code;
+    match reply {
+        Ok(reply) => Ok(reply.into_inner()),
+        Err(status) => {
+            let sentence = status.message().to_owned();
+            Err(match status.code() {
+                Code::InvalidArgument
+                | Code::FailedPrecondition
+                | Code::AlreadyExists
+                | Code::NotFound
+                | Code::PermissionDenied => Refused(sentence).into(),
+                code => anyhow!("{code:?}: {sentence}"),
+            })
+        }
+    }
+}

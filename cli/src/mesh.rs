@@ -1,0 +1,54 @@
+//! `hawser connect`, `disconnect` and `plan`.
+
+use std::path::Path;
+
+use anyhow::Result;
+use hawser_api::admin::{ConnectRequest, DisconnectRequest};
+use hawser_api::local::PlanRequest;
+
+use crate::args::{Format, Global};
+use crate::connection::{admin, agent, answer};
+use crate::output::{Refused, json, line, table};
+
+/// A bundle is smaller than this many bytes; a larger file is something else.
+const BUNDLE_MAX: u64 = 64 << 10;
+
+pub(crate) async fn connect(global: &Global, path: &Path, dry_run: bool, bypass: bool) -> Result<()> {
+    let unreadable = |error| Refused(format!("{} cannot be read: {error}", path.display()));
+    if std::fs::metadata(path).map_err(unreadable)?.len() > BUNDLE_MAX {
+        let text = format!("{} is larger than 64 KiB, so it is no bundle", path.display());
+        return Err(Refused(text).into());
+    }
+    let bundle = std::fs::read_to_string(path).map_err(unreadable)?;
+    let request = ConnectRequest { bundle, policy_bypass_accepted: bypass, dry_run };
+    let reply = answer(admin(global).await?.connect(request).await)?;
+    let cluster = format!("{} (id {})", reply.cluster, reply.cluster_id);
+    line(&match (dry_run, reply.unchanged) {
+        (true, _) => format!("{cluster} can be connected; nothing was changed"),
+        (false, true) => format!("{cluster} was connected before; nothing changed"),
+        (false, false) => format!("connected {cluster}"),
+    })?;
+    line(&format!("fingerprint {}", reply.ca_fingerprint))?;
+    line(&format!("compare it with what {} prints: `hawser ca bundle --for <this cluster>`", reply.cluster))
+}
+
+pub(crate) async fn disconnect(global: &Global, cluster: &str) -> Result<()> {
+    let request = DisconnectRequest { cluster: cluster.to_owned() };
+    answer(admin(global).await?.disconnect(request).await)?;
+    line(&format!(
+        "disconnected {cluster}: its services drain on every node, then its tunnels and routes go"
+    ))?;
+    line(&format!("{cluster} still admits this cluster until it runs `hawser disconnect` too"))
+}
+
+pub(crate) async fn plan(global: &Global, format: Format) -> Result<()> {
+    let reply = answer(agent(&global.socket).await?.plan(PlanRequest {}).await)?;
+    if format == Format::Json {
+        return json(&reply);
+    }
+    if reply.operations.is_empty() {
+        return line("nothing to do: the node is as it should be");
+    }
+    let row = |op: hawser_api::local::Operation| vec![op.part, op.text];
+    table(&["PART", "OPERATION"], &reply.operations.into_iter().map(row).collect::<Vec<_>>())
+}

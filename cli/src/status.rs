@@ -1,0 +1,198 @@
+//! `hawser status`: one verdict, then clusters, nodes, tunnels and what is wrong; each half may be absent.
+
+use anyhow::{Result, anyhow};
+use hawser_api::admin::{self, PeerStatus};
+use hawser_api::local::{self, ClusterStatus, TunnelStatus};
+use serde::Serialize;
+
+use crate::args::{Format, Global};
+use crate::connection::{admin, agent, answer};
+use crate::output::{ago, chain, json, line, table};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Whole {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<local::StatusReply>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_server: Option<admin::StatusReply>,
+}
+
+pub(crate) async fn show(global: &Global, format: Format) -> Result<()> {
+    let server = ask_server(global).await;
+    let agent = ask_agent(global).await;
+    if let (Err(server), Err(agent)) = (&server, &agent) {
+        return Err(anyhow!("neither half answers\n  {}\n  {}", chain(server), chain(agent)));
+    }
+    if format == Format::Json {
+        return json(&Whole { agent: agent.ok(), api_server: server.ok() });
+    }
+    match &server {
+        Ok(status) => server_section(status)?,
+        Err(error) => line(&format!("API server: {}", chain(error)))?,
+    }
+    line("")?;
+    match &agent {
+        Ok(status) => agent_section(status),
+        Err(error) => line(&format!("node agent: {}", chain(error))),
+    }
+}
+
+async fn ask_server(global: &Global) -> Result<admin::StatusReply> {
+    answer(admin(global).await?.status(admin::StatusRequest {}).await)
+}
+
+async fn ask_agent(global: &Global) -> Result<local::StatusReply> {
+    answer(agent(&global.socket).await?.status(local::StatusRequest {}).await)
+}
+
+fn server_section(status: &admin::StatusReply) -> Result<()> {
+    let synced = status.peers.iter().filter(|peer| peer.state == "synced").count();
+    line(&format!(
+        "cluster {} (id {}): {synced}/{} peers synced, revision {}, {}",
+        status.cluster,
+        status.cluster_id,
+        status.peers.len(),
+        status.revision,
+        status.store
+    ))?;
+    line(&format!(
+        "exports {} services, {} endpoints, {} identities",
+        status.services, status.endpoints, status.identities
+    ))?;
+    let node = |node: &admin::NodeStatus| {
+        vec![node.name.clone(), node.index.to_string(), node.mesh_ipv4.clone(), ago(node.reported_ms_ago)]
+    };
+    table(
+        &["NODE", "INDEX", "MESH-ADDRESS", "REPORTED"],
+        &status.nodes.iter().map(node).collect::<Vec<_>>(),
+    )?;
+    if status.peers.is_empty() {
+        line(
+            "no peers. hint: `hawser ca bundle --for <cluster>` here, `hawser connect <file>` there, and back",
+        )?;
+    } else {
+        let rows: Vec<_> = status.peers.iter().map(peer_row).collect();
+        table(
+            &[
+                "PEER",
+                "ID",
+                "STATE",
+                "REVISION",
+                "HEARD",
+                "NODES",
+                "SERVICES",
+                "ENDPOINTS",
+                "IDENTITIES",
+                "REFUSED",
+            ],
+            &rows,
+        )?;
+    }
+    for peer in status.peers.iter().filter(|peer| !peer.reason.is_empty()) {
+        line(&format!("! {}: {}", peer.name, peer.reason))?;
+    }
+    for peer in &status.peers {
+        let mut refused: Vec<_> = peer.refused.iter().collect();
+        refused.sort();
+        for (reason, count) in refused {
+            line(&format!("! {}: {count} entries refused: {reason}", peer.name))?;
+        }
+    }
+    status.source_errors.iter().try_for_each(|error| line(&format!("! {error}")))
+}
+
+fn peer_row(peer: &PeerStatus) -> Vec<String> {
+    vec![
+        peer.name.clone(),
+        peer.id.to_string(),
+        peer.state.clone(),
+        peer.revision.to_string(),
+        ago(peer.heard_ms_ago),
+        peer.nodes.to_string(),
+        peer.services.to_string(),
+        peer.endpoints.to_string(),
+        peer.identities.to_string(),
+        peer.refused.values().sum::<u64>().to_string(),
+    ]
+}
+
+fn agent_section(status: &local::StatusReply) -> Result<()> {
+    let up = status.tunnels.iter().filter(|tunnel| tunnel.health == "up").count();
+    line(&format!(
+        "node {}/{} ({}): {up}/{} tunnels up, {} services, {} pods here",
+        status.cluster,
+        status.node,
+        status.mesh_ipv4,
+        status.tunnels.len(),
+        status.services,
+        status.local_pods
+    ))?;
+    let rows: Vec<_> = status.clusters.iter().map(cluster_row).collect();
+    table(
+        &[
+            "CLUSTER",
+            "ID",
+            "DATA-PLANE",
+            "SINCE",
+            "SYNCED",
+            "REVISION",
+            "HEARD",
+            "NODES",
+            "SERVICES",
+            "ENDPOINTS",
+        ],
+        &rows,
+    )?;
+    if !status.tunnels.is_empty() {
+        let rows: Vec<_> = status.tunnels.iter().map(tunnel_row).collect();
+        table(&["TUNNEL", "ENDPOINT", "HEALTH", "HANDSHAKE", "RTT", "RX", "TX"], &rows)?;
+    }
+    let drops = status.reasons.iter().filter(|reason| reason.drop && reason.packets > 0);
+    for reason in drops {
+        line(&format!("dropped {} packets: {} ({})", reason.packets, reason.explanation, reason.reason))?;
+    }
+    for cluster in status.clusters.iter().filter(|cluster| !cluster.reason.is_empty()) {
+        line(&format!("! {}: {}", cluster.name, cluster.reason))?;
+    }
+    status.problems.iter().try_for_each(|problem| line(&format!("! {problem}")))
+}
+
+fn cluster_row(cluster: &ClusterStatus) -> Vec<String> {
+    let own = if cluster.own { " (own)" } else { "" };
+    vec![
+        format!("{}{own}", cluster.name),
+        cluster.id.to_string(),
+        cluster.data_plane.clone(),
+        ago(cluster.since_ms_ago),
+        if cluster.synced { "yes" } else { "no" }.to_owned(),
+        cluster.revision.to_string(),
+        ago(cluster.heard_ms_ago),
+        cluster.nodes.to_string(),
+        cluster.services.to_string(),
+        cluster.endpoints.to_string(),
+    ]
+}
+
+fn tunnel_row(tunnel: &TunnelStatus) -> Vec<String> {
+    let rtt =
+        if tunnel.rtt_us < 0 { "-".into() } else { format!("{:.2} ms", tunnel.rtt_us as f64 / 1_000.0) };
+    vec![
+        format!("{}/{}", tunnel.cluster, tunnel.node),
+        tunnel.endpoint.clone(),
+        tunnel.health.clone(),
+        ago(tunnel.last_handshake_ms_ago),
+        rtt,
+        bytes(tunnel.rx_bytes),
+        bytes(tunnel.tx_bytes),
+    ]
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0..10_000 => format!("{count} B"),
+        10_000..10_000_000 => format!("{} KiB", count >> 10),
+        10_000_000..10_000_000_000 => format!("{} MiB", count >> 20),
+        _ => format!("{} GiB", count >> 30),
+    }
+}
