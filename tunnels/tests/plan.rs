@@ -1,6 +1,8 @@
 //! Plan, apply, plan again gives nothing; and no step on the way opens a hole. Against a kernel of fifty lines that
 //! follows WireGuard's rule: a prefix belongs to whoever was given it last.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy.toml exempts only inside #[test]")]
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
@@ -315,7 +317,7 @@ fn check_refuses_what_plan_would_never_write() {
     let prefix: IpNet = "10.2.0.0/24".parse().unwrap();
 
     let route = Op::SetRoute { prefix, source: "240.1.0.1".parse().unwrap() };
-    assert_eq!(refused(&[route.clone()]), Violation::Unguarded { step: 1, prefix });
+    assert_eq!(refused(std::slice::from_ref(&route)), Violation::Unguarded { step: 1, prefix });
     let ops = [Op::AddGuard { prefix }, route, Op::RemoveGuard { prefix }];
     assert_eq!(refused(&ops), Violation::Unguarded { step: 3, prefix });
 

@@ -82,11 +82,10 @@ fn create(path: &Path) -> Result<(), KeyError> {
     bytes[31] = bytes[31] & 127 | 64;
 
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    name.push(format!(".{:016x}.new", rand::random::<u64>()));
     let temporary = path.with_file_name(name);
     let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(STANDARD.encode(bytes).as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_all()?;

@@ -160,7 +160,7 @@ impl Driver for UserspaceDriver {
         let mut inner = self.lock();
         let engine = self.engine(&inner)?;
         match op {
-            Op::CreateDevice { .. } => return Ok(engine.reopen_if_gone()?),
+            Op::CreateDevice { .. } => Ok(engine.reopen_if_gone()?),
             Op::Configure { name, public_key, port, mark } => {
                 if *public_key != self.key.public() {
                     let (device, wanted, held) = (name.clone(), *public_key, self.key.public());

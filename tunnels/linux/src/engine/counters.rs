@@ -36,9 +36,11 @@ pub(crate) enum Reason {
     InnerNotIp,
     /// The TUN did not take a packet.
     TunFailed,
+    /// A defect of ours: the thread that met this packet panicked and was started again.
+    Panicked,
 }
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "not-ip",
     "no-peer-for-destination",
     "no-endpoint",
@@ -54,9 +56,10 @@ const NAMES: [&str; 15] = [
     "bad-source",
     "inner-not-ip",
     "tun-failed",
+    "panicked",
 ];
 
-const _: () = assert!(NAMES.len() == Reason::TunFailed as usize + 1);
+const _: () = assert!(NAMES.len() == Reason::Panicked as usize + 1);
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters([AtomicU64; NAMES.len()]);

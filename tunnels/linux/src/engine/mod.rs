@@ -19,6 +19,7 @@ mod transmit;
 
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
@@ -31,7 +32,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::PrivateKey;
 use crate::tun::Tun;
 use crate::uapi::{self, SetDevice, Snapshot};
-use counters::Counters;
+use counters::{Counters, Reason};
 use sockets::Sockets;
 use state::State;
 
@@ -111,23 +112,29 @@ impl Engine {
         engine.spawn("tun", readers.next(), transmit::run)?;
         engine.spawn("udp", readers.next(), receive::run)?;
         engine.spawn("timers", readers.next(), timers::run)?;
-        engine.spawn("uapi", readers.next(), move |shared, wake| listener.run(shared, &wake))?;
+        engine.spawn("uapi", readers.next(), move |shared, wake| listener.run(shared, wake))?;
         Ok(engine)
     }
 
+    /// A body returns when the engine stops. One that panics has lost a packet, not the node: it starts again.
     fn spawn(
         &mut self,
         name: &str,
         wake: Option<PipeReader>,
-        body: impl FnOnce(&Shared, PipeReader) + Send + 'static,
+        body: impl Fn(&Shared, &PipeReader) + Send + 'static,
     ) -> Result<(), EngineError> {
         let shared = Arc::clone(&self.shared);
+        let run = move |wake: PipeReader| {
+            // Locks are taken up again after a panic, and all other state belongs to the body.
+            while catch_unwind(AssertUnwindSafe(|| body(&shared, &wake))).is_err() {
+                shared.counters.count(Reason::Panicked);
+                tracing::error!(device = %shared.device, "an engine thread panicked and starts again: report this as a defect");
+                shared.rest();
+            }
+        };
         let wake = wake.ok_or(io::ErrorKind::NotFound.into());
-        let spawned = wake.and_then(|wake| {
-            std::thread::Builder::new()
-                .name(format!("{}-{name}", self.shared.device))
-                .spawn(move || body(&shared, wake))
-        });
+        let name = format!("{}-{name}", self.shared.device);
+        let spawned = wake.and_then(|wake| std::thread::Builder::new().name(name).spawn(move || run(wake)));
         let device = self.shared.device.clone();
         self.threads.push(spawned.map_err(|source| EngineError::Threads { device, source })?);
         Ok(())

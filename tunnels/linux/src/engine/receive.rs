@@ -26,14 +26,14 @@ const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 const SMALLEST_IPV4: usize = 20;
 const SMALLEST_IPV6: usize = 40;
 
-pub(crate) fn run(shared: &Shared, wake: std::io::PipeReader) {
+pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
     let mut receiver =
         Receiver { shared, plain: vec![0; LARGEST_DATAGRAM], out: SendBatch::new(LARGEST_DATAGRAM) };
     let mut batch = ReceiveBatch::new(LARGEST_DATAGRAM);
     while shared.running() {
         let (tun, sockets) = (shared.tun(), shared.sockets());
         let fds: Vec<_> = sockets.both().map(AsFd::as_fd).collect();
-        let ready = wait(&fds, &wake, None);
+        let ready = wait(&fds, wake, None);
         for (socket, _) in sockets.both().zip(ready).filter(|(_, ready)| *ready) {
             if let Ok(count @ 1..) = batch.receive(socket) {
                 receiver.take(&batch, count, &tun, &sockets);

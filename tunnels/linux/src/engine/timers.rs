@@ -10,10 +10,10 @@ use super::{Shared, wait};
 /// boringtun's clock moves only when it is asked; WireGuard's shortest timer has 333 ms of jitter.
 const TICK: Duration = Duration::from_millis(250);
 
-pub(crate) fn run(shared: &Shared, wake: std::io::PipeReader) {
+pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
     let mut out = SendBatch::new(LARGEST_DATAGRAM);
     while shared.running() {
-        wait(&[], &wake, Some(TICK));
+        wait(&[], wake, Some(TICK));
         let (limiter, peers): (_, Vec<_>) = {
             let state = shared.state();
             (Arc::clone(&state.limiter), state.peers.values().cloned().collect())

@@ -17,12 +17,12 @@ const PADDING: usize = 16;
 pub(crate) const LARGEST_DATAGRAM: usize = MAX_MTU as usize + PADDING + DATA_OVERHEAD;
 const _: () = assert!(LARGEST_DATAGRAM > LARGEST_HANDSHAKE);
 
-pub(crate) fn run(shared: &Shared, wake: std::io::PipeReader) {
+pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
     let mut packet = vec![0; LARGEST_DATAGRAM];
     let mut out = SendBatch::new(LARGEST_DATAGRAM);
     while shared.running() {
         let (tun, sockets) = (shared.tun(), shared.sockets());
-        if wait(&[tun.as_fd()], &wake, None)[0] {
+        if wait(&[tun.as_fd()], wake, None)[0] {
             fill(shared, &tun, &mut packet, &mut out);
             out.flush(&sockets, &shared.counters);
         }

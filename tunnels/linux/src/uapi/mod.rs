@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hawser_tunnels::DeviceName;
 use nix::errno::Errno;
@@ -58,7 +58,7 @@ impl Listener {
         Ok(Self { socket, path })
     }
 
-    pub(crate) fn run(self, shared: &Shared, wake: &io::PipeReader) {
+    pub(crate) fn run(&self, shared: &Shared, wake: &io::PipeReader) {
         while shared.running() {
             if !wait(&[self.socket.as_fd()], wake, None)[0] {
                 continue;
@@ -101,6 +101,7 @@ fn next_request(
 ) -> io::Result<Option<String>> {
     let mut chunk = [0; 4096];
     let mut searched = 0;
+    let mut patience = Instant::now() + PATIENCE;
     loop {
         if let Some(end) = pending[searched..].windows(2).position(|pair| pair == b"\n\n") {
             let rest = pending.split_off(searched + end + 2);
@@ -112,8 +113,12 @@ fn next_request(
             return Ok(None);
         }
         if !wait(&[stream.as_fd()], wake, Some(PATIENCE))[0] {
-            return Ok(None);
+            if Instant::now() >= patience {
+                return Ok(None);
+            }
+            continue;
         }
+        patience = Instant::now() + PATIENCE;
         match nix::unistd::read(stream, &mut chunk) {
             Ok(0) => return Ok(None),
             Ok(length) => pending.extend_from_slice(&chunk[..length]),

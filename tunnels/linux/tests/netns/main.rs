@@ -1,0 +1,12 @@
+//! Tunnels between real network namespaces. Needs root, `ip`, `ping`, `wg`, `wireguard-go`; fails without.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy.toml exempts only inside #[test]")]
+
+mod engine;
+mod fuzz;
+mod interop;
+mod kernel;
+mod node;
+mod raw;
+mod survival;
+mod world;

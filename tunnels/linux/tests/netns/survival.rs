@@ -1,0 +1,160 @@
+//! The process is killed; the device, the routes and the secret stay.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use hawser_model::PublicKey;
+use hawser_tunnels::DeviceName;
+use hawser_tunnels_linux::{Driver, UserspaceDriver};
+
+use crate::node::{Node, config, desired, endpoint, mesh_v4, name, nets, reconcile};
+use crate::world::{Capture, Netns, World, eventually, run, send_udp, unique};
+
+const DEVICE: &str = "HAWSER_TEST_DEVICE";
+const MARKER: &[u8] = b"this must never cross in clear";
+
+/// A process of its own that runs one node until it is killed.
+struct Process {
+    child: Child,
+    _stdin: ChildStdin,
+    key: PublicKey,
+    /// What the first reconcile had to do.
+    ops: Vec<String>,
+}
+
+impl Process {
+    /// This test binary again, in the namespace, as `the_process_that_is_killed`.
+    fn start(netns: &Netns, device: &str, dir: &Path, peer: PublicKey) -> Self {
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &netns.name])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "survival::the_process_that_is_killed", "--nocapture"])
+            .env(DEVICE, device)
+            .env("HAWSER_TEST_DIR", dir)
+            .env("HAWSER_TEST_PEER", hex(peer))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let (mut ops, mut key) = (Vec::new(), None);
+        for line in lines {
+            if let Some(op) = line.strip_prefix("op ") {
+                ops.push(op.to_owned());
+            } else if let Some(hex) = line.strip_prefix("ready ") {
+                key = Some(unhex(hex));
+                break;
+            }
+        }
+        let stdin = child.stdin.take().unwrap();
+        Self { child, _stdin: stdin, key: key.expect("the process became ready"), ops }
+    }
+
+    fn kill(mut self) {
+        // SIGKILL: no handler runs, no destructor.
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The body of [`Process`]. Alone it has nothing to run.
+#[test]
+fn the_process_that_is_killed() {
+    let Ok(device) = std::env::var(DEVICE) else { return };
+    let dir = std::env::var("HAWSER_TEST_DIR").unwrap();
+    let peer = unhex(&std::env::var("HAWSER_TEST_PEER").unwrap());
+    let config = config(DeviceName::parse(&device).unwrap(), Path::new(&dir).join("wireguard.key"));
+    let driver = UserspaceDriver::start(config.clone()).unwrap();
+    let mut desired = desired(&config, driver.public_key(), 1);
+    let allowed = nets(&["240.2.0.1/32", "fd68:6177:7365:2::1/128", "10.2.0.0/16"]);
+    desired.routes = allowed.clone();
+    let at = endpoint([172, 31, 2, 2]);
+    desired.peers = vec![hawser_tunnels::Peer {
+        name: name(2),
+        public_key: peer,
+        endpoint: at,
+        allowed,
+        keepalive: None,
+    }];
+    for op in reconcile(&driver, &desired) {
+        println!("op {op}");
+    }
+    assert_eq!(reconcile(&driver, &desired), []);
+    println!("ready {}", hex(driver.public_key()));
+    std::io::stdout().flush().unwrap();
+    // Until killed, or until the test that started this is gone.
+    let _ = std::io::stdin().lines().next();
+    driver.remove().unwrap();
+}
+
+#[test]
+fn a_killed_engine_leaks_nothing_and_its_successor_adopts_everything() {
+    let world = World::new();
+    let mut two = Node::start(&world.b, 2);
+    let (device, dir) = (unique(), tempfile::tempdir().unwrap());
+    let process = Process::start(&world.a, &device, dir.path(), two.driver.public_key());
+    two.add_peer(1, process.key, endpoint([172, 31, 1, 2]), &[]);
+    two.reconcile();
+    assert!(world.a.pings(mesh_v4(2)));
+    let capture = Capture::on(&world.router);
+    let index = interface_index(&world.a, &device);
+    let key = process.key;
+
+    process.kill();
+    assert_eq!(interface_index(&world.a, &device), index, "the device outlives the process");
+    assert!(world.a.run("ip route show table 18551").contains(&format!("10.2.0.0/16 dev {device}")));
+    let everywhere =
+        ["240.2.0.1:9", "10.2.3.4:9", "[fd68:6177:7365:2::1]:9", "240.9.9.9:9", "[fd68:6177:7365:9::9]:9"];
+    let send_everywhere = || {
+        for to in everywhere {
+            for _ in 0..20 {
+                let _ = send_udp(&world.a, to, MARKER);
+            }
+        }
+    };
+    send_everywhere();
+    // Even when somebody takes the device away, and with it the routes to it.
+    let process = Process::start(&world.a, &device, dir.path(), two.driver.public_key());
+    assert_eq!(process.key, key, "the key is the same one");
+    let mut expected: Vec<String> = process.ops.clone();
+    expected.retain(|op| !op.starts_with("add peer") && !op.starts_with("peer "));
+    assert_eq!(expected, [String::new(); 0], "device, addresses, routes and rules were adopted as they were");
+    assert_eq!(interface_index(&world.a, &device), index);
+    eventually("the mesh is whole again", || world.a.pings(mesh_v4(2)));
+
+    process.kill();
+    run(&format!("ip -n {} link del {device}", world.a.name));
+    send_everywhere();
+
+    // The wire was watched, and what is not the mesh's does leave in clear.
+    send_udp(&world.a, "198.51.100.1:9", b"in clear on purpose").unwrap();
+    eventually("the capture works", || capture.saw(b"in clear on purpose"));
+    assert!(!capture.saw(MARKER));
+    // It is the guards that hold: without the rule that leads to them the secret is out.
+    world.a.run("ip rule del priority 90");
+    send_everywhere();
+    eventually("the proof can fail", || capture.saw(MARKER));
+    let _ = std::fs::remove_file(format!("/var/run/wireguard/{device}.sock"));
+}
+
+fn interface_index(netns: &Netns, device: &str) -> String {
+    let line = run(&format!("ip -n {} -o link show {device}", netns.name));
+    line.split(':').next().unwrap().to_owned()
+}
+
+fn hex(key: PublicKey) -> String {
+    key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> PublicKey {
+    let byte = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap();
+    PublicKey::new(std::array::from_fn(byte)).unwrap()
+}
