@@ -126,7 +126,11 @@ fn a_killed_engine_leaks_nothing_and_its_successor_adopts_everything() {
     assert_eq!(process.key, key, "the key is the same one");
     let mut expected: Vec<String> = process.ops.clone();
     expected.retain(|op| !op.starts_with("add peer") && !op.starts_with("peer "));
-    assert_eq!(expected, [String::new(); 0], "device, addresses, routes and rules were adopted as they were");
+    assert_eq!(
+        expected,
+        Vec::<String>::new(),
+        "device, addresses, routes and rules were adopted as they were"
+    );
     assert_eq!(interface_index(&world.a, &device), index);
     eventually("the mesh is whole again", || world.a.pings(mesh_v4(2)));
 
