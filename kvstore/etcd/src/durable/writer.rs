@@ -162,10 +162,13 @@ struct Task {
     config: EmbeddedConfig,
 }
 
+/// An answer that is owed, and what it will be if the batch becomes durable.
+type Owed = (oneshot::Sender<Result<Reply, WriteError>>, Result<Reply, OpError>);
+
 /// What one batch executed: the answers it owes and the records that come first.
 #[derive(Default)]
 struct Batch {
-    answers: Vec<(oneshot::Sender<Result<Reply, WriteError>>, Result<Reply, OpError>)>,
+    answers: Vec<Owed>,
     records: Vec<Bytes>,
     bytes: usize,
 }

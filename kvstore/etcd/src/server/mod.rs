@@ -14,4 +14,5 @@ mod writer;
 pub use authorize::{Access, AccessRequest, AllowAll, Authorize, Denied};
 pub use keyspaces::{KeyspaceHandle, Keyspaces, SharedKeyspace, Stats};
 pub use service::{ETCD_VERSION, EtcdServer};
+pub(crate) use watch::PROGRESS_METADATA;
 pub use writer::{MemoryWriter, ReadOnlyWriter, WriteError, Writer};

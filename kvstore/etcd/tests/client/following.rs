@@ -184,3 +184,26 @@ async fn the_plain_calls_work_at_servers_of_both_kinds() {
         assert!(!client.status(pb::StatusRequest {}).await.unwrap().version.is_empty());
     }
 }
+
+#[tokio::test]
+async fn a_hawser_server_says_unasked_how_far_all_ranges_of_a_stream_have_come() {
+    let server = TestServer::serving(memory("us-east", 1)).await;
+    let creates = ["a/", "b/"].into_iter().zip(1..).map(|(prefix, watch_id)| {
+        let (key, range_end) = KeyRange::prefix(prefix).to_wire();
+        let create = pb::WatchCreateRequest { key, range_end, watch_id, ..Default::default() };
+        pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) }
+    });
+    let requests = futures::StreamExt::chain(futures::stream::iter(creates), futures::stream::pending());
+    let mut request = tonic::Request::new(requests);
+    request.metadata_mut().insert("hawser-progress", "rounds".parse().unwrap());
+    let mut watch = pb::watch_client::WatchClient::new(channel(server.addr));
+    let mut messages = watch.watch(request).await.unwrap().into_inner();
+    for _ in 0..2 {
+        assert!(messages.message().await.unwrap().unwrap().created);
+    }
+    let revision = server.put("b/1", "v").await;
+    let events = messages.message().await.unwrap().unwrap();
+    assert_eq!((events.watch_id, events.events.len()), (2, 1));
+    let progress = messages.message().await.unwrap().unwrap();
+    assert_eq!((progress.watch_id, progress.header.unwrap().revision), (-1, revision));
+}

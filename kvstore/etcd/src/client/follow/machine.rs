@@ -82,13 +82,17 @@ pub(super) struct Machine {
     out: VecDeque<Output>,
     heard_at: Time,
     asked_at: Option<Time>,
+    /// Since when changes of one range wait for the others.
+    waits_since: Option<Time>,
     failures: u32,
     random: u64,
     relists: u64,
     reconnects: u64,
 }
 
-/// How long an unanswered question for progress stands while changes wait for its answer.
+/// Changes of one range wait for the others' progress. A Hawser server says it unasked, right behind the events;
+/// another one is asked after this, and again after that.
+const ASK_FIRST: Duration = Duration::from_millis(50);
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 impl Machine {
@@ -110,6 +114,7 @@ impl Machine {
             out: VecDeque::new(),
             heard_at: now,
             asked_at: None,
+            waits_since: None,
             failures: 0,
             random: config.pace.seed,
             relists: 0,
@@ -263,9 +268,10 @@ impl Machine {
             Phase::Watching { created, behind_since } => {
                 let ask = (*created >= self.ranges.len()).then(|| {
                     let quiet = self.heard_at.max(self.asked_at.unwrap_or_default()) + self.pace.ask_after;
-                    Deadline::AskProgress(match self.asked_at {
-                        Some(asked) if self.merge.is_waiting() => asked + ASK_AGAIN,
-                        _ => quiet,
+                    Deadline::AskProgress(match (self.waits_since, self.asked_at) {
+                        (Some(_), Some(asked)) => asked + ASK_AGAIN,
+                        (Some(since), None) => since + ASK_FIRST,
+                        (None, _) => quiet,
                     })
                 });
                 (ask, behind_since.map(|since| Deadline::Behind(since + self.pace.behind_grace)))
@@ -392,6 +398,7 @@ impl Machine {
         self.out.push_back(Output::Watch(requests.collect()));
         self.heard_at = self.heard_at.max(now);
         self.asked_at = None;
+        self.waits_since = None;
         self.phase = watching();
     }
 
@@ -438,7 +445,7 @@ impl Machine {
         self.drain(now);
     }
 
-    /// Gives what no range is missing any more, and asks about the rest.
+    /// Gives what no range is missing any more.
     fn drain(&mut self, now: Time) {
         while let Some(changes) = self.merge.next_ready() {
             for (range, change) in changes {
@@ -446,10 +453,9 @@ impl Machine {
             }
         }
         self.emit_progress();
+        self.waits_since = self.merge.is_waiting().then(|| self.waits_since.unwrap_or(now));
         if self.merge.overflows() {
             self.relist(ResetReason::Overflow, now);
-        } else if self.merge.is_waiting() && self.asked_at.is_none() {
-            self.ask(now);
         }
     }
 

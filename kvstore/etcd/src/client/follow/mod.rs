@@ -57,7 +57,8 @@ pub enum Order {
     /// By revision within a range; ranges do not wait for each other.
     PerRange,
     /// By revision over all ranges; one revision is never split. With more than one range each change waits for
-    /// the server's word that all ranges have come as far (one round trip), and `trust_progress` is needed.
+    /// the server's word that all ranges have come as far, and `trust_progress` is needed. Hawser's server says it
+    /// unasked, right behind the events; another one is asked, which costs a round trip.
     Total,
 }
 

@@ -8,11 +8,13 @@ use hawser_model::Time;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::AsciiMetadataValue;
 
 use super::machine::{Machine, Output};
-use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, FollowStatus};
+use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, FollowStatus, Order};
 use crate::client::{CallError, Client, Trouble};
 use crate::pb;
+use crate::server::PROGRESS_METADATA;
 
 /// A follower at work; dropping it ends it.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ impl Client {
     pub fn follow(&self, config: FollowConfig) -> Result<Follow, FollowConfigError> {
         let (events, receiver) = mpsc::channel(config.buffer.max(1));
         let started = Instant::now();
+        let in_rounds = config.order == Order::Total && config.ranges.len() > 1;
         let machine = Machine::new(config, Time::ZERO)?;
         let (status, status_receiver) = watch::channel(FollowStatus {
             state: FollowState::Connecting,
@@ -62,6 +65,7 @@ impl Client {
         let shell = Shell {
             client: self.clone(),
             machine,
+            in_rounds,
             started,
             events,
             status,
@@ -92,6 +96,8 @@ enum Heard {
 struct Shell {
     client: Client,
     machine: Machine,
+    /// Ask the server to say after each round of events how far it has come.
+    in_rounds: bool,
     started: Instant,
     events: mpsc::Sender<FollowEvent>,
     status: watch::Sender<FollowStatus>,
@@ -179,9 +185,12 @@ impl Shell {
             // There is room: the channel was made for them.
             let _ = requests.try_send(pb::WatchRequest { request_union: Some(request) });
         }
-        let client = self.client.clone();
+        let (client, in_rounds) = (self.client.clone(), self.in_rounds);
         let reply = Box::pin(async move {
-            let request = client.request(ReceiverStream::new(receiver));
+            let mut request = client.request(ReceiverStream::new(receiver));
+            if in_rounds {
+                request.metadata_mut().insert(PROGRESS_METADATA, AsciiMetadataValue::from_static("rounds"));
+            }
             Ok(client.watches().watch(request).await?.into_inner())
         });
         Call::Opening { reply, requests }

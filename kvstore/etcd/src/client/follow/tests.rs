@@ -287,13 +287,22 @@ fn in_total_order_no_revision_is_split_and_none_overtakes_another() {
     story.told();
     story.hear(created(1, 10));
     assert_eq!(story.hear(created(2, 10)), ["progress 10"]);
-    assert_eq!(story.hear(message(2, 13, vec![put("b/1", 12), put("b/2", 13)])), ["progress 10", "ask"]);
+    assert_eq!(story.hear(message(2, 13, vec![put("b/1", 12), put("b/2", 13)])), ["progress 10"]);
     assert_eq!(
         story.hear(message(1, 13, vec![delete("a/1", 11), put("a/2", 13)])),
         ["del a/1@11", "put b/1@12", "put b/2@13", "put a/2@13", "progress 13"]
     );
     assert_eq!(story.hear(message(2, 15, vec![put("b/3", 15)])), ["progress 13"]);
-    assert_eq!(story.hear(message(-1, 15, vec![])), ["put b/3@15", "progress 15"]);
+    assert_eq!(story.hear(message(-1, 15, vec![])), ["put b/3@15", "progress 15"], "it says so unasked");
+    story.hear(message(2, 17, vec![put("b/4", 17)]));
+    for _ in 0..2 {
+        assert_eq!(
+            story.until(|d| matches!(d, Deadline::AskProgress(_))),
+            ["ask"],
+            "or it is asked, and asked again"
+        );
+    }
+    assert_eq!(story.hear(message(-1, 17, vec![])), ["put b/4@17", "progress 17"]);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub(crate) struct WatchStream {
     next_id: i64,
     /// Some watch has more to pull right now.
     behind: bool,
+    /// The reader wants to know after each round how far it has come ([`super::PROGRESS_METADATA`]).
+    tell_rounds: bool,
 }
 
 struct Watch {
@@ -56,8 +58,10 @@ impl WatchStream {
         keyspace: KeyspaceHandle,
         caller: http::Extensions,
         out: mpsc::Sender<Outgoing>,
+        tell_rounds: bool,
     ) -> Self {
-        Self { shared, keyspace, caller, out, watches: BTreeMap::new(), next_id: 0, behind: false }
+        let watches = BTreeMap::new();
+        Self { shared, keyspace, caller, out, watches, next_id: 0, behind: false, tell_rounds }
     }
 
     pub(crate) async fn run(mut self, requests: Streaming<pb::WatchRequest>) {
@@ -187,12 +191,23 @@ impl WatchStream {
     async fn pull_all(&mut self) -> Result<(), Gone> {
         self.behind = false;
         let ids: Vec<i64> = self.watches.keys().copied().collect();
+        let (mut sent, mut complete) = (false, Revision::MAX);
         for id in ids {
-            if self.pull(id).await?.is_some_and(|pulled| pulled.more) {
-                self.behind = true;
+            if let Some(progress) = self.pull(id).await? {
+                self.behind |= progress.more;
+                sent |= progress.sent;
+                complete = complete.min(progress.revision);
             }
         }
-        Ok(())
+        if self.tell_rounds && sent { self.tell_complete(complete).await } else { Ok(()) }
+    }
+
+    async fn tell_complete(&self, revision: Revision) -> Result<(), Gone> {
+        let mut response = self.response(NO_WATCH);
+        if let Some(header) = &mut response.header {
+            header.revision = revision;
+        }
+        self.send(Message::control(&response)).await
     }
 
     /// `None`: the watch has ended.
@@ -215,13 +230,14 @@ impl WatchStream {
         if !(watch.puts && watch.deletes) {
             events.retain(|event| watch.wants(event));
         }
-        if !events.is_empty() {
+        let sent = !events.is_empty();
+        if sent {
             watch.busy = true;
             header.revision = revision;
             let head = pb::WatchResponse { header: Some(header), watch_id: id, ..Default::default() };
             permit.send(Outgoing::Message(Message::events(&head, &events, watch.prev_kv)));
         }
-        Ok(Some(Progress { revision, more }))
+        Ok(Some(Progress { revision, more, sent }))
     }
 
     /// The etcd answer to a watch that cannot go on: canceled, and the revision from which another may start.
@@ -247,8 +263,7 @@ impl WatchStream {
 
     /// Every watch has been sent everything up to the revision that is told (etcd's manual progress request).
     async fn tell_progress(&mut self) -> Result<(), Gone> {
-        let mut response = self.response(NO_WATCH);
-        let target = response.header.as_ref().map_or(0, |header| header.revision);
+        let target = self.keyspace.keyspace().read(hawser_kvstore::Keyspace::revision);
         let ids: Vec<i64> = self.watches.keys().copied().collect();
         for id in ids {
             while let Some(progress) = self.pull(id).await? {
@@ -257,10 +272,7 @@ impl WatchStream {
                 }
             }
         }
-        if let Some(header) = &mut response.header {
-            header.revision = target;
-        }
-        self.send(Message::control(&response)).await
+        self.tell_complete(target).await
     }
 
     async fn notify_progress(&mut self) -> Result<(), Gone> {
@@ -304,6 +316,8 @@ impl WatchStream {
 struct Progress {
     revision: Revision,
     more: bool,
+    /// There were events.
+    sent: bool,
 }
 
 impl Watch {

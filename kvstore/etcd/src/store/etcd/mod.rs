@@ -312,10 +312,11 @@ impl Task {
         let ours = *self.lineage.borrow();
         for change in &record.changes {
             match change {
-                Change::Put(kv) if kv.key == LINEAGE_KEY.as_bytes() => {
-                    if parse_lineage(&kv.value).is_some_and(|lineage| lineage != ours) {
-                        return Err(Restart::OtherLineage);
-                    }
+                Change::Put(kv)
+                    if kv.key == LINEAGE_KEY.as_bytes()
+                        && parse_lineage(&kv.value).is_some_and(|lineage| lineage != ours) =>
+                {
+                    return Err(Restart::OtherLineage);
                 }
                 Change::Delete { key } if key == LINEAGE_KEY.as_bytes() => {
                     tracing::warn!("the key {LINEAGE_KEY} was deleted from etcd; it is written again");
