@@ -10,6 +10,8 @@ pub struct KeyRange {
     end: RangeEnd,
 }
 
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum RangeEnd {
     /// Only `start` itself.
@@ -108,7 +110,7 @@ impl KeyRange {
     }
 
     /// Bounds for `BTreeMap::range`; `None` when nothing can match (a `BTreeMap` panics on an inverted range).
-    pub(crate) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(crate) fn bounds(&self) -> Option<Bounds<'_>> {
         let start = Bound::Included(&self.start[..]);
         match &self.end {
             RangeEnd::Single => Some((start, Bound::Included(&self.start[..]))),

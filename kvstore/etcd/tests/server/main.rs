@@ -1,4 +1,9 @@
 //! The server under its real clients: Debian's `etcdctl`, tonic clients, and bytes that mean nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test; clippy exempts only test functions, not their helpers"
+)]
 
 mod bytes_that_mean_nothing;
 mod choosing;

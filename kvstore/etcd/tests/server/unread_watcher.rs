@@ -67,7 +67,8 @@ async fn pass(server: &TestServer, count: u64) -> (u32, u32) {
 
 fn resident_mib() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096 >> 20
+    let pages: usize = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+    pages / 256
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
