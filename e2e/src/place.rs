@@ -128,6 +128,8 @@ impl Place {
     /// A command that will run here.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
+        // Logs are files here.
+        command.env("NO_COLOR", "1");
         let door = Arc::clone(&self.door);
         // SAFETY: `Door::enter` makes system calls only, so it may run between fork and exec.
         unsafe { command.pre_exec(move || door.enter()) };

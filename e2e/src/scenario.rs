@@ -27,6 +27,7 @@ pub fn run<F: FnOnce() -> Result<()>>(body: F) {
     let lab = binaries::find("hawser-lab").unwrap_or_else(|error| panic!("{error:#}"));
     let mut command = Command::new(lab);
     command.arg("inside").arg("--").arg(exe).args(["--exact", name, "--nocapture", "--test-threads=1"]);
+    command.env("RUST_BACKTRACE", "0");
     let (text, success) = enclave::run_from_test(&mut command).unwrap_or_else(|error| panic!("{error:#}"));
     println!("{text}");
     assert!(success, "the scenario does not hold, see above");

@@ -160,16 +160,15 @@ fn a_bundle_that_does_not_fit_is_refused_and_admits_nobody() {
             foreign_bundle(&mut lab, &good.replace(from, to), name, id, reader)
         };
         let same_id = make("id: 2", "id: 1", "eu-west", "1", "us-east")?;
-        let same_name = make("name: eu-west", "name: us-east", "us-east", "2", "us-east")?;
         let overlap = make("10.2.0.0/16", "10.1.128.0/17", "eu-west", "2", "us-east")?;
         let wide = make("store:", "mesh:\n  maxConnectedClusters: 511\nstore:", "eu-west", "2", "us-east")?;
         let for_others = make("", "", "eu-west", "2", "ap-south")?;
+        let namesake = make("id: 2", "id: 3", "eu-west", "3", "us-east")?;
         let honest = make("", "", "eu-west", "2", "us-east")?;
         let tampered = honest.replace("10.2.0.0/16", "10.9.0.0/16");
         ensure!(tampered != honest, "the bundle names no pod CIDR: {honest}");
         let cases: &[(&str, &str, &[&str])] = &[
             ("a duplicate id", &same_id, &["eu-west", "us-east", "1"]),
-            ("a duplicate name", &same_name, &["us-east"]),
             ("overlapping pod CIDRs", &overlap, &["10.1.0.0/16", "10.1.128.0/17"]),
             ("another mesh", &wide, &["511", "255"]),
             ("a bundle for another cluster", &for_others, &["ap-south", "us-east"]),
@@ -185,7 +184,8 @@ fn a_bundle_that_does_not_fit_is_refused_and_admits_nobody() {
         }
         us.nodes[0].place.write("/etc/hawser/bundle.yaml", &honest)?;
         us.hawser_ok(&["connect", "/etc/hawser/bundle.yaml"])?;
-        Ok(())
+        us.nodes[0].place.write("/etc/hawser/bundle.yaml", &namesake)?;
+        refused("a namesake", &us.hawser(&["connect", "/etc/hawser/bundle.yaml"])?, &["eu-west"])
     });
 }
 
