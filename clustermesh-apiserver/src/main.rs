@@ -22,7 +22,7 @@ const FAILED: u8 = 1;
     about = "The API server of one cluster in a Hawser mesh",
     after_help = "Examples:\n  \
         clustermesh-apiserver --config /etc/hawser/cluster.yaml --check-config\n  \
-        HAWSER_LOG=debug clustermesh-apiserver --log-format json\n\n\
+        RUST_LOG=debug clustermesh-apiserver --log-format json\n\n\
         Exit codes: 0 done, 1 failed at run time, 64 bad arguments or bad configuration (nothing was changed)."
 )]
 struct Args {
@@ -35,7 +35,7 @@ struct Args {
     /// Let more than half of all exported keys be deleted at once
     #[arg(long)]
     accept_mass_delete: bool,
-    /// How log lines look; which ones there are is said by HAWSER_LOG (default "info")
+    /// How log lines look; which ones there are is said by RUST_LOG (default "info")
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 }
@@ -108,7 +108,7 @@ async fn stop_at_signal(stop: CancellationToken) {
 }
 
 fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("HAWSER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.init(),

@@ -1,0 +1,8 @@
+//! The server as a whole: the real binary on loopback, real TLS, real certificates.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that unwraps reads better")]
+
+mod cluster;
+mod join;
+mod mesh;
+mod roles;
+mod startup;
