@@ -129,7 +129,7 @@ plain! {
         /// The generation of the backend run, which outlives a generation of slices when the cluster did not change.
         pub backends_generation: u32,
         pub cluster: u16,
-        /// 0 = takes nothing, not even when nothing else is left.
+        /// 0 = takes nothing, not even when nothing else is left. Always 0 when there are no backends.
         pub weight: u16,
     }
 }

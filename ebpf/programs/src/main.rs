@@ -1,2 +1,31 @@
-//! See docs/src/architecture/index.md.
+//! The kernel programs: entry points and helper calls around `hawser-ebpf-logic`, built by `hawser-ebpf`'s build script.
+//!
+//! | program | hook |
+//! | --- | --- |
+//! | `connect4`, `connect6`, `getpeername4`, `getpeername6` | cgroup socket addresses |
+//! | `pod_from`, `pod_to` | ingress and egress of a pod's host-side interface |
+//! | `tunnel_in` | ingress of the tunnel device |
+//! | `underlay_in` | ingress of underlay devices |
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod socket;
+#[cfg(target_arch = "bpf")]
+mod tc;
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: a panic that could be would end in a loop, and the verifier refuses the program.
+    loop {}
+}
+
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,374 @@
+//! The two-level choice: first the cluster, by affinity, weight and health, then a backend of its slice.
+//!
+//! A choice tries *levels* in order and takes the first that yields a backend:
+//!
+//! | level | clusters | health |
+//! | --- | --- | --- |
+//! | 0 | the preferred side of the affinity (all of them for `none`) | cluster and node must take new connections |
+//! | 1 | the other side | the same |
+//! | 2, 3 | as 0 and 1 | ignored: *panic mode*, counted |
+//!
+//! Within a level one pass over the slices draws a cluster by weight (a reservoir of one), then its backends are probed
+//! ([`STARTS`] random looks, then in order, up to [`PROBES`]), then those of the level's next cluster, until all had their
+//! turn: **whenever a healthy backend lies within those looks, a healthy one is chosen.**
+//!
+//! Cost: one hash look-up, two array look-ups per slice, usually two more for the backend. No locks.
+//!
+//! Reading while the agent writes: runs are written first, then the service entry is replaced. Every slot names its
+//! service and generation, so a reader whose run was reused under it finds out, starts again once, and then gives up
+//! without touching the connection.
+
+use hawser_ebpf_abi::{
+    AFFINITY_LOCAL, AFFINITY_NONE, AFFINITY_REMOTE, Addr, Backend, CONFIG_OWN_STALE, Config,
+    HEALTH_FULL_WEIGHT, MAX_SLICES, Port, Reason, Service, ServiceKey, Slice,
+};
+
+use crate::random::{self, below};
+use crate::{forgotten, weight_of};
+
+/// Slices drawn from per [`Tables::draw`]. The verifier walks every path of every round of a loop; this many it walks in
+/// milliseconds.
+pub const CHUNK: u32 = 16;
+/// Random places of a slice that are looked at first: the neighbours of a dead backend do not inherit its load.
+pub const STARTS: u32 = 4;
+/// The most backends of one slice looked at in order after that, before the next cluster gets its turn.
+pub const PROBES: u32 = 64;
+const LEVELS: u32 = 4;
+
+/// Look-ups in the maps. A word that was never written is 0: callers return [`unset_is_up`] for it.
+pub trait Tables {
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    fn slice(&self, at: u32) -> Option<Slice>;
+    fn backend(&self, at: u32) -> Option<Backend>;
+    fn cluster_word(&self, cluster: u16) -> u32;
+    fn node_word(&self, slot: u32) -> u32;
+
+    /// One level, and its two halves. The kernel programs override them with calls of functions that the verifier checks
+    /// once each, with unknown arguments: so it neither walks them at every call nor knows how the loops around branched.
+    fn pick(&self, query: Query) -> Probe {
+        pick(self, query)
+    }
+
+    fn draw(&self, query: Query, so_far: Draw) -> Option<Draw> {
+        draw(self, query, so_far)
+    }
+
+    fn probe(&self, query: Query, start: u16, turn: u16) -> Probe {
+        probe(self, query, start, turn)
+    }
+}
+
+/// Slot 0 of `node_health` is "no node", and a word nobody has written yet is no verdict: both count as up.
+#[inline(always)]
+pub const fn unset_is_up(word: u32) -> u32 {
+    if word == 0 { HEALTH_FULL_WEIGHT } else { word }
+}
+
+/// How a choice ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Connect there. The reason says whether health had to be ignored.
+    Backend { addr: Addr, port: Port, reason: Reason },
+    /// Leave the connection as it is.
+    Untouched(Reason),
+}
+
+/// Chooses a backend for a new connection to `key`.
+#[inline(always)]
+pub fn choose<T: Tables + ?Sized>(tables: &T, key: &ServiceKey, config: &Config, seed: u64) -> Choice {
+    let Some(mut service) = tables.service(key) else { return Choice::Untouched(Reason::ConnectOther) };
+    let mut torn = service.check != key.check();
+    let mut level = 0;
+    let mut overtaken = 0;
+    // Each turn goes one level down, or starts again once.
+    for _ in 0..2 * LEVELS {
+        if torn {
+            if overtaken == 1 {
+                return Choice::Untouched(Reason::ConnectTorn);
+            }
+            overtaken = 1;
+            level = 0;
+            let Some(again) = tables.service(key) else { return Choice::Untouched(Reason::ConnectOther) };
+            service = again;
+            torn = service.check != key.check();
+            continue;
+        }
+        if level >= LEVELS {
+            break;
+        }
+        match tables.pick(Query::new(&service, config, level, seed)) {
+            Probe::OwnStale => return Choice::Untouched(Reason::ConnectOwnStale),
+            Probe::Backend { at } => match tables.backend(at) {
+                Some(b) if b.service == service.id => {
+                    let reason = if level >= 2 { Reason::ConnectPanic } else { Reason::ConnectChosen };
+                    return Choice::Backend { addr: b.addr, port: b.port, reason };
+                }
+                _ => torn = true,
+            },
+            Probe::Torn => torn = true,
+            Probe::Nothing | Probe::GoOn => level += if service.affinity == AFFINITY_NONE { 2 } else { 1 },
+        }
+    }
+    Choice::Untouched(if torn { Reason::ConnectTorn } else { Reason::ConnectNoBackend })
+}
+
+/// One level: draw a cluster by weight, then look for a backend from there on, in a circle over the slices.
+#[inline(always)]
+pub fn pick<T: Tables + ?Sized>(tables: &T, query: Query) -> Probe {
+    let slices = query.slices_len as u32;
+    let mut drawn = Draw { total: 0, start: 0, next: 0 };
+    for _ in 0..MAX_SLICES / CHUNK {
+        if drawn.next as u32 >= slices {
+            break;
+        }
+        let Some(further) = tables.draw(query, drawn) else { return Probe::Torn };
+        drawn = further;
+    }
+    if drawn.total == 0 {
+        return Probe::Nothing;
+    }
+    for turn in 0..MAX_SLICES {
+        match tables.probe(query, drawn.start, turn as u16) {
+            Probe::GoOn => {}
+            done => return done,
+        }
+    }
+    Probe::Nothing
+}
+
+/// What one level needs to know, small enough to travel as four integers (see [`Tables::draw`]).
+///
+/// Numbers instead of flags: a condition that is the same for every slice would be hoisted out of the loops by the
+/// compiler, and the verifier would then walk each loop once per combination.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    id: u32,
+    generation: u32,
+    slices_at: u32,
+    slices_len: u16,
+    own: u16,
+    /// 1 when the own cluster is of this level, 0 when not.
+    takes_own: u16,
+    /// The same for every other cluster.
+    takes_others: u16,
+    /// The health weight that counts at least: 0, or everything when health is ignored.
+    floor: u16,
+    /// The own cluster when its keyspace is stale; 0, which is no cluster, otherwise.
+    stale: u16,
+    seed: u64,
+}
+
+impl Query {
+    #[inline(always)]
+    fn new(service: &Service, config: &Config, level: u32, seed: u64) -> Self {
+        let preferred = level & 1 == 0;
+        let (own, others) = match service.affinity {
+            AFFINITY_LOCAL => (preferred, !preferred),
+            AFFINITY_REMOTE => (!preferred, preferred),
+            _ => (preferred, preferred),
+        };
+        Self {
+            id: service.id,
+            generation: service.generation,
+            slices_at: service.slices_at,
+            slices_len: service.slices_len,
+            own: config.own_cluster,
+            takes_own: own as u16,
+            takes_others: others as u16,
+            floor: if level >= 2 { HEALTH_FULL_WEIGHT as u16 } else { 0 },
+            stale: if config.flags & CONFIG_OWN_STALE != 0 { config.own_cluster } else { 0 },
+            seed,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn pack(&self) -> [u64; 4] {
+        [
+            (self.id as u64) << 32 | self.generation as u64,
+            (self.slices_at as u64) << 32 | (self.slices_len as u64) << 16 | self.own as u64,
+            (self.takes_own as u64) << 48
+                | (self.takes_others as u64) << 32
+                | (self.floor as u64) << 16
+                | self.stale as u64,
+            self.seed,
+        ]
+    }
+
+    #[inline(always)]
+    pub const fn unpack(id: u64, run: u64, level: u64, seed: u64) -> Self {
+        Self {
+            id: (id >> 32) as u32,
+            generation: id as u32,
+            slices_at: (run >> 32) as u32,
+            slices_len: (run >> 16) as u16,
+            own: run as u16,
+            takes_own: (level >> 48) as u16,
+            takes_others: (level >> 32) as u16,
+            floor: (level >> 16) as u16,
+            stale: level as u16,
+            seed,
+        }
+    }
+
+    /// The slice's weight in this level; 0 = not of this level. At most 2^24.
+    #[inline(always)]
+    fn weight<T: Tables + ?Sized>(&self, tables: &T, slice: &Slice) -> u64 {
+        let side = if slice.cluster == self.own { self.takes_own } else { self.takes_others };
+        slice.weight as u64 * side as u64 * self.health(tables.cluster_word(slice.cluster))
+    }
+
+    /// How much of its weight a health word leaves in this level.
+    #[inline(always)]
+    fn health(&self, word: u32) -> u64 {
+        let left = weight_of(word);
+        if left < self.floor as u32 { self.floor as u64 } else { left as u64 }
+    }
+
+    /// The slice at an offset of the run; none when the run was reused.
+    #[inline(always)]
+    fn slice<T: Tables + ?Sized>(&self, tables: &T, offset: u32) -> Option<Slice> {
+        tables
+            .slice(self.slices_at.wrapping_add(offset))
+            .filter(|slice| slice.service == self.id && slice.generation == self.generation)
+    }
+}
+
+/// A reservoir of one, part of the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// At most 512 slices of weight 2^24: less than 2^34.
+    total: u64,
+    start: u16,
+    next: u16,
+}
+
+impl Draw {
+    const TORN: u64 = u64::MAX;
+
+    #[inline(always)]
+    pub const fn pack(draw: Option<Self>) -> u64 {
+        match draw {
+            None => Self::TORN,
+            Some(draw) => draw.total << 24 | (draw.start as u64 & 0xfff) << 12 | draw.next as u64 & 0xfff,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn unpack(packed: u64) -> Option<Self> {
+        if packed == Self::TORN {
+            return None;
+        }
+        Some(Self {
+            total: packed >> 24,
+            start: (packed >> 12 & 0xfff) as u16,
+            next: (packed & 0xfff) as u16,
+        })
+    }
+}
+
+/// Offers the next slices to the reservoir; none when the run was reused.
+#[inline(always)]
+pub fn draw<T: Tables + ?Sized>(tables: &T, query: Query, so_far: Draw) -> Option<Draw> {
+    let Draw { mut total, mut start, mut next } = so_far;
+    for _ in 0..CHUNK {
+        if next >= query.slices_len {
+            break;
+        }
+        let slice = query.slice(tables, next as u32)?;
+        let weight = query.weight(tables, &slice);
+        total += weight;
+        // The n-th candidate replaces the earlier ones with probability weight / total. The total is below 2^34 and the
+        // draw has 30 bits, so the product fits.
+        let drawn = (random::draw(query.seed, next as u64) >> 2) as u64;
+        if (drawn * total) >> 30 < weight {
+            start = next;
+        }
+        next += 1;
+    }
+    Some(Draw { total, start, next })
+}
+
+/// The outcome of a level, or of one slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// No slice has any.
+    Nothing,
+    /// This slice has none.
+    GoOn,
+    /// The own cluster's turn, and its keyspace is stale.
+    OwnStale,
+    /// A slot belongs to somebody else by now.
+    Torn,
+    /// Index in `backends`.
+    Backend { at: u32 },
+}
+
+impl Probe {
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::OwnStale => 1 << 32,
+            Self::Torn => 2 << 32,
+            Self::Backend { at } => 3 << 32 | at as u64,
+            Self::GoOn => 4 << 32,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn unpack(packed: u64) -> Self {
+        match packed >> 32 {
+            1 => Self::OwnStale,
+            2 => Self::Torn,
+            3 => Self::Backend { at: packed as u32 },
+            4 => Self::GoOn,
+            _ => Self::Nothing,
+        }
+    }
+}
+
+/// Looks for a backend in the slice that is `turn` places on from `start`, if it is of this level.
+///
+/// That the circle is closed is said here and not where the turns are counted, so that the count stays a constant there.
+#[inline(always)]
+pub fn probe<T: Tables + ?Sized>(tables: &T, query: Query, start: u16, turn: u16) -> Probe {
+    let slices = query.slices_len as u32;
+    if turn as u32 >= slices {
+        return Probe::Nothing;
+    }
+    let offset = start as u32 + turn as u32;
+    let offset = if offset >= slices { offset - slices } else { offset };
+    let Some(slice) = query.slice(tables, offset) else { return Probe::Torn };
+    if query.weight(tables, &slice) == 0 {
+        return Probe::GoOn;
+    }
+    if slice.cluster == query.stale {
+        return Probe::OwnStale;
+    }
+    for look in 0..STARTS + PROBES {
+        let len = forgotten(slice.backends_len, query.seed);
+        // Looks 0 to STARTS - 1 are at random places; the last of them begins the walk, which ends after `len`.
+        if look > STARTS - 1 && look - (STARTS - 1) >= len {
+            break;
+        }
+        let at = slice.backends_at.wrapping_add(place(query.seed, offset, look, len));
+        let Some(backend) = tables.backend(at) else { return Probe::Torn };
+        if backend.service != query.id || backend.generation != slice.backends_generation {
+            return Probe::Torn;
+        }
+        if query.health(tables.node_word(backend.node)) != 0 {
+            return Probe::Backend { at };
+        }
+    }
+    Probe::GoOn
+}
+
+/// Where in a slice of `len` the n-th look goes: a few random places, then on in order from the last of them.
+#[inline(always)]
+fn place(seed: u64, offset: u32, look: u32, len: u32) -> u32 {
+    let (start, on) = if look < STARTS { (look, 0) } else { (STARTS - 1, look - (STARTS - 1)) };
+    // Indices beyond MAX_SLICES belong to no slice's weight draw.
+    let index = (MAX_SLICES + offset * STARTS + start) as u64;
+    let place = below(random::draw(seed, index), len) + on;
+    if place >= len { place - len } else { place }
+}

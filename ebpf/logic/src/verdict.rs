@@ -1,0 +1,233 @@
+//! The verdicts of the four packet hooks, as functions of a packet, the maps and the device it is on.
+//!
+//! What is not ours is [`Action::Next`], so the CNI's own programs and the stack go on as if we were not there.
+
+use hawser_ebpf_abi::{
+    Addr, Config, Endpoint, FlowKey, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, IpEntry, Port,
+    Reason, ServiceKey,
+};
+
+use crate::mss::{self, Clamp};
+use crate::packet::{Ip, Kind, Packet, Parsed, TCP_SYN, Transport, parse, quoted, transport};
+
+/// A packet, what is known about it, the maps, and the two effects a verdict may have on the way.
+pub trait Hook: Packet {
+    fn config(&self) -> Config;
+    /// In host order.
+    fn ethertype(&self) -> u16;
+    fn ifindex(&self) -> u32;
+    fn mark(&self) -> u32;
+    /// Length from the network header on.
+    fn len(&self) -> u32;
+    /// Payload per segment when the kernel will cut the packet itself; 0 otherwise.
+    fn gso_size(&self) -> u32;
+
+    fn ip_entry(&self, addr: &Addr) -> Option<IpEntry>;
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
+    fn is_exported(&self, key: &ServiceKey) -> bool;
+    fn knows_flow(&self, key: &FlowKey) -> bool;
+
+    /// False when it could not be remembered.
+    fn remember_flow(&self, key: &FlowKey) -> bool;
+    fn rewrite_mss(&self, ip: &Ip, clamp: &Clamp);
+    /// Counts what happened on the way.
+    fn note(&self, reason: Reason);
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// On to the next program, then the stack.
+    Next,
+    Drop,
+    /// Out through a device without a link header.
+    Steer {
+        ifindex: u32,
+    },
+    /// To a local pod through its interface, marked as admitted.
+    Deliver {
+        ifindex: u32,
+        pod: Addr,
+    },
+}
+
+/// An action and why. The reason is counted by whoever carries the action out.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub action: Action,
+    pub reason: Reason,
+}
+
+const fn next(reason: Reason) -> Verdict {
+    Verdict { action: Action::Next, reason }
+}
+
+const fn drop(reason: Reason) -> Verdict {
+    Verdict { action: Action::Drop, reason }
+}
+
+#[inline(always)]
+fn is_remote<H: Hook + ?Sized>(hook: &H, addr: &Addr) -> bool {
+    hook.ip_entry(addr).is_some_and(|entry| entry.is_remote())
+}
+
+#[inline(always)]
+const fn flow(local: Addr, remote: Addr, local_port: Port, remote_port: Port, proto: u8) -> FlowKey {
+    FlowKey { local, remote, local_port, remote_port, proto, pad0: 0, pad1: 0 }
+}
+
+/// Ingress of a pod's host-side interface: what the pod sends.
+#[inline(always)]
+pub fn pod_from<H: Hook + ?Sized>(hook: &H) -> Verdict {
+    let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return next(Reason::PodFromOther) };
+    if is_remote(hook, &ip.src) {
+        return drop(Reason::PodFromForgedRemote);
+    }
+    if !is_remote(hook, &ip.dst) {
+        return next(Reason::PodFromOther);
+    }
+    let own = hook.endpoint(&ip.src).is_some_and(|endpoint| endpoint.ifindex == hook.ifindex());
+    if !own {
+        return drop(Reason::PodFromForeignSource);
+    }
+    let config = hook.config();
+    if config.tunnel_ifindex == 0 {
+        return drop(Reason::PodFromNoTunnel);
+    }
+    if ip.fragment {
+        return drop(Reason::PodFromFragment);
+    }
+    let Some(transport) = transport(hook, &ip) else { return drop(Reason::PodFromMalformed) };
+    if !fits(hook, &ip, &transport, config.tunnel_mtu) {
+        return drop(Reason::PodFromTooBig);
+    }
+    remember(hook, &ip, &transport);
+    clamp(hook, &ip, &transport, config.tunnel_mtu);
+    Verdict { action: Action::Steer { ifindex: config.tunnel_ifindex }, reason: Reason::PodFromSteered }
+}
+
+/// Whether what the device will send at once fits the tunnel.
+#[inline(always)]
+fn fits<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) -> bool {
+    let segment = hook.gso_size();
+    if segment == 0 {
+        return hook.len() <= mtu;
+    }
+    ip.l4 + transport.header_len + segment <= mtu
+}
+
+/// Remembers the flow unless it is an exported endpoint that answers: that way in is open anyway.
+#[inline(always)]
+fn remember<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) {
+    if !matches!(transport.kind, Kind::Tcp | Kind::Udp | Kind::EchoRequest) {
+        return;
+    }
+    if !hook.is_exported(&ServiceKey::new(ip.src, transport.src, ip.proto))
+        && !hook.remember_flow(&flow(ip.src, ip.dst, transport.src, transport.dst, ip.proto))
+    {
+        hook.note(Reason::FlowForgotten);
+    }
+}
+
+#[inline(always)]
+fn clamp<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) {
+    if transport.flags & TCP_SYN != 0
+        && let Some(clamp) = mss::clamp(hook, ip.l4, transport.header_len, mss::limit(mtu, &ip.dst))
+    {
+        hook.rewrite_mss(ip, &clamp);
+        hook.note(Reason::MssClamped);
+    }
+}
+
+/// Ingress of the tunnel device: what the mesh sends. Nothing that is not for this node gets further.
+#[inline(always)]
+pub fn tunnel_in<H: Hook + ?Sized>(hook: &H) -> Verdict {
+    let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return drop(Reason::TunnelInMalformed) };
+    if !is_remote(hook, &ip.src) {
+        return drop(Reason::TunnelInUnknownSource);
+    }
+    if ip.fragment {
+        return drop(Reason::TunnelInFragment);
+    }
+    let Some(transport) = transport(hook, &ip) else { return drop(Reason::TunnelInMalformed) };
+    let config = hook.config();
+    if is_own_mesh_address(&config, &ip.dst) {
+        return to_node(hook, &config, &ip, &transport);
+    }
+    let Some(endpoint) = hook.endpoint(&ip.dst) else { return drop(Reason::TunnelInNotLocal) };
+    let Some(reason) = to_pod(hook, &ip, &transport) else { return drop(Reason::TunnelInNotExported) };
+    clamp(hook, &ip, &transport, config.tunnel_mtu);
+    Verdict { action: Action::Deliver { ifindex: endpoint.ifindex, pod: ip.dst }, reason }
+}
+
+#[inline(always)]
+fn is_own_mesh_address(config: &Config, addr: &Addr) -> bool {
+    *addr != Addr::UNSPECIFIED && (*addr == config.own_mesh_v4 || *addr == config.own_mesh_v6)
+}
+
+/// This node's mesh address is for the mesh's own traffic and for host-network programs that are exported or answered.
+#[inline(always)]
+fn to_node<H: Hook + ?Sized>(hook: &H, config: &Config, ip: &Ip, transport: &Transport) -> Verdict {
+    let exported = || hook.is_exported(&ServiceKey::new(ip.dst, transport.dst, ip.proto));
+    let admitted = match ip.proto {
+        IPPROTO_UDP => transport.dst == config.echo_port || exported(),
+        IPPROTO_TCP => !transport.is_bare_syn() || exported(),
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => true,
+        _ => false,
+    };
+    if admitted { next(Reason::TunnelInNode) } else { drop(Reason::TunnelInNodeNotExported) }
+}
+
+/// Why a local pod may have this packet; None when it may not.
+#[inline(always)]
+fn to_pod<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) -> Option<Reason> {
+    match transport.kind {
+        Kind::Tcp | Kind::Udp | Kind::EchoReply => {}
+        Kind::IcmpError => return is_related(hook, ip).then_some(Reason::TunnelInRelated),
+        Kind::EchoRequest | Kind::Other => return None,
+    }
+    if hook.is_exported(&ServiceKey::new(ip.dst, transport.dst, ip.proto)) {
+        return Some(Reason::TunnelInExported);
+    }
+    let answers = !transport.is_bare_syn()
+        && hook.knows_flow(&flow(ip.dst, ip.src, transport.dst, transport.src, ip.proto));
+    answers.then_some(Reason::TunnelInReply)
+}
+
+/// An ICMP error is let in when the packet it quotes was the pod's own, in a flow it began or from a port it exports.
+#[inline(always)]
+fn is_related<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> bool {
+    let Some((sent, local, remote)) = quoted(hook, ip) else { return false };
+    sent.src == ip.dst
+        && (hook.knows_flow(&flow(sent.src, sent.dst, local, remote, sent.proto))
+            || hook.is_exported(&ServiceKey::new(sent.src, local, sent.proto)))
+}
+
+/// Egress of a pod's host-side interface: a remote address counts only on what `tunnel_in` has marked.
+#[inline(always)]
+pub fn pod_to<H: Hook + ?Sized>(hook: &H) -> Verdict {
+    let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return next(Reason::PodToOther) };
+    if !is_remote(hook, &ip.src) {
+        return next(Reason::PodToOther);
+    }
+    let config = hook.config();
+    if config.mark != 0 && hook.mark() & config.mark_mask == config.mark {
+        next(Reason::PodToAdmitted)
+    } else {
+        drop(Reason::PodToOutsideTunnel)
+    }
+}
+
+/// Ingress of an underlay device: nobody there may speak as, or to, an address that lives in the tunnels.
+#[inline(always)]
+pub fn underlay_in<H: Hook + ?Sized>(hook: &H) -> Verdict {
+    let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return next(Reason::UnderlayOther) };
+    if is_own_mesh_address(&hook.config(), &ip.dst) {
+        return drop(Reason::UnderlayToMeshAddress);
+    }
+    if is_remote(hook, &ip.src) {
+        return drop(Reason::UnderlayForgedRemote);
+    }
+    next(Reason::UnderlayOther)
+}

@@ -1,0 +1,224 @@
+//! The packet programs: a view of the socket buffer for the logic, and what carries its verdicts out.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh};
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_load_bytes,
+    bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
+};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use hawser_ebpf_abi::{Addr, Config, Endpoint, FlowKey, IpEntry, Plain, Reason, ServiceKey};
+use hawser_ebpf_logic::mss::Clamp;
+use hawser_ebpf_logic::packet::{Ip, Packet};
+use hawser_ebpf_logic::verdict::{self, Action, Hook, Verdict};
+
+use crate::maps;
+
+/// TC_ACT_UNSPEC and TCX_NEXT: "not mine", so the CNI's programs behind ours run. OK would end the chain.
+const NEXT: i32 = -1;
+/// TC_ACT_SHOT and TCX_DROP.
+const DROP: i32 = 2;
+
+const ETHERNET: u32 = 14;
+const NO_LINK_HEADER: u32 = 0;
+/// The device's link header is not known beforehand: read from where the kernel says the network header is.
+const ANY_LINK: u32 = u32::MAX;
+
+/// enum bpf_hdr_start_off.
+const BPF_HDR_START_NET: u32 = 1;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+#[classifier]
+pub fn pod_from(ctx: TcContext) -> i32 {
+    let skb = Skb::<ETHERNET>(ctx.as_ptr().cast());
+    skb.carry_out(verdict::pod_from(&skb))
+}
+
+#[classifier]
+pub fn pod_to(ctx: TcContext) -> i32 {
+    let skb = Skb::<ETHERNET>(ctx.as_ptr().cast());
+    skb.carry_out(verdict::pod_to(&skb))
+}
+
+#[classifier]
+pub fn tunnel_in(ctx: TcContext) -> i32 {
+    let skb = Skb::<NO_LINK_HEADER>(ctx.as_ptr().cast());
+    skb.carry_out(verdict::tunnel_in(&skb))
+}
+
+#[classifier]
+pub fn underlay_in(ctx: TcContext) -> i32 {
+    let skb = Skb::<ANY_LINK>(ctx.as_ptr().cast());
+    skb.carry_out(verdict::underlay_in(&skb))
+}
+
+/// A socket buffer on a device with `L2` octets of link header.
+struct Skb<const L2: u32>(*mut __sk_buff);
+
+macro_rules! field {
+    ($skb:expr, $field:ident) => {
+        // SAFETY: the context pointer is valid for the whole program, and tc programs may read this field.
+        unsafe { (&raw const (*$skb.0).$field).read_volatile() }
+    };
+}
+
+impl<const L2: u32> Skb<L2> {
+    #[inline(always)]
+    fn carry_out(&self, verdict: Verdict) -> i32 {
+        let result = match verdict.action {
+            Action::Next => NEXT,
+            Action::Drop => DROP,
+            // SAFETY: the helper takes integers only.
+            Action::Steer { ifindex } => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
+            Action::Deliver { ifindex, pod } => match self.deliver(ifindex, pod) {
+                Some(result) => result,
+                None => {
+                    maps::count(Reason::TunnelInUndeliverable);
+                    return DROP;
+                }
+            },
+        };
+        maps::count(verdict.reason);
+        result
+    }
+
+    /// Past the stack, netfilter and `rp_filter`, as the way out went past them: onto the pod's interface.
+    #[inline(always)]
+    fn deliver(&self, ifindex: u32, pod: Addr) -> Option<i32> {
+        let config = maps::config();
+        let mark = (field!(self, mark) & !config.mark_mask) | config.mark;
+        // SAFETY: tc programs may write the mark.
+        unsafe { (&raw mut (*self.0).mark).write_volatile(mark) };
+        // Without room for a link header `bpf_redirect_neigh` drops what comes from a device that has none.
+        // SAFETY: the helper takes the context; packet pointers it invalidates are not held here.
+        if unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) } != 0 {
+            return None;
+        }
+        // struct bpf_redir_neigh: the family, then the next hop in network order.
+        let words = pod.words();
+        let next_hop: [u32; 5] = if pod.is_v4() {
+            [AF_INET, pod.v4_word(), 0, 0, 0]
+        } else {
+            [AF_INET6, words[0], words[1], words[2], words[3]]
+        };
+        const _: () = assert!(size_of::<bpf_redir_neigh>() == size_of::<[u32; 5]>());
+        let params = (&raw const next_hop).cast_mut().cast::<bpf_redir_neigh>();
+        // SAFETY: the parameters live until the call returns, and their size is the struct's.
+        Some(unsafe { bpf_redirect_neigh(ifindex, params, size_of::<bpf_redir_neigh>() as i32, 0) } as i32)
+    }
+}
+
+impl<const L2: u32> Packet for Skb<L2> {
+    #[inline(always)]
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        let (to, len) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        // SAFETY: the helpers write exactly `len` octets to `to`, or fail (and then the value is not looked at).
+        let result = unsafe {
+            if L2 != ANY_LINK {
+                bpf_skb_load_bytes(self.0.cast(), L2 + offset, to, len)
+            } else {
+                relative(self.0, offset, to, len)
+            }
+        };
+        // SAFETY: on success all octets were written, and every bit pattern is a value of a Plain type.
+        (result == 0).then(|| unsafe { value.assume_init() })
+    }
+}
+
+/// Reads relative to the network header. That helper sees the linear part only, so a buffer whose headers are still in
+/// fragments is pulled together once.
+///
+/// # Safety
+/// `to` must be writable for `len` octets.
+#[inline(always)]
+unsafe fn relative(skb: *mut __sk_buff, offset: u32, to: *mut core::ffi::c_void, len: u32) -> i64 {
+    // SAFETY: the caller's promise.
+    let result = unsafe { bpf_skb_load_bytes_relative(skb.cast(), offset, to, len, BPF_HDR_START_NET) };
+    if result == 0 {
+        return result;
+    }
+    // SAFETY: the helper takes the context; 0 means "what is linear already plus nothing", so ask for headers.
+    unsafe {
+        bpf_skb_pull_data(skb, ETHERNET + 40);
+        bpf_skb_load_bytes_relative(skb.cast(), offset, to, len, BPF_HDR_START_NET)
+    }
+}
+
+impl<const L2: u32> Hook for Skb<L2> {
+    #[inline(always)]
+    fn config(&self) -> Config {
+        maps::config()
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        u16::from_be(field!(self, protocol) as u16)
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        field!(self, ifindex)
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        field!(self, mark)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        field!(self, len).wrapping_sub(L2)
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        field!(self, gso_size)
+    }
+
+    #[inline(always)]
+    fn ip_entry(&self, addr: &Addr) -> Option<IpEntry> {
+        maps::ip_entry(addr)
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
+        maps::endpoint(addr)
+    }
+
+    #[inline(always)]
+    fn is_exported(&self, key: &ServiceKey) -> bool {
+        maps::is_exported(key)
+    }
+
+    #[inline(always)]
+    fn knows_flow(&self, key: &FlowKey) -> bool {
+        maps::knows_flow(key)
+    }
+
+    #[inline(always)]
+    fn remember_flow(&self, key: &FlowKey) -> bool {
+        maps::remember_flow(key)
+    }
+
+    #[inline(always)]
+    fn rewrite_mss(&self, ip: &Ip, clamp: &Clamp) {
+        const CHECKSUM: u32 = 16; // in the TCP header
+        // SAFETY: the helpers check offsets against the packet. They know about checksums still to be filled in, which
+        // arithmetic of our own would spoil.
+        unsafe {
+            let value = clamp.new;
+            bpf_skb_store_bytes(self.0, L2 + clamp.at, (&raw const value).cast(), 2, 0);
+            bpf_l4_csum_replace(self.0, L2 + ip.l4 + CHECKSUM, clamp.sum_old.into(), clamp.sum_new.into(), 2);
+        }
+    }
+
+    #[inline(always)]
+    fn note(&self, reason: Reason) {
+        maps::count(reason);
+    }
+}
