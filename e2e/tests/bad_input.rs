@@ -172,7 +172,7 @@ fn a_bundle_that_does_not_fit_is_refused_and_admits_nobody() {
             ("overlapping pod CIDRs", &overlap, &["10.1.0.0/16", "10.1.128.0/17"]),
             ("another mesh", &wide, &["511", "255"]),
             ("a bundle for another cluster", &for_others, &["ap-south", "us-east"]),
-            ("a tampered bundle", &tampered, &["eu-west"]),
+            ("a tampered bundle", &tampered, &["signature", "fingerprint"]),
             ("no bundle", "kind: Pod\n", &[]),
         ];
         let us = lab.cluster("us-east");
