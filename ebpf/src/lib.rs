@@ -1,1 +1,21 @@
-//! See docs/src/architecture/index.md.
+//! The datapath's loader: programs in, links and maps pinned, differences written, counters read. It decides nothing.
+//!
+//! ```text
+//! <bpffs>/hawser/v<ABI>/<device>/maps/<map>          every map, adopted by the next agent
+//!                               /links/<program>-<ifindex | cgroup id>
+//! ```
+//! Stop is not remove: dropping a [`Datapath`] leaves everything pinned and working; [`uninstall`] takes it away.
+
+mod attach;
+mod clsact;
+mod error;
+mod load;
+mod maps;
+mod runs;
+mod sys;
+
+pub use attach::{Attachments, Hook};
+pub use error::{AttachError, LoadError, MapError, UninstallError};
+pub use load::{Datapath, LoadConfig, TcKind, uninstall};
+pub use maps::{Maps, SyncReport};
+pub use runs::{Run, RunAllocator};

@@ -1,0 +1,162 @@
+//! The choice against a naive model: whatever the services, words and seeds, the backend chosen is one the rules allow.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{DOWN, Maps, OWN, Part, UP, backend_addr};
+use hawser_ebpf_abi::{AFFINITY_LOCAL, AFFINITY_NONE, AFFINITY_REMOTE, Addr, Reason};
+use hawser_ebpf_logic::choice::Choice;
+use hawser_ebpf_logic::weight_of;
+use proptest::prelude::*;
+
+/// Every allowed outcome, by enumeration.
+fn allowed(maps: &Maps, affinity: u8, parts: &[Part], own_stale: bool) -> BTreeSet<(Option<Addr>, Reason)> {
+    let usable: Vec<&Part> = parts.iter().filter(|part| part.weight > 0 && !part.nodes.is_empty()).collect();
+    let preferred = |part: &Part| match affinity {
+        AFFINITY_LOCAL => part.cluster == OWN,
+        AFFINITY_REMOTE => part.cluster != OWN,
+        _ => true,
+    };
+    for heed_health in [true, false] {
+        for side in [true, false] {
+            let word = |words: Option<&u32>| !heed_health || weight_of(*words.unwrap_or(&UP)) > 0;
+            let mut outcomes = BTreeSet::new();
+            for part in usable.iter().filter(|part| preferred(part) == side) {
+                if !word(maps.clusters.get(&part.cluster)) {
+                    continue;
+                }
+                if own_stale && part.cluster == OWN {
+                    outcomes.insert((None, Reason::ConnectOwnStale));
+                    continue;
+                }
+                let reason = if heed_health { Reason::ConnectChosen } else { Reason::ConnectPanic };
+                let up = part.nodes.iter().enumerate().filter(|(_, node)| word(maps.nodes.get(node)));
+                outcomes.extend(up.map(|(index, _)| (Some(backend_addr(part.cluster, index)), reason)));
+            }
+            if !outcomes.is_empty() {
+                return outcomes;
+            }
+        }
+    }
+    BTreeSet::from([(None, Reason::ConnectNoBackend)])
+}
+
+fn outcome(choice: Choice) -> (Option<Addr>, Reason) {
+    match choice {
+        Choice::Backend { addr, reason, .. } => (Some(addr), reason),
+        Choice::Untouched(reason) => (None, reason),
+    }
+}
+
+fn word() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(UP), Just(DOWN), Just(1), Just(64), Just(UP | 1 << 31), Just(0xffff), Just(DOWN | UP)]
+}
+
+fn service() -> impl Strategy<Value = (u8, Vec<Part>, BTreeMap<u16, u32>, BTreeMap<u32, u32>)> {
+    let part = (prop_oneof![Just(0), 1..5u16, Just(u16::MAX)], prop::collection::vec(0..12u32, 0..40));
+    let parts = prop::collection::btree_map(1..12u16, part, 0..8).prop_map(|parts| {
+        parts.into_iter().map(|(cluster, (weight, nodes))| Part { cluster, weight, nodes }).collect()
+    });
+    let clusters = prop::collection::btree_map(1..12u16, word(), 0..12);
+    // Slot 0 is "no node": it has no word.
+    let nodes = prop::collection::btree_map(1..12u32, word(), 0..12);
+    (0..3u8, parts, clusters, nodes)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_chosen_was_eligible((affinity, parts, clusters, nodes) in service(), own_stale: bool, seed: u64) {
+        let mut maps = Maps { clusters, nodes, ..Maps::default() };
+        let service = maps.write(affinity, &parts, 100);
+        maps.publish(service);
+        let found = outcome(maps.choose(own_stale, seed));
+        let allowed = allowed(&maps, affinity, &parts, own_stale);
+        prop_assert!(allowed.contains(&found), "{found:?} is none of {allowed:?}");
+    }
+}
+
+#[test]
+fn every_eligible_backend_is_chosen_sometimes() {
+    let mut maps = Maps::default();
+    let parts = [part(1, 1, &[1; 5]), part(2, 1, &[2, 3, 2, 3]), part(3, 1, &[4; 3])];
+    let service = maps.write(AFFINITY_NONE, &parts, 0);
+    maps.publish(service);
+    maps.nodes.insert(3, DOWN);
+    let found: BTreeSet<_> = (0..2_000).map(|seed| outcome(maps.choose(false, seed))).collect();
+    assert_eq!(found, allowed(&maps, AFFINITY_NONE, &parts, false));
+}
+
+#[test]
+fn clusters_get_their_shares_and_backends_equal_ones() {
+    let mut maps = Maps::default();
+    // Weights 1 : 2 : 3, the last at half health: 2 : 4 : 3 of 9.
+    let parts = [part(1, 100, &[1; 4]), part(2, 200, &[2; 4]), part(3, 300, &[3; 4])];
+    let service = maps.write(AFFINITY_NONE, &parts, 0);
+    maps.publish(service);
+    maps.clusters.insert(3, 128);
+    const DRAWS: u64 = 90_000;
+    let mut counts = BTreeMap::<Addr, u64>::new();
+    for seed in 0..DRAWS {
+        let (addr, reason) = outcome(maps.choose(false, seed.wrapping_mul(0x2545_f491_4f6c_dd1d)));
+        assert_eq!(reason, Reason::ConnectChosen);
+        *counts.entry(addr.unwrap()).or_default() += 1;
+    }
+    for (part, ninths) in parts.iter().zip([2, 4, 3]) {
+        for index in 0..4 {
+            let expected = (DRAWS * ninths / 9 / 4) as f64;
+            let found = counts[&backend_addr(part.cluster, index)] as f64;
+            // Six standard deviations of a binomial: a fixed seed, so this either holds or the draw is biased.
+            assert!((found - expected).abs() < 6.0 * expected.sqrt(), "{}.{index}: {found} of {expected}", part.cluster);
+        }
+    }
+}
+
+#[test]
+fn the_neighbour_of_dead_backends_does_not_inherit_their_load() {
+    let mut maps = Maps::default();
+    // 30 backends, the first ten on a node that is down.
+    let nodes: Vec<u32> = (0..30).map(|index| if index < 10 { 1 } else { 2 }).collect();
+    let service = maps.write(AFFINITY_NONE, &[part(1, 1, &nodes)], 0);
+    maps.publish(service);
+    maps.nodes.insert(1, DOWN);
+    let after_the_gap = backend_addr(1, 10);
+    let hits = (0..20_000).filter(|seed| outcome(maps.choose(false, *seed)).0 == Some(after_the_gap)).count();
+    // Fair is 1,000; probing in order alone would give 1/30 + 10/30 of them: 7,333.
+    assert!(hits < 1_300, "{hits} of 20,000");
+}
+
+#[test]
+fn one_healthy_backend_among_many_clusters_is_found() {
+    let mut maps = Maps::default();
+    let mut parts: Vec<Part> = (1..=511).map(|cluster| part(cluster, 1, &[1; 2])).collect();
+    parts[400].nodes[1] = 2;
+    maps.nodes.insert(1, DOWN);
+    let service = maps.write(AFFINITY_NONE, &parts, 0);
+    maps.publish(service);
+    for seed in 0..50 {
+        assert_eq!(outcome(maps.choose(false, seed)), (Some(backend_addr(401, 1)), Reason::ConnectChosen));
+    }
+}
+
+#[test]
+fn local_affinity_stays_home_until_the_last_local_backend_is_down() {
+    let mut maps = Maps::default();
+    let parts = [part(OWN, 1, &[1, 2]), part(2, 1, &[3])];
+    let service = maps.write(AFFINITY_LOCAL, &parts, 0);
+    maps.publish(service);
+    maps.nodes.insert(1, DOWN);
+    assert_eq!(outcome(maps.choose(false, 1)).0, Some(backend_addr(OWN, 1)));
+    maps.nodes.insert(2, DOWN);
+    assert_eq!(outcome(maps.choose(false, 1)), (Some(backend_addr(2, 0)), Reason::ConnectChosen));
+    maps.clusters.insert(2, DOWN);
+    let (addr, reason) = outcome(maps.choose(false, 1));
+    assert_eq!(reason, Reason::ConnectPanic);
+    assert!(addr == Some(backend_addr(OWN, 0)) || addr == Some(backend_addr(OWN, 1)), "panic still prefers home");
+}
+
+fn part(cluster: u16, weight: u16, nodes: &[u32]) -> Part {
+    Part { cluster, weight, nodes: nodes.to_vec() }
+}

@@ -1,0 +1,117 @@
+//! Maps in memory, laid out as the loader lays them out.
+
+use std::collections::BTreeMap;
+
+use hawser_ebpf_abi::{
+    Addr, Backend, CONFIG_OWN_STALE, Config, IPPROTO_TCP, Port, Service, ServiceKey, Slice,
+};
+use hawser_ebpf_logic::choice::{Choice, Tables, choose, unset_is_up};
+
+pub const OWN: u16 = 1;
+pub const UP: u32 = 256;
+pub const DOWN: u32 = 1 << 30;
+
+/// One cluster's part of a service: weight, and the node slot of every backend.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub cluster: u16,
+    pub weight: u16,
+    pub nodes: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+pub struct Maps {
+    pub services: BTreeMap<ServiceKey, Service>,
+    pub slices: BTreeMap<u32, Slice>,
+    pub backends: BTreeMap<u32, Backend>,
+    pub clusters: BTreeMap<u16, u32>,
+    pub nodes: BTreeMap<u32, u32>,
+    next: u32,
+}
+
+pub fn key() -> ServiceKey {
+    ServiceKey::new(Addr::from(std::net::Ipv4Addr::new(10, 96, 0, 1)), Port::new(80), IPPROTO_TCP)
+}
+
+/// The address says where a backend is: 10.<cluster>.<index>.
+pub fn backend_addr(cluster: u16, index: usize) -> Addr {
+    std::net::Ipv4Addr::new(10, cluster as u8, (index >> 8) as u8, index as u8).into()
+}
+
+impl Maps {
+    /// Writes a service as the loader does: into fresh slots first, then the one entry that makes it count.
+    pub fn write(&mut self, affinity: u8, parts: &[Part], at: u32) -> Service {
+        self.next += 1;
+        let (id, generation) = (7, self.next);
+        let mut backends_at = at;
+        for (offset, part) in parts.iter().enumerate() {
+            let slice = Slice {
+                service: id,
+                generation,
+                backends_at,
+                backends_len: part.nodes.len() as u32,
+                backends_generation: generation,
+                cluster: part.cluster,
+                weight: if part.nodes.is_empty() { 0 } else { part.weight },
+            };
+            self.slices.insert(at + offset as u32, slice);
+            for (index, node) in part.nodes.iter().enumerate() {
+                let addr = backend_addr(part.cluster, index);
+                let backend = Backend {
+                    addr,
+                    service: id,
+                    generation,
+                    node: *node,
+                    port: Port::new(8080),
+                    cluster: part.cluster,
+                    ..Backend::default()
+                };
+                self.backends.insert(backends_at, backend);
+                backends_at += 1;
+            }
+        }
+        Service {
+            check: key().check(),
+            id,
+            generation,
+            slices_at: at,
+            slices_len: parts.len() as u16,
+            affinity,
+            flags: 0,
+        }
+    }
+
+    pub fn publish(&mut self, service: Service) {
+        self.services.insert(key(), service);
+    }
+
+    pub fn choose(&self, own_stale: bool, seed: u64) -> Choice {
+        choose(self, &key(), &config(own_stale), seed)
+    }
+}
+
+pub fn config(own_stale: bool) -> Config {
+    Config { flags: if own_stale { CONFIG_OWN_STALE } else { 0 }, ..Config::new(OWN) }
+}
+
+impl Tables for Maps {
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.services.get(key).copied()
+    }
+
+    fn slice(&self, at: u32) -> Option<Slice> {
+        self.slices.get(&at).copied()
+    }
+
+    fn backend(&self, at: u32) -> Option<Backend> {
+        self.backends.get(&at).copied()
+    }
+
+    fn cluster_word(&self, cluster: u16) -> u32 {
+        unset_is_up(self.clusters.get(&cluster).copied().unwrap_or(0))
+    }
+
+    fn node_word(&self, slot: u32) -> u32 {
+        unset_is_up(self.nodes.get(&slot).copied().unwrap_or(0))
+    }
+}

@@ -1,0 +1,200 @@
+//! Loading: the object into the kernel, its maps pinned or adopted, its programs behind the links of an earlier agent.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapInfo, MapType};
+use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
+use hawser_ebpf_abi::{
+    ABI_VERSION, Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, PrefixKey, Reason,
+    Service, ServiceKey, Slice, SockRev, map, size,
+};
+
+use crate::attach::{Attachments, Hook, Links, SOCKET_PROGRAMS, classifier, socket_program};
+use crate::error::{AttachError, LoadError, UninstallError};
+use crate::maps::Maps;
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser-datapath.o"));
+
+/// How packet programs are attached to devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcKind {
+    /// Links with an order, replaced atomically (kernel 6.6, commit e420bed02507).
+    Tcx,
+    /// A clsact filter.
+    Clsact,
+}
+
+impl TcKind {
+    /// What this kernel has.
+    pub fn of_this_kernel() -> Self {
+        let running = aya::util::KernelVersion::current();
+        let has_tcx = running.is_ok_and(|running| running >= aya::util::KernelVersion::new(6, 6, 0));
+        if has_tcx { Self::Tcx } else { Self::Clsact }
+    }
+}
+
+/// Where things are; found in mountinfo by the caller, never by path.
+#[derive(Clone, Debug)]
+pub struct LoadConfig {
+    pub bpffs: PathBuf,
+    /// Below the bpffs, usually `hawser`.
+    pub directory: String,
+    /// The tunnel device's name: two agents in two network namespaces may share a bpffs.
+    pub device: String,
+    pub cgroup2: PathBuf,
+    pub tc: TcKind,
+}
+
+impl LoadConfig {
+    fn root(&self) -> PathBuf {
+        self.bpffs.join(&self.directory).join(format!("v{ABI_VERSION}")).join(&self.device)
+    }
+}
+
+/// The programs and maps of one node. Dropping it leaves them at work.
+pub struct Datapath {
+    object: Ebpf,
+    links: Links,
+    cgroup2: PathBuf,
+    pub maps: Maps,
+}
+
+impl std::fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Datapath").field("links", &self.links).finish_non_exhaustive()
+    }
+}
+
+impl Datapath {
+    /// Adopts what an earlier agent left: map content stays, programs are replaced atomically.
+    pub fn load(config: &LoadConfig) -> Result<Self, LoadError> {
+        let maps = config.root().join("maps");
+        let links = config.root().join("links");
+        for path in [&maps, &links] {
+            fs::create_dir_all(path).map_err(|source| LoadError::Directory { path: path.clone(), source })?;
+        }
+        for shape in shapes() {
+            shape.check(&maps.join(shape.name))?;
+        }
+        let mut loader = EbpfLoader::new();
+        let btf = Btf::from_sys_fs().ok();
+        loader.btf(btf.as_ref());
+        for name in map::ALL {
+            loader.map_pin_path(name, maps.join(name));
+        }
+        let mut object = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+        load_programs(&mut object)?;
+        let maps = Maps::open(&mut object)?;
+        let links = Links::adopt(links, config.tc, &mut object)?;
+        Ok(Self { object, links, cgroup2: config.cgroup2.clone(), maps })
+    }
+
+    /// Brings the packet programs to where they should be.
+    pub fn attach(&mut self, wanted: &Attachments) -> Vec<AttachError> {
+        self.links.sync_devices(&mut self.object, wanted)
+    }
+
+    /// Brings the socket programs to every child cgroup; new ones appear at any time.
+    pub fn attach_cgroups(&mut self) -> Vec<AttachError> {
+        self.links.sync_cgroups(&mut self.object, &self.cgroup2)
+    }
+
+    /// For tests that run a packet program on a packet of theirs.
+    pub fn program(&mut self, hook: Hook) -> Option<&mut aya::programs::SchedClassifier> {
+        classifier(&mut self.object, hook.program()).ok()
+    }
+}
+
+fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
+    for hook in Hook::ALL {
+        let program = hook.program();
+        let loaded = classifier(object, program).and_then(|classifier| classifier.load());
+        loaded.map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
+    }
+    for program in SOCKET_PROGRAMS {
+        let loaded = socket_program(object, program).and_then(|socket| socket.load());
+        loaded.map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
+    }
+    Ok(())
+}
+
+/// What a pinned map must look like: aya 0.14 takes any map that it finds at the path.
+struct Shape {
+    name: &'static str,
+    kind: MapType,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+const fn shape<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
+    Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
+}
+
+fn shapes() -> [Shape; 12] {
+    [
+        shape::<ServiceKey, Service>(map::SERVICES, MapType::Hash, size::SERVICES),
+        shape::<u32, Slice>(map::SLICES, MapType::Array, size::SLICES),
+        shape::<u32, Backend>(map::BACKENDS, MapType::Array, size::BACKENDS),
+        shape::<u32, u32>(map::CLUSTER_HEALTH, MapType::Array, size::CLUSTERS),
+        shape::<u32, u32>(map::NODE_HEALTH, MapType::Array, size::NODES),
+        shape::<PrefixKey, IpEntry>(map::IPCACHE, MapType::LpmTrie, size::IPCACHE),
+        shape::<Addr, Endpoint>(map::ENDPOINTS, MapType::Hash, size::ENDPOINTS),
+        shape::<ServiceKey, Exported>(map::EXPORTED, MapType::Hash, size::EXPORTED),
+        shape::<u64, SockRev>(map::SOCK_REV, MapType::LruHash, size::SOCK_REV),
+        shape::<FlowKey, Flow>(map::FLOWS, MapType::LruHash, size::FLOWS),
+        shape::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Reason::COUNT),
+        shape::<u32, Config>(map::CONFIG, MapType::Array, 1),
+    ]
+}
+
+impl Shape {
+    fn check(&self, path: &Path) -> Result<(), LoadError> {
+        if !path.exists() {
+            return Ok(());
+        }
+        let wanted = describe(self.kind, self.key, self.value, self.entries);
+        let found = match MapInfo::from_pin(path) {
+            Ok(info) => describe(
+                info.map_type().unwrap_or(MapType::Unspecified),
+                info.key_size() as usize,
+                info.value_size() as usize,
+                info.max_entries(),
+            ),
+            Err(error) => format!("unreadable: {error}"),
+        };
+        if found == wanted {
+            return Ok(());
+        }
+        Err(LoadError::Shape { path: path.to_owned(), found, wanted })
+    }
+}
+
+fn describe(kind: MapType, key: usize, value: usize, entries: u32) -> String {
+    format!("{kind:?}, key {key}, value {value}, {entries} entries")
+}
+
+/// Takes the datapath away: links first, so that no program runs on maps that are going; then the maps.
+pub fn uninstall(config: &LoadConfig) -> Result<(), UninstallError> {
+    let root = config.root();
+    for part in ["links", "maps"] {
+        remove(&root.join(part), |path| fs::remove_dir_all(path))?;
+    }
+    remove(&root, |path| fs::remove_dir(path))?;
+    // Another device's datapath may live beside it.
+    for parent in root.ancestors().skip(1).take(2) {
+        let _ = fs::remove_dir(parent);
+    }
+    Ok(())
+}
+
+fn remove(path: &Path, how: impl Fn(&Path) -> io::Result<()>) -> Result<(), UninstallError> {
+    match how(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(UninstallError { path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,156 @@
+//! Typed handles of the maps: only differences are written, additions before removals.
+
+mod cell;
+mod services;
+mod table;
+
+use std::fmt;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray};
+use hawser_ebpf_abi::{
+    Addr, Config, DesiredDatapath, Endpoint, Exported, IpEntry, PrefixKey, Reason, ServiceKey, map, size,
+};
+use hawser_model::Time;
+
+use crate::error::{LoadError, MapError};
+use cell::Cell;
+use services::Services;
+use table::Table;
+
+/// What a sync did. A failed write is retried by the next sync, because it only remembers what succeeded.
+#[derive(Debug, Default)]
+pub struct SyncReport {
+    /// System calls that changed a map.
+    pub writes: u64,
+    pub problems: Vec<MapError>,
+}
+
+impl SyncReport {
+    fn note(&mut self, result: Result<u64, MapError>) {
+        match result {
+            Ok(writes) => self.writes += writes,
+            Err(error) => self.problems.push(error),
+        }
+    }
+}
+
+/// Every map of the datapath that user space writes or reads.
+pub struct Maps {
+    config: Array<MapData, Cell<Config>>,
+    written_config: Option<Config>,
+    services: Services,
+    ipcache: Table<PrefixKey, IpEntry, LpmTrie<MapData, Cell<Addr>, Cell<IpEntry>>>,
+    endpoints: Table<Addr, Endpoint, HashMap<MapData, Cell<Addr>, Cell<Endpoint>>>,
+    exported: Table<ServiceKey, Exported, HashMap<MapData, Cell<ServiceKey>, Cell<Exported>>>,
+    cluster_health: Array<MapData, u32>,
+    node_health: Array<MapData, u32>,
+    counters: PerCpuArray<MapData, u64>,
+    cluster_words: u64,
+    node_words: u64,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maps").field("config", &self.written_config).finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    /// Adopts what is in the maps: an entry that is as desired will not be written again.
+    pub(crate) fn open(object: &mut Ebpf) -> Result<Self, LoadError> {
+        Ok(Self {
+            config: take(object, map::CONFIG)?,
+            written_config: None,
+            services: Services::adopt(
+                take(object, map::SERVICES)?,
+                take(object, map::SLICES)?,
+                take(object, map::BACKENDS)?,
+            )?,
+            ipcache: Table::adopt(map::IPCACHE, size::IPCACHE, take(object, map::IPCACHE)?)?,
+            endpoints: Table::adopt(map::ENDPOINTS, size::ENDPOINTS, take(object, map::ENDPOINTS)?)?,
+            exported: Table::adopt(map::EXPORTED, size::EXPORTED, take(object, map::EXPORTED)?)?,
+            cluster_health: take(object, map::CLUSTER_HEALTH)?,
+            node_health: take(object, map::NODE_HEALTH)?,
+            counters: take(object, map::COUNTERS)?,
+            cluster_words: 0,
+            node_words: 0,
+        })
+    }
+
+    /// Brings the kernel to `desired`. Additions first, then removals; a service flips to its new backends with one write,
+    /// after everything it points at is there. O(entries) comparisons in memory, one system call per difference.
+    pub fn sync(&mut self, desired: &DesiredDatapath, now: Time) -> SyncReport {
+        let mut report = SyncReport::default();
+        report.note(self.set_config(desired.config));
+        self.ipcache.add(&desired.ipcache, &mut report);
+        self.endpoints.add(&desired.endpoints, &mut report);
+        self.exported.add(&desired.exported, &mut report);
+        self.services.add(&desired.services, now, &mut report);
+        self.services.remove(&desired.services, now, &mut report);
+        self.exported.remove(&desired.exported, &mut report);
+        self.endpoints.remove(&desired.endpoints, &mut report);
+        self.ipcache.remove(&desired.ipcache, &mut report);
+        report
+    }
+
+    fn set_config(&mut self, config: Config) -> Result<u64, MapError> {
+        if self.written_config == Some(config) {
+            return Ok(0);
+        }
+        self.config.set(0, Cell(config), 0).map_err(|source| kernel(map::CONFIG, source))?;
+        self.written_config = Some(config);
+        Ok(1)
+    }
+
+    /// One map write: how a cluster fails over, whatever it serves.
+    pub fn set_cluster_health(&mut self, cluster: u16, word: u32) -> Result<(), MapError> {
+        self.cluster_health
+            .set(u32::from(cluster), word, 0)
+            .map_err(|source| kernel(map::CLUSTER_HEALTH, source))?;
+        self.cluster_words += 1;
+        Ok(())
+    }
+
+    /// One map write.
+    pub fn set_node_health(&mut self, slot: u32, word: u32) -> Result<(), MapError> {
+        self.node_health.set(slot, word, 0).map_err(|source| kernel(map::NODE_HEALTH, source))?;
+        self.node_words += 1;
+        Ok(())
+    }
+
+    pub fn cluster_health(&self, cluster: u16) -> Result<u32, MapError> {
+        self.cluster_health.get(&u32::from(cluster), 0).map_err(|source| kernel(map::CLUSTER_HEALTH, source))
+    }
+
+    pub fn node_health(&self, slot: u32) -> Result<u32, MapError> {
+        self.node_health.get(&slot, 0).map_err(|source| kernel(map::NODE_HEALTH, source))
+    }
+
+    /// Health words written by this process: of clusters, of nodes.
+    pub fn word_writes(&self) -> (u64, u64) {
+        (self.cluster_words, self.node_words)
+    }
+
+    /// Packets and connections by reason, summed over CPUs, since the maps were made. One system call per reason.
+    pub fn counters(&self) -> Result<Vec<(Reason, u64)>, MapError> {
+        let count = |reason: &Reason| {
+            let values =
+                self.counters.get(&(*reason as u32), 0).map_err(|source| kernel(map::COUNTERS, source))?;
+            Ok((*reason, values.iter().sum()))
+        };
+        Reason::ALL.iter().map(count).collect()
+    }
+}
+
+fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, LoadError>
+where
+    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    let map = object.take_map(name).ok_or(LoadError::Missing { what: name })?;
+    Ok(M::try_from(map).map_err(|source| kernel(name, source))?)
+}
+
+fn kernel(map: &'static str, source: aya::maps::MapError) -> MapError {
+    MapError::Kernel { map, source: Box::new(source) }
+}

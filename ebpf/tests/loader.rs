@@ -1,0 +1,192 @@
+//! The loader against this machine's kernel, in a mount and network namespace of the test's own. Needs root.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hawser_ebpf::{Attachments, Datapath, LoadConfig, TcKind, uninstall};
+use hawser_ebpf_abi::{
+    Addr, BackendSpec, Config, DesiredDatapath, Endpoint, Exported, IP_REMOTE, IpEntry, Port, PrefixKey,
+    Reason, ServiceKey, ServiceSpec, SliceSpec,
+};
+use hawser_model::Time;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// Runs on a thread of its own: a namespace belongs to a thread, and this one ends with the test.
+fn in_a_namespace(test: impl FnOnce(&LoadConfig) + Send + 'static) {
+    let run = move || {
+        assert!(nix::unistd::geteuid().is_root(), "this test loads eBPF programs: run it as root");
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let bpffs = place.path().join("bpf");
+        let cgroup2 = place.path().join("cgroup");
+        for (path, kind) in [(&bpffs, "bpf"), (&cgroup2, "cgroup2")] {
+            fs::create_dir(path).unwrap();
+            mount(Some(kind), path, Some(kind), MsFlags::empty(), None::<&str>).unwrap();
+        }
+        let own =
+            cgroup2.join(format!("hawser-loader-{}-{:?}", std::process::id(), std::thread::current().id()));
+        fs::create_dir(&own).unwrap();
+        let cgroup = Cgroup(own.clone());
+        for child in ["system", "kubepods"] {
+            fs::create_dir(own.join(child)).unwrap();
+        }
+        test(&LoadConfig {
+            bpffs: bpffs.clone(),
+            directory: "hawser".into(),
+            device: "hawser0".into(),
+            cgroup2: own,
+            tc: TcKind::of_this_kernel(),
+        });
+        drop(cgroup);
+        for path in [&cgroup2, &bpffs] {
+            nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        }
+    };
+    std::thread::spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// A cgroup is a directory that outlives its namespace, so it is removed in any case.
+struct Cgroup(PathBuf);
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for child in ["system", "kubepods", "late"] {
+            let _ = fs::remove_dir(self.0.join(child));
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn ip(text: &str) -> Addr {
+    text.parse::<std::net::IpAddr>().unwrap().into()
+}
+
+fn key(address: &str, port: u16) -> ServiceKey {
+    ServiceKey::new(ip(address), Port::new(port), 6)
+}
+
+fn slice(backends: &[&str]) -> SliceSpec {
+    let backend = |address: &&str| BackendSpec { addr: ip(address), port: Port::new(8080), node: 1 };
+    SliceSpec {
+        weight: u16::try_from(backends.len()).unwrap(),
+        backends: backends.iter().map(backend).collect(),
+    }
+}
+
+fn desired() -> DesiredDatapath {
+    let mut desired = DesiredDatapath { config: Config::new(1), ..DesiredDatapath::default() };
+    let slices = [(1, slice(&["10.1.0.1", "10.1.0.2"])), (2, slice(&["10.2.0.1"]))].into();
+    desired.services.insert(key("172.20.0.1", 80), ServiceSpec { affinity: 0, slices });
+    let remote = IpEntry { identity: 7, node: 1, cluster: 2, flags: IP_REMOTE };
+    desired.ipcache.insert(PrefixKey::new("10.2.0.0".parse().unwrap(), 16).unwrap(), remote);
+    desired.endpoints.insert(ip("10.1.0.1"), Endpoint { ifindex: 1, identity: 9, flags: 0 });
+    desired.exported.insert(key("10.1.0.1", 8080), Exported { flags: 0 });
+    desired
+}
+
+fn sync(datapath: &mut Datapath, desired: &DesiredDatapath) -> u64 {
+    let report = datapath.maps.sync(desired, Time::ZERO);
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    report.writes
+}
+
+fn pins(config: &LoadConfig, part: &str) -> Vec<String> {
+    let path = config.bpffs.join("hawser/v1/hawser0").join(part);
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn only_differences_are_written() {
+    in_a_namespace(|config| {
+        let mut datapath = Datapath::load(config).unwrap();
+        let mut desired = desired();
+        // config, ipcache, endpoint, exported; 3 backends, 2 slices, 1 service.
+        assert_eq!(sync(&mut datapath, &desired), 4 + 6);
+        assert_eq!(sync(&mut datapath, &desired), 0);
+        // One endpoint more in eu-west: its 2 backends, 2 slices, 1 service.
+        let service = desired.services.get_mut(&key("172.20.0.1", 80)).unwrap();
+        service.slices.insert(2, slice(&["10.2.0.1", "10.2.0.2"]));
+        assert_eq!(sync(&mut datapath, &desired), 5);
+        // Affinity alone: no backend is written.
+        desired.services.get_mut(&key("172.20.0.1", 80)).unwrap().affinity = 1;
+        assert_eq!(sync(&mut datapath, &desired), 3);
+        assert_eq!(sync(&mut datapath, &DesiredDatapath { config: desired.config, ..Default::default() }), 4);
+    });
+}
+
+#[test]
+fn a_restarted_agent_adopts_what_is_there() {
+    in_a_namespace(|config| {
+        let desired = desired();
+        let mut first = Datapath::load(config).unwrap();
+        sync(&mut first, &desired);
+        first.maps.set_cluster_health(2, 1 << 30).unwrap();
+        assert_eq!(first.attach(&Attachments { underlay: [1].into(), ..Default::default() }).len(), 0);
+        let problems = first.attach_cgroups();
+        assert!(problems.is_empty(), "{problems:?}");
+        let links = pins(config, "links");
+        assert_eq!(links.len(), 1 + 2 * 4, "{links:?}");
+        drop(first);
+        assert_eq!(pins(config, "links"), links, "stop is not remove");
+
+        let mut second = Datapath::load(config).unwrap();
+        assert_eq!(second.maps.cluster_health(2).unwrap(), 1 << 30, "verdicts hold across a restart");
+        // The config is said again, and the service flips to runs of the new agent: 3 backends, 2 slices, 1 entry.
+        assert_eq!(sync(&mut second, &desired), 1 + 6);
+        assert_eq!(second.attach(&Attachments { underlay: [1].into(), ..Default::default() }).len(), 0);
+        assert_eq!(second.attach_cgroups().len(), 0);
+        assert_eq!(pins(config, "links"), links);
+        assert_eq!(second.attach(&Attachments::default()).len(), 0);
+        assert_eq!(pins(config, "links").len(), 8, "a device that is not ours any more is let go");
+    });
+}
+
+#[test]
+fn cgroups_come_and_go() {
+    in_a_namespace(|config| {
+        let mut datapath = Datapath::load(config).unwrap();
+        let problems = datapath.attach_cgroups();
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(pins(config, "links").len(), 8);
+        fs::create_dir(config.cgroup2.join("late")).unwrap();
+        fs::remove_dir(config.cgroup2.join("system")).unwrap();
+        fs::remove_dir(config.cgroup2.join("kubepods")).unwrap();
+        let problems = datapath.attach_cgroups();
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(pins(config, "links").len(), 4);
+    });
+}
+
+#[test]
+fn health_words_are_one_write_each_and_counted() {
+    in_a_namespace(|config| {
+        let mut datapath = Datapath::load(config).unwrap();
+        datapath.maps.set_node_health(3, 1 << 30).unwrap();
+        datapath.maps.set_node_health(4, 1 << 30).unwrap();
+        datapath.maps.set_cluster_health(2, 1 << 30).unwrap();
+        assert_eq!(datapath.maps.word_writes(), (1, 2));
+        assert_eq!(datapath.maps.node_health(4).unwrap(), 1 << 30);
+        assert!(datapath.maps.counters().unwrap().iter().all(|(_, count)| *count == 0));
+        assert_eq!(datapath.maps.counters().unwrap().len(), Reason::ALL.len());
+    });
+}
+
+#[test]
+fn a_pinned_map_of_another_shape_is_refused_and_uninstall_leaves_nothing() {
+    in_a_namespace(|config| {
+        drop(Datapath::load(config).unwrap());
+        let maps = config.bpffs.join("hawser/v1/hawser0/maps");
+        fs::rename(maps.join("slices"), maps.join("aside")).unwrap();
+        fs::hard_link(maps.join("backends"), maps.join("slices")).unwrap();
+        let refused = Datapath::load(config).unwrap_err().to_string();
+        assert!(refused.contains("slices") && refused.contains("--remove"), "{refused}");
+        uninstall(config).unwrap();
+        assert!(!Path::new(&config.bpffs).join("hawser").exists());
+        uninstall(config).unwrap();
+    });
+}
