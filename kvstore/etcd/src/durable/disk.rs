@@ -64,7 +64,11 @@ impl Directory {
     /// which the kernel lets go however the process ends.
     pub fn take(path: &Path) -> Result<Self, TakeError> {
         let fail = |source| TakeError::Io { path: path.to_owned(), source };
-        create_private(path).map_err(fail)?;
+        if !path.exists() {
+            create_private(path).map_err(fail)?;
+            // Its own name is on disk only when its parent is synced.
+            sync_parent(path).map_err(fail)?;
+        }
         let handle = File::open(path).map_err(fail)?;
         let lock_path = path.join(LOCK);
         let lock = OpenOptions::new()
@@ -93,6 +97,13 @@ impl Directory {
 fn create_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.canonicalize()?.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 impl Disk for Directory {

@@ -124,8 +124,9 @@ impl Mirror {
     /// Begins to follow. The keyspace is registered in `keyspaces` when the first list is complete, so that nobody
     /// takes "not yet known" for "empty". One that is registered already (an earlier mirror's) is gone on with.
     pub fn start(config: MirrorConfig, keyspaces: &Keyspaces) -> Result<Self, FollowConfigError> {
-        let earlier = keyspaces.get(&config.cluster).map(|handle| handle.keyspace().clone());
-        let earlier = earlier.filter(|keyspace| keyspace.read(Keyspace::is_replica));
+        // Never the own keyspace, which is a replica too when etcd keeps it.
+        let earlier = keyspaces.get(&config.cluster).filter(|_| config.cluster != keyspaces.own().name());
+        let earlier = earlier.map(|handle| handle.keyspace().clone());
         let start = earlier.as_ref().map(|keyspace| keyspace.read(position));
         let keyspace = earlier
             .unwrap_or_else(|| SharedKeyspace::new(Keyspace::replica(Identity::adopted(1), config.limits)));
@@ -133,6 +134,12 @@ impl Mirror {
         let (shown, status) = watch::channel(Shown::default());
         let task = Task { config, keyspaces: keyspaces.clone(), keyspace: keyspace.clone(), shown };
         Ok(Self { keyspace, status, task: tokio::spawn(task.run(follow)) })
+    }
+
+    /// O(1).
+    pub fn state(&self) -> MirrorState {
+        let shown = self.status.borrow();
+        state(shown.follow.as_ref().map(|follow| follow.state), shown.synced_once)
     }
 
     /// O(keys): it counts them.

@@ -66,13 +66,21 @@ impl EtcdStore {
         let unreachable = |why| EtcdStoreError::Unreachable { members: members.join(","), why };
         let client = Client::new(channel(members)?);
         let began = Instant::now();
+        let mut said = String::new();
         let lineage = loop {
             match ensure_lineage(&client, rand::random()).await {
                 Ok(lineage) => break lineage,
                 Err(EnsureError::Lineage(found)) => return Err(EtcdStoreError::Lineage { found }),
                 Err(EnsureError::Call(why)) if began.elapsed() > OPEN_WITHIN => return Err(unreachable(why)),
                 Err(EnsureError::Call(why)) => {
-                    tracing::warn!(members = members.join(","), why, "etcd is not reached yet, trying again");
+                    if why != said {
+                        tracing::warn!(
+                            members = members.join(","),
+                            why,
+                            "etcd is not reached yet, trying again"
+                        );
+                        said = why;
+                    }
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
             }

@@ -63,7 +63,7 @@ impl EtcdWriter {
         let had = self.revision();
         let reply = within(self.client.delete_range(convert::delete_range(&delete)), 0).await?;
         let revision = match reply.deleted {
-            0 => of(&reply.header),
+            0 => self.revision(),
             _ => self.seen(had, &reply.header).await?,
         };
         Ok(Reply { revision, body: ReplyBody::DeleteRange(convert::delete_range_reply(reply)) })
@@ -77,7 +77,7 @@ impl EtcdWriter {
         let reply = convert::txn_reply(reply);
         let revision = match convert::changed_keys(&reply) {
             true => self.seen(had, &header).await?,
-            false => of(&header),
+            false => self.revision(),
         };
         Ok(Reply { revision, body: ReplyBody::Txn(reply) })
     }
@@ -85,8 +85,9 @@ impl EtcdWriter {
     async fn lease_grant(&self, id: i64, ttl: i64) -> Result<Reply, WriteError> {
         let reply = within(self.client.lease_grant(pb::LeaseGrantRequest { id, ttl }), id).await?;
         let (id, ttl) = (reply.id, reply.ttl);
+        self.forget_expired_leases();
         self.note(Change::LeaseGrant { id, ttl });
-        Ok(Reply { revision: of(&reply.header), body: ReplyBody::LeaseGranted { id, ttl } })
+        Ok(Reply { revision: self.revision(), body: ReplyBody::LeaseGranted { id, ttl } })
     }
 
     async fn lease_revoke(&self, id: i64) -> Result<Reply, WriteError> {
@@ -96,7 +97,7 @@ impl EtcdWriter {
         let reply = within(self.client.lease_revoke(pb::LeaseRevokeRequest { id }), id).await?;
         let revision = match keys.iter().any(|key| is_ours(key)) {
             true => self.seen(had, &reply.header).await?,
-            false => of(&reply.header),
+            false => self.revision(),
         };
         self.note(Change::LeaseRevoke { id });
         Ok(Reply { revision, body: ReplyBody::LeaseRevoked })
@@ -109,16 +110,17 @@ impl EtcdWriter {
             return Err(OpError::LeaseNotFound { id }.into());
         }
         self.note(Change::LeaseGrant { id, ttl: reply.ttl });
-        Ok(Reply { revision: of(&reply.header), body: ReplyBody::LeaseKeptAlive { id, ttl: reply.ttl } })
+        Ok(Reply { revision: self.revision(), body: ReplyBody::LeaseKeptAlive { id, ttl: reply.ttl } })
     }
 
     async fn compact(&self, revision: Revision) -> Result<Reply, WriteError> {
         let request = pb::CompactionRequest { revision, physical: false };
-        let reply = within(self.client.compact(request), 0).await?;
+        within(self.client.compact(request), 0).await?;
         self.note(Change::Compact { revision });
-        Ok(Reply { revision: of(&reply.header), body: ReplyBody::Compacted })
+        Ok(Reply { revision: self.revision(), body: ReplyBody::Compacted })
     }
 
+    /// The reply's revision where no key changed: what can be read here, which etcd may be ahead of.
     fn revision(&self) -> Revision {
         self.keyspace.read(Keyspace::revision)
     }
@@ -131,6 +133,23 @@ impl EtcdWriter {
             // Of a record without keys nothing can be refused at the present revision.
             let _ = keyspace.apply(&record, now);
         });
+    }
+
+    /// etcd expires leases; nothing tells us. A lease that another replica keeps alive is forgotten here too, which
+    /// costs an answer to `LeaseTimeToLive` and nothing else. O(leases), once a minute at most.
+    fn forget_expired_leases(&self) {
+        const LATE: Duration = Duration::from_secs(60);
+        let now = self.keyspace.now();
+        let expired = self.keyspace.read(|keyspace| {
+            if keyspace.poll_deadline().is_none_or(|deadline| deadline.at() + LATE > now) {
+                return Vec::new();
+            }
+            let is_over = |id: &i64| keyspace.lease(*id, now).is_some_and(|lease| lease.remaining.is_zero());
+            keyspace.leases().into_iter().filter(is_over).collect()
+        });
+        for id in expired {
+            self.note(Change::LeaseRevoke { id });
+        }
     }
 
     /// Waits until our readers see what was written.
