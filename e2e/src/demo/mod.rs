@@ -122,9 +122,10 @@ fn finish(options: Options, acts: Vec<Act>, held: bool, took: Duration, stage: O
     Ok(())
 }
 
-/// A lab, with everything between the regions captured from the first packet on.
+/// A lab, with everything between the regions captured from the product's first packet on.
 fn set_stage(options: Options) -> Result<Stage> {
     let lab = Lab::build(LabPlan::standard())?;
+    serve::check_apart(&lab)?;
     let bridges: Vec<String> = lab.clusters.iter().map(|cluster| cluster.plan.bridge()).collect();
     let capture =
         Sniffer::start(None, &bridges, Secrecy::watching_for(MARKER)).context("capturing at the router")?;

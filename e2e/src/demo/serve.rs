@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::report::Facts;
 use super::{HOME, MARKER, Options, Stage, set_stage};
+use crate::lab::Lab;
 use crate::plan::POD_PORT;
 use crate::pod::client::Request;
 
@@ -16,12 +17,6 @@ const CONNECT: Duration = Duration::from_secs(20);
 pub(super) fn up(options: Options) -> Result<(Stage, Facts)> {
     let mut stage = set_stage(options)?;
     let lab = &mut stage.lab;
-    let client = lab.cluster(HOME).pod("client");
-    for cluster in lab.clusters.iter().filter(|cluster| cluster.plan.name != HOME) {
-        let target = format!("{}:{POD_PORT}", cluster.pod("cart-0").plan.address);
-        let report = client.ask(&Request::to(&target).requests(1).timeout(Duration::from_millis(500)))?;
-        ensure!(report.ok == 0, "{target} of {} can be reached without Hawser", cluster.plan.name);
-    }
     lab.start_product(options.store())?;
     let nodes = lab.nodes().count();
     let pods = lab.nodes().map(|(_, node)| node.pods.len()).sum::<usize>();
@@ -35,6 +30,17 @@ pub(super) fn up(options: Options) -> Result<(Stage, Facts)> {
         details: json!({ "clusters": names.len(), "nodes": nodes, "pods": pods }),
     };
     Ok((stage, facts))
+}
+
+/// Without Hawser no pod reaches a remote one.
+pub(super) fn check_apart(lab: &Lab) -> Result<()> {
+    let client = lab.cluster(HOME).pod("client");
+    for cluster in lab.clusters.iter().filter(|cluster| cluster.plan.name != HOME) {
+        let target = format!("{}:{POD_PORT}", cluster.pod("cart-0").plan.address);
+        let report = client.ask(&Request::to(&target).requests(1).timeout(Duration::from_millis(500)))?;
+        ensure!(report.ok == 0, "{target} of {} can be reached without Hawser", cluster.plan.name);
+    }
+    Ok(())
 }
 
 /// Act 2: bundles both ways for every pair, then everything synced and every tunnel answering.

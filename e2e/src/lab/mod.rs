@@ -266,11 +266,14 @@ impl Pod {
     }
 }
 
-/// The ends of the logs written last, for a failure that names no culprit.
+/// The ends of the product's logs that were written last, for a failure that names no culprit.
 pub fn recent_logs(dir: &Path) -> String {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut logs: Vec<_> = entries
-        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
+        .filter(|entry| {
+            let name = entry.file_name().display().to_string();
+            ["agent.log", "apiserver.log", "etcd.log"].iter().any(|product| name.ends_with(product))
+        })
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     logs.sort();
