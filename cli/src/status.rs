@@ -152,7 +152,9 @@ fn agent_section(status: &local::StatusReply) -> Result<()> {
     for reason in drops {
         line(&format!("dropped {} packets: {} ({})", reason.packets, reason.explanation, reason.reason))?;
     }
-    for cluster in status.clusters.iter().filter(|cluster| !cluster.reason.is_empty()) {
+    for cluster in
+        status.clusters.iter().filter(|cluster| cluster.data_plane == "down" && !cluster.reason.is_empty())
+    {
         line(&format!("! {}: {}", cluster.name, cluster.reason))?;
     }
     status.problems.iter().try_for_each(|problem| line(&format!("! {problem}")))
