@@ -25,7 +25,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 const CONNECT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
-pub enum ApiError {
+pub(crate) enum ApiError {
     #[error(
         "the certificate or key of this node is not PEM: {0}. fix: remove agent.crt and agent.key and join again"
     )]
@@ -42,7 +42,7 @@ pub enum ApiError {
 
 /// A node's certificate chain and key, PEM.
 #[derive(Clone)]
-pub struct Identity {
+pub(crate) struct Identity {
     pub certificate: String,
     pub key: String,
 }
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Identity {
 
 /// Dials the servers in turn, with the newest certificate.
 #[derive(Clone, Debug)]
-pub struct Dialer {
+pub(crate) struct Dialer {
     inner: Arc<Inner>,
 }
 
@@ -70,7 +70,7 @@ struct Inner {
 
 impl Dialer {
     /// Without an identity the server will only let us join.
-    pub fn new(
+    pub(crate) fn new(
         cluster: &ClusterName,
         servers: Vec<ServerUrl>,
         ca: CaCert,
@@ -87,14 +87,14 @@ impl Dialer {
     }
 
     /// From the next connection on.
-    pub fn use_identity(&self, identity: &Identity) -> Result<(), ApiError> {
+    pub(crate) fn use_identity(&self, identity: &Identity) -> Result<(), ApiError> {
         let config = Arc::new(tls(&self.inner.ca, Some(identity))?);
         *self.inner.tls.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
 
     /// Connects when first used, and again whenever the connection is gone. A peer that vanished is noticed in 15 s.
-    pub fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Channel {
         Endpoint::from(Uri::from_static("https://api-server"))
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
@@ -147,7 +147,7 @@ fn tls(ca: &CaCert, identity: Option<&Identity>) -> Result<ClientConfig, ApiErro
 }
 
 /// A gRPC status and what lies under it, in one line: tonic's own text stops at "transport error".
-pub fn explain(status: &tonic::Status) -> String {
+pub(crate) fn explain(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {

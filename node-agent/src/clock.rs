@@ -7,26 +7,26 @@ use hawser_model::{Time, Timestamp};
 
 /// Time since the process began, for the cores; cheap to copy.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     started: Instant,
 }
 
 impl Clock {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self { started: Instant::now() }
     }
 
-    pub fn now(self) -> Time {
+    pub(crate) fn now(self) -> Time {
         Time::from_duration(self.started.elapsed())
     }
 
     /// As the echo task wants it.
-    pub fn shared(self) -> Arc<dyn Fn() -> Time + Send + Sync> {
+    pub(crate) fn shared(self) -> Arc<dyn Fn() -> Time + Send + Sync> {
         Arc::new(move || self.now())
     }
 
     /// When a moment of the cores was, by the wall clock as it is now.
-    pub fn unix_ms(self, at: Time) -> i64 {
+    pub(crate) fn unix_ms(self, at: Time) -> i64 {
         let ago = self.now().since(at);
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         millis(unix.saturating_sub(ago))
@@ -34,15 +34,15 @@ impl Clock {
 }
 
 /// For certificates.
-pub fn wall() -> Timestamp {
+pub(crate) fn wall() -> Timestamp {
     Timestamp::from_system(SystemTime::now())
 }
 
 /// How long ago; zero for what lies ahead.
-pub fn ago(at: SystemTime) -> Duration {
+pub(crate) fn ago(at: SystemTime) -> Duration {
     SystemTime::now().duration_since(at).unwrap_or_default()
 }
 
-pub fn millis(duration: Duration) -> i64 {
+pub(crate) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use crate::config::Underlay;
 
 #[derive(Debug, thiserror::Error)]
-pub enum LookError {
+pub(crate) enum LookError {
     #[error("cannot open a netlink socket: {0}. fix: run as root (CAP_NET_ADMIN)")]
     Open(#[from] std::io::Error),
     #[error("the kernel did not list links, addresses or routes: {0}")]
@@ -29,7 +29,7 @@ pub enum LookError {
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     pub interfaces: Interfaces,
     /// Interface indexes of the underlay.
     pub underlay: BTreeSet<u32>,
@@ -46,13 +46,13 @@ struct Link {
 
 /// A netlink socket of this network namespace.
 #[derive(Debug)]
-pub struct Looker {
+pub(crate) struct Looker {
     handle: Handle,
 }
 
 impl Looker {
     /// Also says, through the receiver, when links, addresses or routes changed; many changes are one word.
-    pub fn open() -> Result<(Self, mpsc::Receiver<()>), LookError> {
+    pub(crate) fn open() -> Result<(Self, mpsc::Receiver<()>), LookError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -72,7 +72,7 @@ impl Looker {
         Ok((Self { handle }, changes))
     }
 
-    pub async fn look(
+    pub(crate) async fn look(
         &self,
         pods: &BTreeSet<IpAddr>,
         device: &DeviceName,

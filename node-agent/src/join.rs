@@ -15,16 +15,16 @@ use crate::clock;
 use crate::config::Config;
 use crate::state::{ClusterFile, StateDir};
 
-pub const CERTIFICATE: &str = "agent.crt";
-pub const KEY: &str = "agent.key";
-pub const CA: &str = "ca.crt";
-pub const CLUSTER: &str = "cluster.json";
+pub(crate) const CERTIFICATE: &str = "agent.crt";
+pub(crate) const KEY: &str = "agent.key";
+pub(crate) const CA: &str = "ca.crt";
+pub(crate) const CLUSTER: &str = "cluster.json";
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// A node that has been let in.
 #[derive(Debug)]
-pub struct Member {
+pub(crate) struct Member {
     pub identity: Identity,
     pub leaf: Leaf,
     pub cluster: ClusterFile,
@@ -32,7 +32,7 @@ pub struct Member {
 }
 
 /// The member this node is already, or becomes now. Waits for an API server that is away; ends when it refuses.
-pub async fn member(config: &Config, state: &StateDir) -> Result<Member> {
+pub(crate) async fn member(config: &Config, state: &StateDir) -> Result<Member> {
     match existing(config, state)? {
         Some(member) => Ok(member),
         None => join(config, state).await,
@@ -198,7 +198,7 @@ fn accept(reply: &JoinReply, file: &JoinFile) -> Result<Leaf> {
 }
 
 /// A new certificate for the same key, on disk and in use from the next connection on.
-pub async fn renew(member: &Member, state: &StateDir) -> Result<(Identity, Leaf)> {
+pub(crate) async fn renew(member: &Member, state: &StateDir) -> Result<(Identity, Leaf)> {
     let key = KeyPair::from_pem(&member.identity.key).context("reading this node's key")?;
     let request = RenewRequest { csr: csr(&key)? };
     let reply = AgentClient::new(member.dialer.channel())

@@ -1,9 +1,18 @@
 //! The node agent: drivers that feed `hawser-agent-core` and carry out what it says.
 
-pub mod api;
-pub mod clock;
+mod answers;
+mod api;
+mod clock;
 pub mod config;
-pub mod interfaces;
-pub mod join;
-pub mod preflight;
-pub mod state;
+mod datapath;
+mod driver;
+mod follow;
+mod interfaces;
+mod join;
+mod local_api;
+mod memory;
+mod place;
+mod preflight;
+mod reconcile;
+pub mod run;
+mod state;

@@ -5,12 +5,10 @@ use std::path::PathBuf;
 
 use nix::unistd::geteuid;
 
-use crate::config::Config;
-
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub(crate) enum Refused {
     #[error(
         "hawser-node-agent runs as uid {uid}, but tunnels, routes and eBPF need root. fix: run it as root"
     )]
@@ -22,9 +20,13 @@ pub enum Refused {
     )]
     NoCgroup2,
     #[error(
-        "no bpffs is mounted here and mounting one at {BPFFS} failed: {reason}. fix: mount -t bpf bpf {BPFFS}"
+        "no bpffs is mounted here, and maps and links must outlive the agent. fix: mount -t bpf bpf /sys/fs/bpf"
     )]
-    NoBpffs { reason: String },
+    NoBpffs,
+    #[error("this is kernel {release}, and the datapath needs 5.15 or newer. fix: a newer kernel")]
+    OldKernel { release: String },
+    #[error("{path} cannot be opened: {reason}. fix: {fix}")]
+    Missing { path: &'static str, reason: String, fix: &'static str },
     #[error(
         "UDP port {port} is in use by another program, and WireGuard needs it. fix: stop that program (ss -lunp sport = :{port}), \
          or set another `port`"
@@ -36,26 +38,19 @@ pub enum Refused {
 
 /// Where the kernel's file systems are, found in mountinfo and never by path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mounts {
+pub(crate) struct Mounts {
     pub cgroup2: PathBuf,
     pub bpffs: PathBuf,
 }
 
-/// Checks everything and makes nothing. A bpffs is not mounted from here: in a container's own mount namespace it would
-/// vanish with the agent, and with it what was meant to stay.
-pub fn check(config: &Config) -> Result<Mounts, Refused> {
-    root()?;
-    let mounts = mounts()?;
-    free_port(config.port)?;
-    Ok(mounts)
-}
-
-pub fn root() -> Result<(), Refused> {
+pub(crate) fn root() -> Result<(), Refused> {
     let uid = geteuid();
     if uid.is_root() { Ok(()) } else { Err(Refused::NotRoot { uid: uid.as_raw() }) }
 }
 
-pub fn mounts() -> Result<Mounts, Refused> {
+/// A bpffs is not mounted from here: in a container's own mount namespace it would vanish with the agent, and with it
+/// what was meant to stay.
+pub(crate) fn mounts() -> Result<Mounts, Refused> {
     let text = std::fs::read_to_string(MOUNTINFO)
         .map_err(|error| Refused::Mountinfo { reason: error.to_string() })?;
     let cgroup2 = find_mount(&text, "cgroup2").ok_or(Refused::NoCgroup2)?;
@@ -63,8 +58,32 @@ pub fn mounts() -> Result<Mounts, Refused> {
     Ok(Mounts { cgroup2, bpffs })
 }
 
+/// What the datapath and the tunnels need of the kernel; the loader finds out about the rest and says so.
+pub(crate) fn kernel() -> Result<(), Refused> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    if version(release).is_none_or(|version| version < (5, 15)) {
+        return Err(Refused::OldKernel { release: release.to_owned() });
+    }
+    let needed = [
+        ("/dev/net/tun", "modprobe tun, or give the container the device"),
+        ("/sys/kernel/btf/vmlinux", "a kernel with CONFIG_DEBUG_INFO_BTF, and /sys mounted"),
+    ];
+    for (path, fix) in needed {
+        if let Err(error) = std::fs::File::open(path) {
+            return Err(Refused::Missing { path, reason: error.to_string(), fix });
+        }
+    }
+    Ok(())
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// WireGuard's port must be free before the device is touched. O(1): bound and let go again.
-fn free_port(port: u16) -> Result<(), Refused> {
+pub(crate) fn free_port(port: u16) -> Result<(), Refused> {
     match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Refused::PortInUse { port }),
@@ -106,6 +125,14 @@ mod tests {
         assert_eq!(find_mount(INFO, "cgroup"), None);
         let later = format!("{INFO}41 25 0:34 / /sys/fs/bpf rw - bpf bpf rw\n");
         assert_eq!(find_mount(&later, "bpf"), Some("/sys/fs/bpf".into()));
+    }
+
+    #[test]
+    fn a_kernels_version_is_read_from_its_release() {
+        assert_eq!(version("6.1.0-13-amd64"), Some((6, 1)));
+        assert_eq!(version("5.15"), Some((5, 15)));
+        assert_eq!(version("six"), None);
+        assert!(kernel().is_ok(), "this machine runs the tests of the datapath too");
     }
 
     #[test]

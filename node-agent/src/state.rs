@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// `cluster.json`: what the API server said last about the cluster and this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ClusterFile {
+pub(crate) struct ClusterFile {
     pub cluster: String,
     pub cluster_id: u32,
     pub node: String,
@@ -25,7 +25,7 @@ pub struct ClusterFile {
 /// This node's place in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PlaceFile {
+pub(crate) struct PlaceFile {
     pub index: u32,
     pub max_connected_clusters: u32,
     pub mesh_ula: String,
@@ -33,7 +33,7 @@ pub struct PlaceFile {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub(crate) enum StateError {
     #[error("cannot {doing} {}: {source}", path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error(
@@ -47,14 +47,14 @@ pub enum StateError {
 
 /// The directory, locked while this value lives.
 #[derive(Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     dir: PathBuf,
     _lock: Flock<File>,
 }
 
 impl StateDir {
     /// Makes the directory (mode 0700) if it is missing, and takes it for this process.
-    pub fn open(dir: &Path) -> Result<Self, StateError> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, StateError> {
         let io = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Io { doing, path, source }
@@ -70,11 +70,11 @@ impl StateDir {
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    pub fn read(&self, name: &str) -> Result<Option<String>, StateError> {
+    pub(crate) fn read(&self, name: &str) -> Result<Option<String>, StateError> {
         let path = self.path(name);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
@@ -83,7 +83,7 @@ impl StateDir {
         }
     }
 
-    pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
+    pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
         let Some(text) = self.read(name)? else { return Ok(None) };
         serde_json::from_str(&text)
             .map(Some)
@@ -91,7 +91,7 @@ impl StateDir {
     }
 
     /// Replaces the file as a whole, mode 0600, on disk when this returns: a crash leaves the old one or the new one.
-    pub fn write(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
         let path = self.path(name);
         let new = self.path(&format!("{name}.new"));
         let write = || {
@@ -105,14 +105,14 @@ impl StateDir {
         write().map_err(|source| StateError::Io { doing: "write", path: path.clone(), source })
     }
 
-    pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+    pub(crate) fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
         let text = serde_json::to_vec_pretty(value)
             .map_err(|error| StateError::Malformed { path: self.path(name), reason: error.to_string() })?;
         self.write(name, &text)
     }
 
     /// Removes what an agent remembers of the mesh; its certificate and keys stay.
-    pub fn forget(&self, name: &str) -> Result<(), StateError> {
+    pub(crate) fn forget(&self, name: &str) -> Result<(), StateError> {
         let path = self.path(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

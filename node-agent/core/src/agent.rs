@@ -91,6 +91,8 @@ pub struct Agent {
     ready: bool,
     /// The shell has looked for the interfaces of the pods that a complete own cluster lists.
     looked: bool,
+    /// Of this node, as of the last plan.
+    pods: BTreeSet<IpAddr>,
     own_stale: bool,
     plan: Plan,
     pub(crate) services: Vec<MergedService>,
@@ -121,6 +123,7 @@ impl Agent {
             dirty: None,
             ready: false,
             looked: false,
+            pods: BTreeSet::new(),
             own_stale: false,
             plan: Plan::default(),
             services: Vec::new(),
@@ -229,6 +232,12 @@ impl Agent {
         });
     }
 
+    /// Something that no plan speaks of has changed on this machine: one more reconcile.
+    pub fn handle_resync(&mut self, now: Time) {
+        self.last_reconcile = Some(now);
+        self.reconcile();
+    }
+
     pub fn handle_time(&mut self, now: Time) {
         let heard = self.view.own().heard.unwrap_or(self.started);
         let stale = now.since(heard) >= OWN_STALE;
@@ -243,8 +252,7 @@ impl Agent {
             self.reconcile();
         }
         if self.planned && self.resync_at().is_some_and(|at| at <= now) {
-            self.last_reconcile = Some(now);
-            self.reconcile();
+            self.handle_resync(now);
         }
         self.ready = self.ready || self.is_complete(now);
         if self.ready && self.dirty.is_some_and(|since| since + DEBOUNCE <= now) {
@@ -285,8 +293,8 @@ impl Agent {
     }
 
     /// Pods whose interfaces the shell should find.
-    pub fn local_pods(&self) -> BTreeSet<IpAddr> {
-        local_pods(&self.config, &self.view).iter().map(|pod| pod.ip).collect()
+    pub fn local_pods(&self) -> &BTreeSet<IpAddr> {
+        &self.pods
     }
 
     /// To be kept over a restart.
@@ -316,6 +324,9 @@ impl Agent {
         }
         if changed != Changed::Nothing {
             self.dirty.get_or_insert(now);
+            if self.wants_interfaces() {
+                self.find_pods();
+            }
             self.ready = self.ready || self.is_complete(now);
         }
     }
@@ -359,8 +370,13 @@ impl Agent {
         }
     }
 
+    fn find_pods(&mut self) {
+        self.pods = local_pods(&self.config, &self.view).iter().map(|pod| pod.ip).collect();
+    }
+
     fn make_plan(&mut self, now: Time) {
         self.dirty = None;
+        self.find_pods();
         let mut notes = Vec::new();
         let leaving = self.draining.values().map(|(peer, _)| peer);
         let remotes = remotes(&self.view, leaving, &self.config, &mut notes);

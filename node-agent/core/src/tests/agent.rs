@@ -119,7 +119,9 @@ fn the_first_plan_waits_for_a_look_at_the_pods_interfaces() {
     mesh.agent.handle_time(mesh.now);
     mesh.drain(true);
     assert!(mesh.agent.wants_interfaces() && !mesh.agent.has_plan());
-    mesh.find_interfaces();
+    let pods = mesh.agent.local_pods().iter().map(|pod| (*pod, 5)).collect();
+    mesh.agent.handle_interfaces(Interfaces { tunnel: 9, pods }, mesh.now);
+    mesh.settle();
     assert_eq!(mesh.agent.plan().datapath.endpoints.len(), 1);
     assert_eq!(mesh.reconciles, 1, "not one without the pod before");
 }

@@ -253,6 +253,7 @@ impl Mesh {
 
     /// The shell finds an interface for every local pod: its last octet.
     pub(crate) fn find_interfaces(&mut self) {
+        self.settle();
         let octet = |pod: &IpAddr| pod.to_string().rsplit('.').next().unwrap().parse::<u32>().unwrap();
         let pods = self.agent.local_pods().iter().map(|pod| (*pod, octet(pod))).collect();
         self.agent.handle_interfaces(Interfaces { tunnel: 9, pods }, self.now);

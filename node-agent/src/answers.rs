@@ -1,0 +1,204 @@
+//! The agent's state as the protobufs of the local API.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hawser_agent_core::{Agent, BackendStatus, ServiceStatus};
+use hawser_api::local;
+use hawser_discovery::{About, NodeId, Transition};
+use hawser_discovery_net::EchoSnapshot;
+use hawser_ebpf_abi::{Kind, Reason};
+use hawser_model::{ClusterHealth, ClusterId, ClusterName, Time};
+use hawser_tunnels_linux::Stats;
+
+use crate::clock::{self, Clock, millis};
+
+/// Everything but what has to be asked of the kernel and of other tasks.
+pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) -> local::StatusReply {
+    let (config, now) = (agent.config(), clock.now());
+    let mesh = config.mesh_addresses();
+    let names: BTreeMap<ClusterId, ClusterName> =
+        agent.view().peers().map(|(peer, _)| (peer.cluster.id, peer.cluster.name.clone())).collect();
+    let clusters = agent.clusters(now).into_iter().map(|status| local::ClusterStatus {
+        name: status.cluster.name.to_string(),
+        id: status.cluster.id.get().into(),
+        own: status.own,
+        revision: status.revision,
+        synced: status.synced,
+        data_plane: status.data_plane.to_string(),
+        since_ms_ago: ago(status.since, now),
+        reason: status.reason,
+        heard_ms_ago: ago(status.heard, now),
+        nodes: count(status.nodes),
+        services: count(status.services),
+        endpoints: count(status.endpoints),
+        identities: count(status.identities),
+    });
+    let words = agent.word_counts();
+    local::StatusReply {
+        cluster: config.cluster.name.to_string(),
+        cluster_id: config.cluster.id.get().into(),
+        node: config.node.to_string(),
+        mesh_ipv4: mesh.ipv4.to_string(),
+        mesh_ipv6: mesh.ipv6.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        problems: agent.problems().into_iter().chain(driver_problems.iter().cloned()).collect(),
+        clusters: clusters.collect(),
+        tunnels: tunnels(agent),
+        reasons: Vec::new(),
+        services: count(agent.service_count()),
+        local_pods: count(agent.local_pods().len()),
+        cluster_word_writes: words.clusters,
+        node_word_writes: words.nodes,
+        transitions: agent.transitions().map(|t| transition(t, agent, &names, clock)).collect(),
+    }
+}
+
+fn tunnels(agent: &Agent) -> Vec<local::TunnelStatus> {
+    let peers = agent.plan().tunnels.iter().flat_map(|desired| &desired.peers);
+    let tunnel = |peer: &hawser_tunnels::Peer| local::TunnelStatus {
+        cluster: peer.name.cluster.name.to_string(),
+        node: peer.name.node.to_string(),
+        endpoint: peer.endpoint.to_string(),
+        public_key: STANDARD.encode(peer.public_key.as_bytes()),
+        allowed_ips: peer.allowed.iter().map(ToString::to_string).collect(),
+        last_handshake_ms_ago: -1,
+        rtt_us: -1,
+        rx_bytes: 0,
+        tx_bytes: 0,
+        health: ClusterHealth::Unknown.to_string(),
+    };
+    peers.map(tunnel).collect()
+}
+
+/// Nodes by cluster and name, for what the echo task knows by numbers.
+pub(crate) fn node_ids(agent: &Agent) -> BTreeMap<(String, String), NodeId> {
+    let nodes = agent.view().peers().filter_map(|(peer, view)| Some((peer, view?)));
+    nodes
+        .flat_map(|(peer, view)| {
+            view.tunnel_nodes.values().map(|node| {
+                let id = NodeId { cluster: peer.cluster.id, index: node.index };
+                ((peer.cluster.name.to_string(), node.name.to_string()), id)
+            })
+        })
+        .collect()
+}
+
+/// Adds what the engine and the echo task measured.
+pub(crate) fn measure(
+    reply: &mut local::StatusReply,
+    ids: &BTreeMap<(String, String), NodeId>,
+    stats: Option<&Stats>,
+    echo: Option<&EchoSnapshot>,
+) {
+    let by_key: BTreeMap<String, _> = stats
+        .iter()
+        .flat_map(|stats| &stats.peers)
+        .map(|(key, peer)| (STANDARD.encode(key.as_bytes()), peer))
+        .collect();
+    for tunnel in &mut reply.tunnels {
+        if let Some(peer) = by_key.get(&tunnel.public_key) {
+            tunnel.last_handshake_ms_ago = peer.last_handshake.map_or(-1, |at| millis(clock::ago(at)));
+            (tunnel.rx_bytes, tunnel.tx_bytes) = (peer.rx_bytes, peer.tx_bytes);
+            if let Some(endpoint) = peer.endpoint {
+                tunnel.endpoint = endpoint.to_string();
+            }
+        }
+        let id = ids.get(&(tunnel.cluster.clone(), tunnel.node.clone()));
+        if let Some(node) = id.and_then(|id| echo?.nodes.get(id)) {
+            tunnel.health = node.verdict.to_string();
+            let rtt = node.rtt_smoothed.and_then(|rtt| i64::try_from(rtt.as_micros()).ok());
+            tunnel.rtt_us = rtt.unwrap_or(-1);
+        }
+    }
+}
+
+/// Packets and connections by reason; what the engine dropped comes last.
+pub(crate) fn reasons(counts: &[(Reason, u64)], stats: Option<&Stats>) -> Vec<local::ReasonCount> {
+    let programs = counts.iter().map(|(reason, packets)| local::ReasonCount {
+        reason: reason.name().to_owned(),
+        drop: reason.kind() == Kind::Drop,
+        packets: *packets,
+        explanation: reason.text().to_owned(),
+    });
+    let engine =
+        stats.into_iter().flat_map(|stats| &stats.drops).map(|(reason, packets)| local::ReasonCount {
+            reason: format!("engine-{reason}"),
+            drop: true,
+            packets: *packets,
+            explanation: "Dropped by the tunnel engine.".to_owned(),
+        });
+    programs.chain(engine).collect()
+}
+
+fn transition(
+    transition: &Transition,
+    agent: &Agent,
+    names: &BTreeMap<ClusterId, ClusterName>,
+    clock: Clock,
+) -> local::Transition {
+    let cluster = |id: ClusterId| names.get(&id).map_or_else(|| format!("cluster-{id}"), ToString::to_string);
+    let about = match transition.about {
+        About::Cluster(id) => cluster(id),
+        About::Node(node) => {
+            let view = names.get(&node.cluster).and_then(|name| agent.view().cluster(name));
+            let mut nodes = view.iter().flat_map(|view| view.tunnel_nodes.values());
+            let name = nodes.find(|tunnel| tunnel.index == node.index).map(|tunnel| tunnel.name.to_string());
+            let name = name.unwrap_or_else(|| format!("node-index-{}", node.index));
+            format!("{}/{name}", cluster(node.cluster))
+        }
+    };
+    local::Transition {
+        about,
+        from: transition.from.to_string(),
+        to: transition.to.to_string(),
+        reason: transition.because.to_string(),
+        // Rounded up: at that moment the word was written.
+        unix_ms: clock.unix_ms(transition.at) + 1,
+    }
+}
+
+pub(crate) fn services(agent: &Agent, only: &str) -> local::ListServicesReply {
+    let wanted = |status: &ServiceStatus| only.is_empty() || status.service.key.to_string() == only;
+    let services = agent.services().into_iter().filter(wanted);
+    local::ListServicesReply { services: services.map(service).collect() }
+}
+
+fn service(status: ServiceStatus) -> local::Service {
+    let service = status.service;
+    let ports =
+        service.ports.iter().zip(status.backends).map(|((name, port), backends)| local::ServicePort {
+            name: name.to_string(),
+            protocol: port.port.protocol.to_string(),
+            port: port.port.port.into(),
+            backends: backends.into_iter().map(backend).collect(),
+        });
+    local::Service {
+        namespace: service.key.namespace().to_owned(),
+        name: service.key.name().to_owned(),
+        affinity: service.affinity.to_string(),
+        shared: service.shared,
+        cluster_ips: service.cluster_ips.iter().map(ToString::to_string).collect(),
+        ports: ports.collect(),
+    }
+}
+
+fn backend(status: BackendStatus) -> local::Backend {
+    local::Backend {
+        cluster: status.cluster.name.to_string(),
+        node: status.backend.node.map(|(_, name)| name.to_string()).unwrap_or_default(),
+        address: status.backend.ip.to_string(),
+        port: status.backend.port.into(),
+        health: if status.healthy { "up" } else { "down" }.to_owned(),
+        eligible: status.eligible,
+    }
+}
+
+fn ago(at: Option<Time>, now: Time) -> i64 {
+    at.map_or(-1, |at| millis(now.since(at)))
+}
+
+fn count(items: usize) -> u32 {
+    u32::try_from(items).unwrap_or(u32::MAX)
+}

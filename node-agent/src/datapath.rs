@@ -1,0 +1,160 @@
+//! The kernel's programs and maps, behind one lock: what was applied is remembered, so that a preview needs no kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use hawser_agent_core::{WordPlace, WordWrite};
+use hawser_ebpf::{Attachments, Datapath as Loaded, LoadConfig, TcKind, uninstall};
+use hawser_ebpf_abi::{DesiredDatapath, Reason, ServiceKey, size};
+use hawser_model::{ClusterId, ClusterIdWidth, HealthWord};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::preflight::Mounts;
+use crate::reconcile::Step;
+
+#[derive(Debug)]
+pub(crate) struct Datapath {
+    clock: Clock,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    loaded: Loaded,
+    /// What is known to be in the kernel; none before the first sync, and after one that had problems.
+    applied: Option<(DesiredDatapath, Attachments)>,
+}
+
+impl Datapath {
+    /// Adopts what an earlier run left at work.
+    pub(crate) fn load(mounts: &Mounts, config: &Config, clock: Clock) -> Result<Self> {
+        let loaded = Loaded::load(&load_config(mounts, config)).context("loading the datapath")?;
+        Ok(Self { clock, inner: Mutex::new(Inner { loaded, applied: None }) })
+    }
+
+    /// Takes everything out of the kernel.
+    pub(crate) fn remove(mounts: &Mounts, config: &Config) -> Result<()> {
+        uninstall(&load_config(mounts, config)).context("removing the datapath")
+    }
+
+    /// The health words that say something: of all clusters, and of the given nodes' slots.
+    pub(crate) fn words(&self, slots: impl Iterator<Item = u32>) -> Result<Vec<WordWrite>> {
+        let inner = self.lock();
+        let mut words = Vec::new();
+        for id in 1..=u32::from(ClusterId::MAX) {
+            let Ok(cluster) = ClusterId::new(id, ClusterIdWidth::Bits9) else { continue };
+            let raw = inner.loaded.maps.cluster_health(cluster.get())?;
+            words.push(WordWrite { place: WordPlace::Cluster(cluster), word: HealthWord::from_raw(raw) });
+        }
+        for slot in slots.filter(|slot| *slot < size::NODES) {
+            let raw = inner.loaded.maps.node_health(slot)?;
+            words.push(WordWrite { place: WordPlace::Node(slot), word: HealthWord::from_raw(raw) });
+        }
+        words.retain(|write| write.word.raw() != 0);
+        Ok(words)
+    }
+
+    pub(crate) fn write_word(&self, write: WordWrite) -> Result<()> {
+        let maps = &mut self.lock().loaded.maps;
+        match write.place {
+            WordPlace::Cluster(cluster) => maps.set_cluster_health(cluster.get(), write.word.raw())?,
+            WordPlace::Node(slot) => maps.set_node_health(slot, write.word.raw())?,
+        }
+        Ok(())
+    }
+
+    /// Programs first: an address that a service leads to must be steered before anybody is sent there. Gives what did
+    /// not succeed; the rest was done.
+    pub(crate) fn sync(&self, desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Vec<String> {
+        let wanted = attachments(desired, underlay);
+        let mut inner = self.lock();
+        let mut problems: Vec<String> = Vec::new();
+        problems.extend(inner.loaded.attach(&wanted).iter().map(ToString::to_string));
+        problems.extend(inner.loaded.attach_cgroups().iter().map(ToString::to_string));
+        let report = inner.loaded.maps.sync(desired, self.clock.now());
+        if report.writes > 0 {
+            tracing::debug!(writes = report.writes, "maps");
+        }
+        problems.extend(report.problems.iter().map(ToString::to_string));
+        inner.applied = problems.is_empty().then(|| (desired.clone(), wanted));
+        problems
+    }
+
+    /// What [`Datapath::sync`] would change.
+    pub(crate) fn preview(&self, desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Vec<Step> {
+        let wanted = attachments(desired, underlay);
+        let inner = self.lock();
+        let nothing = Default::default();
+        let (is, attached) = inner.applied.as_ref().unwrap_or(&nothing);
+        let mut steps = Vec::new();
+        programs(attached, &wanted, &mut steps);
+        if is.config != desired.config {
+            steps.push(Step { part: "map", text: format!("write config: {:?}", desired.config) });
+        }
+        entries("ipcache", &is.ipcache, &desired.ipcache, ToString::to_string, &mut steps);
+        entries("endpoints", &is.endpoints, &desired.endpoints, ToString::to_string, &mut steps);
+        entries("exported", &is.exported, &desired.exported, frontend, &mut steps);
+        entries("services", &is.services, &desired.services, frontend, &mut steps);
+        steps
+    }
+
+    pub(crate) fn counters(&self) -> Result<Vec<(Reason, u64)>> {
+        Ok(self.lock().loaded.maps.counters()?)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // What a panic left half-done, the next sync sees.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn load_config(mounts: &Mounts, config: &Config) -> LoadConfig {
+    LoadConfig {
+        bpffs: mounts.bpffs.clone(),
+        directory: config.bpf_dir.clone(),
+        device: config.device.to_string(),
+        cgroup2: mounts.cgroup2.clone(),
+        tc: TcKind::of_this_kernel(),
+    }
+}
+
+fn attachments(desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Attachments {
+    Attachments {
+        tunnel: Some(desired.config.tunnel_ifindex).filter(|index| *index != 0),
+        pods: desired.endpoints.values().map(|endpoint| endpoint.ifindex).collect(),
+        underlay: underlay.clone(),
+    }
+}
+
+fn frontend(key: &ServiceKey) -> String {
+    format!("{}:{}/{}", key.addr, key.port, key.proto)
+}
+
+fn programs(is: &Attachments, wanted: &Attachments, steps: &mut Vec<Step>) {
+    let sets = |of: &Attachments| {
+        let tunnel: BTreeSet<u32> = of.tunnel.into_iter().collect();
+        [("tunnel_in", tunnel), ("pod_from, pod_to", of.pods.clone()), ("underlay_in", of.underlay.clone())]
+    };
+    for ((name, is), (_, wanted)) in sets(is).into_iter().zip(sets(wanted)) {
+        let attach = wanted.difference(&is).map(|index| format!("attach {name} to interface {index}"));
+        let detach = is.difference(&wanted).map(|index| format!("detach {name} from interface {index}"));
+        steps.extend(attach.chain(detach).map(|text| Step { part: "program", text }));
+    }
+}
+
+fn entries<K: Ord, V: PartialEq + fmt::Debug>(
+    map: &str,
+    is: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+    show: impl Fn(&K) -> String,
+    steps: &mut Vec<Step>,
+) {
+    let write = wanted.iter().filter(|(key, value)| is.get(key) != Some(value));
+    let write = write.map(|(key, value)| format!("write {map} {}: {value:?}", show(key)));
+    let remove = is.keys().filter(|key| !wanted.contains_key(key));
+    let remove = remove.map(|key| format!("remove {map} {}", show(key)));
+    steps.extend(write.chain(remove).map(|text| Step { part: "map", text }));
+}

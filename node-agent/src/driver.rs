@@ -1,0 +1,380 @@
+//! The one loop: waits for one of its sources, feeds the core, drains it. Decides nothing.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use hawser_agent_core::{Agent, Output, Plan};
+use hawser_api::local::{Operation, PlanReply};
+use hawser_discovery::{NodeId, Transition};
+use hawser_discovery_net::{Echo, EchoConfig};
+use hawser_etcd::client::FollowEvent;
+use hawser_tunnels_linux::{Driver as _, UserspaceDriver};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use crate::answers;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::datapath::Datapath;
+use crate::follow::{Followers, Heard};
+use crate::interfaces::{Found, LookError, Looker};
+use crate::local_api::Question;
+use crate::memory::{self, Memory};
+use crate::reconcile::{Outcome, preview, reconcile};
+use crate::state::StateDir;
+
+/// Pods whose interface was missing, and links that changed, are looked at again after this long.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// And in any case after this long: a netlink message may be lost.
+const LOOK_ANYWAY: Duration = Duration::from_secs(10);
+/// Events taken in at a time before health and deadlines get their turn.
+const BATCH: usize = 256;
+
+/// Everything the loop waits for.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    pub heard: mpsc::Receiver<Heard>,
+    pub questions: mpsc::Receiver<Question>,
+    pub links: mpsc::Receiver<()>,
+    /// A standing problem of stating this node, or None when it is over.
+    pub reporting: mpsc::Receiver<Option<String>>,
+}
+
+/// What the loop carries things out with.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub config: Config,
+    pub clock: Clock,
+    pub state: Arc<StateDir>,
+    pub agent: Agent,
+    pub followers: Followers,
+    pub tunnels: Arc<UserspaceDriver>,
+    pub datapath: Arc<Datapath>,
+    pub looker: Arc<Looker>,
+    /// What the last run probed; probing goes on before the first plan.
+    pub remembered: Memory,
+}
+
+/// What is under way, and what the last look and report said.
+#[derive(Debug, Default)]
+struct Now {
+    echo: Option<(Echo, mpsc::Receiver<Transition>)>,
+    echo_problem: Option<String>,
+    reconciling: bool,
+    reconcile_again: bool,
+    looking: bool,
+    look_at: Option<tokio::time::Instant>,
+    looked_for: BTreeSet<IpAddr>,
+    underlay: BTreeSet<u32>,
+    look_problem: Option<String>,
+    missing: Vec<IpAddr>,
+    report_problem: Option<String>,
+}
+
+/// What a task of the loop came back with.
+enum Done {
+    Reconciled { plan: Box<Plan>, outcome: Outcome },
+    Looked(Result<Found, LookError>),
+}
+
+impl Driver {
+    /// Until `stop` resolves. Kernel state stays as it is then: stop is not remove.
+    pub(crate) async fn run(mut self, mut sources: Sources, mut stop: oneshot::Receiver<()>) -> Result<()> {
+        let mut now = Now::default();
+        let (done, mut finished) = mpsc::channel(8);
+        self.start_echo(&mut now).await;
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            self.drain(&mut now, &done)?;
+            self.look_if_due(&mut now, &done);
+            let deadline = self.agent.poll_deadline().map(|d| d.at.since(self.clock.now()));
+            tokio::select! {
+                biased;
+                _ = &mut stop => return Ok(()),
+                Some(transition) = next_verdict(&mut now.echo) => self.verdict(transition),
+                Some(done) = finished.recv() => self.finish(done, &mut now).await?,
+                Some(question) = sources.questions.recv() => self.answer(question, &now),
+                Some(problem) = sources.reporting.recv() => now.report_problem = problem,
+                taken = sources.heard.recv_many(&mut batch, BATCH), if batch.is_empty() => {
+                    anyhow::ensure!(taken > 0, "the followers are gone");
+                    for heard in batch.drain(..) {
+                        self.hear(heard);
+                    }
+                }
+                Some(()) = sources.links.recv() => now.look_at = Some(soonest(now.look_at, LOOK_AGAIN)),
+                () = sleep_until(now.look_at), if !now.looking => {
+                    now.look_at = None;
+                    self.look(&mut now, &done);
+                }
+                () = sleep(deadline) => self.agent.handle_time(self.clock.now()),
+            }
+        }
+    }
+
+    fn drain(&mut self, now: &mut Now, done: &mpsc::Sender<Done>) -> Result<()> {
+        while let Some(output) = self.agent.poll_output() {
+            match output {
+                Output::Word(write) => {
+                    if let Err(error) = self.datapath.write_word(write) {
+                        tracing::error!(?write, "a health word could not be written: {error:#}");
+                        self.agent.handle_word_failed(write, self.clock.now());
+                    }
+                }
+                Output::Follow(cluster) => self.followers.follow(&cluster)?,
+                Output::Unfollow(cluster) => self.followers.unfollow(&cluster),
+                Output::Reconcile => self.reconcile(now, done),
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        if !self.followers.is_current(&heard) {
+            return;
+        }
+        let (cluster, now) = (heard.cluster, self.clock.now());
+        match heard.event {
+            FollowEvent::Reset { reason, .. } => {
+                tracing::info!(%cluster, ?reason, "listing");
+                self.followers.reset(&cluster);
+            }
+            FollowEvent::Put { kv, .. } => {
+                self.agent.handle_put(&cluster, &kv.key, &kv.value, now);
+                self.agent.handle_heard(&cluster, None, now);
+            }
+            FollowEvent::Delete { key, .. } => {
+                self.agent.handle_delete(&cluster, &key, now);
+                self.agent.handle_heard(&cluster, None, now);
+            }
+            FollowEvent::Listed { revision, .. } => {
+                if self.followers.listed(&cluster) {
+                    tracing::info!(%cluster, %revision, "listed");
+                    self.agent.handle_listed(&cluster, revision, now);
+                }
+            }
+            FollowEvent::Progress { revision } => {
+                self.agent.handle_heard(&cluster, Some(revision), now);
+            }
+            FollowEvent::Interrupted { reason } => {
+                tracing::warn!(%cluster, reason, "the keyspace cannot be read for now, its state is kept");
+                self.agent.handle_interrupted(&cluster, reason);
+            }
+        }
+    }
+
+    fn verdict(&mut self, transition: Transition) {
+        let (about, because) = (transition.about, transition.because);
+        tracing::warn!(?about, from = %transition.from, to = %transition.to, %because, "liveness");
+        // Its time is when it takes effect: the words are written right after this.
+        self.agent.handle_transition(Transition { at: self.clock.now(), ..transition });
+    }
+
+    /// One at a time; what comes meanwhile is one more afterwards.
+    fn reconcile(&mut self, now: &mut Now, done: &mpsc::Sender<Done>) {
+        if std::mem::replace(&mut now.reconciling, true) {
+            now.reconcile_again = true;
+            return;
+        }
+        let plan = Box::new(self.agent.plan().clone());
+        let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
+        let (underlay, done) = (now.underlay.clone(), done.clone());
+        tokio::task::spawn_blocking(move || {
+            let outcome = reconcile(&plan, &underlay, &tunnels, &datapath);
+            // The loop is gone only when the agent stops.
+            let _ = done.blocking_send(Done::Reconciled { plan, outcome });
+        });
+    }
+
+    async fn finish(&mut self, done: Done, now: &mut Now) -> Result<()> {
+        match done {
+            Done::Looked(result) => self.looked(result, now),
+            Done::Reconciled { plan, outcome } => {
+                now.reconciling = false;
+                for problem in &outcome.problems {
+                    tracing::warn!(problem, "reconcile");
+                }
+                let complete = outcome.complete;
+                self.agent.handle_reconciled(outcome.problems, complete, self.clock.now());
+                if complete {
+                    self.remember(&plan)?;
+                }
+                self.start_echo(now).await;
+                self.probe(now, plan.echo).await;
+                if std::mem::take(&mut now.reconcile_again) {
+                    self.agent.handle_resync(self.clock.now());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, plan: &Plan) -> Result<()> {
+        let memory = Memory::of(plan, self.agent.slots());
+        if memory != self.remembered {
+            self.state.write_json(memory::FILE, &memory)?;
+            self.remembered = memory;
+        }
+        Ok(())
+    }
+
+    /// Needs the own mesh address on the device, so it may only succeed after the first reconcile.
+    async fn start_echo(&mut self, now: &mut Now) {
+        if now.echo.is_some() {
+            return;
+        }
+        let agent = self.agent.config();
+        let config = EchoConfig {
+            own: NodeId { cluster: agent.cluster.id, index: agent.index },
+            address: agent.mesh_addresses().ipv4,
+            port: agent.echo_port,
+            device: Some(agent.device.to_string()),
+            liveness: self.config.liveness,
+            clock: self.clock.shared(),
+            salt: rand::random(),
+        };
+        match hawser_discovery_net::spawn(config) {
+            Ok(echo) => {
+                now.echo = Some(echo);
+                now.echo_problem = None;
+                self.probe(now, self.remembered.echo()).await;
+            }
+            Err(error) => now.echo_problem = Some(error.to_string()),
+        }
+    }
+
+    async fn probe(&self, now: &mut Now, peers: std::collections::BTreeMap<NodeId, std::net::Ipv4Addr>) {
+        let Some((echo, _)) = &now.echo else { return };
+        if echo.set_peers(peers).await.is_err() {
+            now.echo = None;
+            now.echo_problem =
+                Some("the echo task ended; it is started again with the next reconcile".into());
+        }
+    }
+
+    /// Looks as soon as the pods of this node are others than those that were looked for.
+    fn look_if_due(&mut self, now: &mut Now, done: &mpsc::Sender<Done>) {
+        if !now.looking && (self.agent.wants_interfaces() || *self.agent.local_pods() != now.looked_for) {
+            self.look(now, done);
+        }
+    }
+
+    fn look(&mut self, now: &mut Now, done: &mpsc::Sender<Done>) {
+        now.looking = true;
+        now.looked_for = self.agent.local_pods().clone();
+        let (looker, pods, done) = (self.looker.clone(), now.looked_for.clone(), done.clone());
+        let (device, underlay) = (self.config.device.clone(), self.config.underlay.clone());
+        tokio::spawn(async move {
+            let found = looker.look(&pods, &device, &underlay).await;
+            let _ = done.send(Done::Looked(found)).await;
+        });
+    }
+
+    fn looked(&mut self, result: Result<Found, LookError>, now: &mut Now) {
+        now.looking = false;
+        let mut again = LOOK_ANYWAY;
+        match result {
+            Ok(found) => {
+                now.look_problem = None;
+                if !found.missing.is_empty() {
+                    again = LOOK_AGAIN;
+                }
+                now.missing = found.missing;
+                if std::mem::replace(&mut now.underlay, found.underlay.clone()) != found.underlay {
+                    self.agent.handle_resync(self.clock.now());
+                }
+                self.agent.handle_interfaces(found.interfaces, self.clock.now());
+            }
+            Err(error) => {
+                now.look_problem = Some(error.to_string());
+                again = LOOK_AGAIN;
+            }
+        }
+        now.look_at = Some(soonest(now.look_at, again));
+    }
+
+    fn problems(&self, now: &Now) -> Vec<String> {
+        let missing = now.missing.iter().map(|pod| {
+            format!("pod {pod} is stated to be on this node, but no route of this node leads to an interface of it")
+        });
+        let others = [&now.echo_problem, &now.look_problem, &now.report_problem];
+        missing.chain(others.into_iter().flatten().cloned()).collect()
+    }
+
+    /// Takes what it can say from here; what has to be asked elsewhere is asked on the way.
+    fn answer(&self, question: Question, now: &Now) {
+        let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
+        match question {
+            Question::Services(only, reply) => drop(reply.send(answers::services(&self.agent, &only))),
+            Question::Status(reply) => {
+                let mut status = answers::status(&self.agent, self.clock, &self.problems(now));
+                let ids = answers::node_ids(&self.agent);
+                let echo = now.echo.as_ref().map(|(echo, _)| echo.clone());
+                tokio::spawn(async move {
+                    let echo = match echo {
+                        Some(echo) => echo.snapshot().await.ok(),
+                        None => None,
+                    };
+                    let kernel = move || (tunnels.stats().ok(), datapath.counters().unwrap_or_default());
+                    let (stats, counters) = tokio::task::spawn_blocking(kernel).await.unwrap_or_default();
+                    answers::measure(&mut status, &ids, stats.as_ref(), echo.as_ref());
+                    status.reasons = answers::reasons(&counters, stats.as_ref());
+                    drop(reply.send(status));
+                });
+            }
+            Question::Plan(reply) if !self.agent.has_plan() => {
+                let waits: Vec<_> = self
+                    .agent
+                    .clusters(self.clock.now())
+                    .into_iter()
+                    .filter(|cluster| !cluster.synced)
+                    .map(|cluster| format!("{}: {}", cluster.cluster.name, cluster.reason))
+                    .collect();
+                let text = format!("there is no plan before everything is synced ({})", waits.join("; "));
+                drop(reply.send(Err(Status::failed_precondition(text))));
+            }
+            Question::Plan(reply) => {
+                let (plan, underlay) = (self.agent.plan().clone(), now.underlay.clone());
+                tokio::task::spawn_blocking(move || {
+                    let steps = preview(&plan, &underlay, &tunnels, &datapath);
+                    let operation = |step: crate::reconcile::Step| Operation {
+                        part: step.part.to_owned(),
+                        text: step.text,
+                    };
+                    let answer = steps
+                        .map(|steps| PlanReply { operations: steps.into_iter().map(operation).collect() })
+                        .map_err(|error| Status::internal(format!("{error:#}")));
+                    drop(reply.send(answer));
+                });
+            }
+        }
+    }
+}
+
+async fn next_verdict(echo: &mut Option<(Echo, mpsc::Receiver<Transition>)>) -> Option<Transition> {
+    match echo {
+        Some((_, changes)) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn soonest(at: Option<tokio::time::Instant>, wait: Duration) -> tokio::time::Instant {
+    let then = tokio::time::Instant::now() + wait;
+    at.map_or(then, |at| at.min(then))
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}

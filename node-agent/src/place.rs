@@ -1,0 +1,173 @@
+//! Stating this node to its API server, and learning its place in the mesh from the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use hawser_agent_core::AgentConfig;
+use hawser_api::agent::agent_client::AgentClient;
+use hawser_api::agent::{ReportReply, ReportRequest, WireGuardEnd};
+use hawser_model::{
+    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Epoch, MeshPlan, NodeIndex, PublicKey,
+};
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
+
+use crate::api::explain;
+use crate::config::Config;
+use crate::join::{CLUSTER, Member};
+use crate::state::{ClusterFile, PlaceFile, StateDir};
+
+/// A node counts as live for 60 s after its last word (agent.proto).
+const EVERY: Duration = Duration::from_secs(20);
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What this node says of itself.
+pub(crate) fn report_of(config: &Config, public_key: PublicKey) -> Result<ReportRequest> {
+    let boot_id = std::fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
+    Ok(ReportRequest {
+        node: config.node.to_string(),
+        boot_id: boot_id.trim().to_owned(),
+        wireguard: Some(WireGuardEnd {
+            epoch: Epoch::FIRST.get(),
+            public_key: public_key.as_bytes().to_vec(),
+            port: config.port.into(),
+            mtu: config.mtu.into(),
+        }),
+    })
+}
+
+/// This node's place: as the API server answers; as it answered last, if it is away; waiting, if it never did.
+pub(crate) async fn learn(
+    member: &mut Member,
+    state: &StateDir,
+    report: &ReportRequest,
+) -> Result<PlaceFile> {
+    let mut client = AgentClient::new(member.dialer.channel());
+    let mut wait = RETRY_FIRST;
+    loop {
+        let reason = match send(&mut client, report).await {
+            Ok(place) => {
+                remember(member, state, &place)?;
+                return Ok(place);
+            }
+            Err(reason) => reason,
+        };
+        if let Some(place) = &member.cluster.place {
+            tracing::warn!(%reason, "the API server cannot be reached, going on with what it said last");
+            return Ok(place.clone());
+        }
+        tracing::warn!(%reason, "the API server cannot be reached to learn this node's place, trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY_MOST);
+    }
+}
+
+fn remember(member: &mut Member, state: &StateDir, place: &PlaceFile) -> Result<()> {
+    if member.cluster.place.as_ref() != Some(place) {
+        member.cluster = ClusterFile { place: Some(place.clone()), ..member.cluster.clone() };
+        state.write_json(CLUSTER, &member.cluster)?;
+    }
+    Ok(())
+}
+
+async fn send(client: &mut AgentClient<Channel>, report: &ReportRequest) -> Result<PlaceFile> {
+    let answer = tokio::time::timeout(PATIENCE, client.report(report.clone())).await;
+    let answer = answer.map_err(|_| anyhow!("no answer in {} s", PATIENCE.as_secs()))?;
+    Ok(place(answer.map_err(|status| anyhow!("{}", explain(&status)))?.into_inner()))
+}
+
+fn place(reply: ReportReply) -> PlaceFile {
+    PlaceFile {
+        index: reply.index,
+        max_connected_clusters: reply.max_connected_clusters,
+        mesh_ula: reply.mesh_ula,
+        mesh_ipv4: reply.mesh_ipv4_range,
+    }
+}
+
+/// The core's configuration, once everything is known. What the API server said is parsed here, at the border.
+pub(crate) fn agent_config(
+    config: &Config,
+    cluster: &ClusterFile,
+    place: &PlaceFile,
+    public_key: PublicKey,
+) -> Result<AgentConfig> {
+    let width = ClusterIdWidth::from_max_clusters(place.max_connected_clusters)?;
+    let ula = place.mesh_ula.parse().with_context(|| format!("the mesh's ULA {:?}", place.mesh_ula))?;
+    let ipv4 = place.mesh_ipv4.parse().with_context(|| format!("the mesh's IPv4 {:?}", place.mesh_ipv4))?;
+    Ok(AgentConfig {
+        cluster: ClusterRef {
+            name: ClusterName::parse(&cluster.cluster)?,
+            id: ClusterId::new(cluster.cluster_id, width)?,
+        },
+        node: config.node.clone(),
+        index: NodeIndex::new(place.index).with_context(|| format!("{} is no node index", place.index))?,
+        width,
+        mesh: MeshPlan::new(ula, ipv4)?,
+        device: config.device.clone(),
+        public_key,
+        port: config.port,
+        mtu: config.mtu,
+        mark: config.mark,
+        table: config.table,
+        rule_priority: config.rule_priority,
+        echo_port: config.echo_port,
+    })
+}
+
+/// States this node every 20 s. Ends when the API server gives it another place, which only a new start can take.
+pub(crate) async fn keep_reporting(
+    channel: Channel,
+    report: ReportRequest,
+    place: PlaceFile,
+    failed: mpsc::Sender<Option<String>>,
+) -> Result<()> {
+    let mut client = AgentClient::new(channel);
+    let mut wait = EVERY;
+    let mut well = true;
+    loop {
+        tokio::time::sleep(wait).await;
+        match send(&mut client, &report).await {
+            Ok(now) if now != place => bail!(
+                "the API server gives this node another place in the mesh: {now:?} instead of {place:?}. \
+                 fix: start the agent again, it will move there"
+            ),
+            Ok(_) => {
+                wait = EVERY;
+                if !std::mem::replace(&mut well, true) && failed.send(None).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Err(reason) => {
+                wait = RETRY_MOST;
+                let reason = format!("this node cannot be stated to its API server: {reason}");
+                if std::mem::replace(&mut well, false) && failed.send(Some(reason)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Renews the certificate at two thirds of its life; a failure is tried again every minute.
+pub(crate) async fn keep_renewing(mut member: Member, state: Arc<StateDir>) {
+    loop {
+        let left = member.leaf.renew_at().since(crate::clock::wall());
+        // Woken at least once an hour: a clock that was set is noticed.
+        tokio::time::sleep(left.clamp(Duration::from_secs(60), Duration::from_secs(3_600))).await;
+        if crate::clock::wall() < member.leaf.renew_at() {
+            continue;
+        }
+        match crate::join::renew(&member, &state).await {
+            Ok((identity, leaf)) => {
+                tracing::info!(not_after = %leaf.not_after, "certificate renewed");
+                (member.identity, member.leaf) = (identity, leaf);
+            }
+            Err(error) => tracing::warn!("the certificate could not be renewed, trying again: {error:#}"),
+        }
+    }
+}

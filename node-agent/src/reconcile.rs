@@ -1,0 +1,144 @@
+//! One reconcile: observe, plan, check, execute; make before break. Blocks; runs on a thread of its own.
+//!
+//! ```text
+//! tunnels: what adds ──> datapath: additions, then removals ──> tunnels: what removes
+//! ```
+//! So a packet is never sent to a tunnel that is not there yet, and a tunnel never goes before what leads into it. It
+//! stops at the first failure: the next one starts from a fresh observation.
+
+use std::collections::BTreeSet;
+
+use hawser_agent_core::Plan;
+use hawser_tunnels::{Desired, Op};
+use hawser_tunnels_linux::{Driver, UserspaceDriver};
+
+use crate::datapath::Datapath;
+
+/// How it went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// For people: what was not granted, and what failed.
+    pub problems: Vec<String>,
+    /// Everything that was planned is done.
+    pub complete: bool,
+}
+
+/// What is left to do, as `hawser plan` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub part: &'static str,
+    pub text: String,
+}
+
+pub(crate) fn reconcile(
+    plan: &Plan,
+    underlay: &BTreeSet<u32>,
+    tunnels: &UserspaceDriver,
+    datapath: &Datapath,
+) -> Outcome {
+    let mut problems = Vec::new();
+    let complete = attempt(plan, underlay, tunnels, datapath, &mut problems).is_some();
+    Outcome { problems, complete }
+}
+
+/// None when something failed, which is among the problems then.
+fn attempt(
+    plan: &Plan,
+    underlay: &BTreeSet<u32>,
+    tunnels: &UserspaceDriver,
+    datapath: &Datapath,
+    problems: &mut Vec<String>,
+) -> Option<()> {
+    let ops = match &plan.tunnels {
+        Some(desired) => steps(desired, tunnels, problems)?,
+        None => Vec::new(),
+    };
+    let (making, breaking): (Vec<_>, Vec<_>) = ops.into_iter().partition(|op| !is_breaking(op));
+    apply(&making, tunnels, problems)?;
+    let failed = datapath.sync(&plan.datapath, underlay);
+    if !failed.is_empty() {
+        problems.extend(failed.into_iter().map(|problem| format!("datapath: {problem}")));
+        return None;
+    }
+    apply(&breaking, tunnels, problems)
+}
+
+/// What the tunnels need, checked; the plan's own problems are told and do not stop the rest.
+fn steps(desired: &Desired, tunnels: &UserspaceDriver, problems: &mut Vec<String>) -> Option<Vec<Op>> {
+    let observed = match tunnels.observe() {
+        Ok(observed) => observed,
+        Err(error) => {
+            problems.push(format!("tunnels: {error}"));
+            return None;
+        }
+    };
+    let plan = hawser_tunnels::plan(desired, &observed);
+    problems.extend(plan.problems.iter().map(|problem| format!("tunnels: {problem}")));
+    if let Err(violation) = hawser_tunnels::check(&plan.ops, &observed, desired) {
+        problems.push(format!("tunnels: the plan was refused: {violation}"));
+        return None;
+    }
+    Some(plan.ops)
+}
+
+fn apply(ops: &[Op], tunnels: &UserspaceDriver, problems: &mut Vec<String>) -> Option<()> {
+    for op in ops {
+        tracing::debug!(%op, "tunnels");
+        if let Err(error) = tunnels.apply(op) {
+            problems.push(format!("tunnels: {op}: {error}"));
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// Takes something away. The planner puts these after everything else, so the split keeps its order.
+fn is_breaking(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::RemoveRoute { .. }
+            | Op::Restrict { .. }
+            | Op::RemovePeer { .. }
+            | Op::RemoveAddress { .. }
+            | Op::RemoveRule { .. }
+            | Op::RemoveGuard { .. }
+    )
+}
+
+/// Brings the tunnels of an earlier run back, and takes nothing away.
+pub(crate) fn revive(desired: &Desired, tunnels: &UserspaceDriver) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Some(ops) = steps(desired, tunnels, &mut problems) {
+        let making: Vec<_> = ops.into_iter().filter(|op| !is_breaking(op)).collect();
+        apply(&making, tunnels, &mut problems);
+    }
+    problems
+}
+
+/// What [`reconcile`] would do, without doing it.
+pub(crate) fn preview(
+    plan: &Plan,
+    underlay: &BTreeSet<u32>,
+    tunnels: &UserspaceDriver,
+    datapath: &Datapath,
+) -> anyhow::Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    if let Some(desired) = &plan.tunnels {
+        let ops = hawser_tunnels::plan(desired, &tunnels.observe()?).ops;
+        steps.extend(ops.iter().map(|op| Step { part: part(op), text: op.to_string() }));
+    }
+    steps.extend(datapath.preview(&plan.datapath, underlay));
+    Ok(steps)
+}
+
+fn part(op: &Op) -> &'static str {
+    match op {
+        Op::AddGuard { .. }
+        | Op::RemoveGuard { .. }
+        | Op::AddRule { .. }
+        | Op::RemoveRule { .. }
+        | Op::SetRoute { .. }
+        | Op::RemoveRoute { .. } => "route",
+        _ => "tunnel",
+    }
+}

@@ -1,0 +1,151 @@
+//! Start to stop: checks, joins, brings back what the last run had, and then drives. And the other verb: remove.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use hawser_agent_core::{Agent, HealthWords};
+use hawser_ebpf_abi::size;
+use hawser_tunnels_linux::{Driver as _, EngineConfig, PrivateKey, UserspaceDriver};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::datapath::Datapath;
+use crate::driver::{Driver, Sources};
+use crate::follow::Followers;
+use crate::interfaces::Looker;
+use crate::memory::{self, Memory};
+use crate::preflight;
+use crate::reconcile::revive;
+use crate::state::{StateDir, StateError};
+use crate::{join, local_api, place};
+
+const WIREGUARD_KEY: &str = "wireguard.key";
+
+/// Runs until SIGTERM or SIGINT; then ends and leaves the kernel's state for the next start.
+pub async fn run(config: Config) -> Result<()> {
+    preflight::root()?;
+    let mounts = preflight::mounts()?;
+    let state = Arc::new(StateDir::open(&config.state)?);
+    preflight::free_port(config.port)?;
+    preflight::kernel()?;
+    let mut stop = stop_signal()?;
+    let work = start(config, mounts, state);
+    let (driver, sources, _running) = tokio::select! {
+        started = work => started?,
+        _ = &mut stop => return Ok(()),
+    };
+    let (api, address) = (driver.config.socket.clone(), driver.agent.config().mesh_addresses());
+    tracing::info!(node = %driver.config.node, socket = %api.display(), mesh = %address.ipv4, "running");
+    driver.run(sources, stop).await?;
+    tracing::info!("stopped; tunnels, routes, maps and programs stay as they are");
+    Ok(())
+}
+
+/// Tasks beside the loop; they end with it.
+#[derive(Debug)]
+struct Beside {
+    _api: local_api::LocalApi,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+async fn start(
+    config: Config,
+    mounts: preflight::Mounts,
+    state: Arc<StateDir>,
+) -> Result<(Driver, Sources, Beside)> {
+    let clock = Clock::start();
+    let mut member = join::member(&config, &state).await?;
+    let key = PrivateKey::load_or_create(&state.path(WIREGUARD_KEY))?;
+    let report = place::report_of(&config, key.public())?;
+    let here = place::learn(&mut member, &state, &report).await?;
+    let agent_config = place::agent_config(&config, &member.cluster, &here, key.public())?;
+    // From here on the kernel is changed.
+    let remembered = remembered(&state)?;
+    let tunnels = Arc::new(start_tunnels(&config, &state)?);
+    let datapath = Arc::new(Datapath::load(&mounts, &config, clock)?);
+    for problem in revive(&remembered.tunnels(&agent_config), &tunnels) {
+        tracing::warn!(problem, "bringing back the tunnels of the last run");
+    }
+    let slots = remembered.slots(size::NODES);
+    let words = datapath.words(slots.iter().map(|(_, slot)| slot))?;
+    let own = agent_config.cluster.name.clone();
+    let agent = Agent::new(agent_config, slots, HealthWords::adopt(words), clock.now());
+    let (followers, heard) = Followers::new(member.dialer.channel(), own);
+    let (looker, links) = Looker::open()?;
+    let (ask, questions) = mpsc::channel(64);
+    let (failed, reporting) = mpsc::channel(4);
+    let api = local_api::serve(&config.socket, ask)?;
+    let mut tasks = tokio::task::JoinSet::new();
+    let channel = member.dialer.channel();
+    tasks.spawn(async move {
+        if let Err(error) = place::keep_reporting(channel, report, here, failed.clone()).await {
+            tracing::error!("{error:#}");
+            let _ = failed.send(Some(error.to_string())).await;
+        }
+    });
+    tasks.spawn(place::keep_renewing(member, state.clone()));
+    let sources = Sources { heard, questions, links, reporting };
+    let looker = Arc::new(looker);
+    let driver = Driver { config, clock, state, agent, followers, tunnels, datapath, looker, remembered };
+    Ok((driver, sources, Beside { _api: api, tasks }))
+}
+
+/// A memory that cannot be read is none: it only makes a restart smoother.
+fn remembered(state: &StateDir) -> Result<Memory> {
+    match state.read_json(memory::FILE) {
+        Ok(memory) => Ok(memory.unwrap_or_default()),
+        Err(error @ StateError::Malformed { .. }) => {
+            tracing::warn!("{error}");
+            Ok(Memory::default())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn start_tunnels(config: &Config, state: &StateDir) -> Result<UserspaceDriver> {
+    let engine = EngineConfig {
+        device: config.device.clone(),
+        port: config.port,
+        mtu: config.mtu,
+        mark: config.mark,
+        table: config.table,
+        private_key: state.path(WIREGUARD_KEY),
+    };
+    UserspaceDriver::start(engine).with_context(|| format!("starting the tunnels of {}", config.device))
+}
+
+fn stop_signal() -> Result<oneshot::Receiver<()>> {
+    let (stop, stopped) = oneshot::channel();
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let _ = stop.send(());
+    });
+    Ok(stopped)
+}
+
+/// `--remove`: takes programs, maps, tunnels, routes and rules away. The certificate and keys stay, so that the node can
+/// come back without a new token.
+pub async fn remove(config: Config) -> Result<()> {
+    preflight::root()?;
+    let mounts = preflight::mounts()?;
+    let state = StateDir::open(&config.state)?;
+    // The programs first: they steer packets to the tunnel.
+    Datapath::remove(&mounts, &config)?;
+    let tunnels = start_tunnels(&config, &state)?;
+    tunnels.remove().with_context(|| format!("removing {}", config.device))?;
+    state.forget(memory::FILE)?;
+    Ok(())
+}
