@@ -8,8 +8,6 @@ use hawser_model::NodeName;
 
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The whole source was read, and what it says is written.
-    pub exported: bool,
     pub source_problems: Vec<String>,
     pub export_problems: Vec<String>,
     pub identities: u32,

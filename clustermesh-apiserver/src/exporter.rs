@@ -65,6 +65,8 @@ pub struct Exporter {
     held: Held,
     /// Deletions are held back: nothing that is absent may be taken for gone.
     withheld: Option<String>,
+    /// Config and canaries of this life are written.
+    announced: bool,
     store_problem: Option<String>,
     told: BTreeSet<String>,
     started: Instant,
@@ -104,6 +106,7 @@ impl Exporter {
             export,
             held: Held::new(),
             withheld: None,
+            announced: false,
             store_problem: None,
             told: BTreeSet::new(),
             started,
@@ -127,11 +130,13 @@ impl Exporter {
         loop {
             let wait = self.wait(touched);
             let mut replies = Vec::new();
+            let mut news = false;
             tokio::select! {
                 () = stop.cancelled() => return,
                 event = source.next() => {
                     let Some(event) = event else { return };
                     touched = touched.and(self.take(event, &mut source));
+                    news = true;
                 }
                 command = commands.recv() => {
                     let Some(command) = command else { return };
@@ -152,10 +157,13 @@ impl Exporter {
                 // A caller that gave up is answered by its next report.
                 let _ = reply.send(answer);
             }
+            let quiet = !touched.any() && !news;
             if result.is_ok() {
                 touched = Touched::default();
             }
-            self.tell();
+            if !quiet {
+                self.tell();
+            }
         }
     }
 
@@ -249,10 +257,10 @@ impl Exporter {
                 Step::Delete { key } => _ = self.held.remove(&key),
             }
         }
-        if !self.board.read().exported {
+        if !self.announced {
             self.announce().await?;
-            self.board.update(|facts| facts.exported = true);
-            tracing::info!(keys = self.held.len(), "everything is exported");
+            self.announced = true;
+            tracing::info!(keys = self.held.len(), "the source is exported");
         }
         Ok(())
     }
@@ -293,11 +301,11 @@ impl Exporter {
         None
     }
 
-    /// Problems are logged when they come and when they go, and shown while they last.
+    /// Problems are logged when they come and when they go, and shown while they last. Cost: the nodes.
     fn tell(&mut self) {
-        let source: Vec<String> = self.objects.problems.values().map(ToString::to_string).collect();
+        let source = bounded(self.objects.problems.values().map(ToString::to_string));
         let own = self.withheld.iter().chain(&self.store_problem).cloned();
-        let export: Vec<String> = own.chain(self.export.problems().map(str::to_owned)).collect();
+        let export = bounded(own.chain(self.export.problems().map(str::to_owned)));
         let told: BTreeSet<String> = source.iter().chain(&export).cloned().collect();
         for problem in told.difference(&self.told) {
             tracing::warn!(problem, "the export is not complete");
@@ -323,6 +331,18 @@ impl Exporter {
             }
         });
     }
+}
+
+/// What a person can read of a list that one mistake can make as long as the cluster.
+fn bounded(problems: impl Iterator<Item = String>) -> Vec<String> {
+    const SHOWN: usize = 100;
+    let mut problems = problems.fuse();
+    let mut shown: Vec<String> = problems.by_ref().take(SHOWN).collect();
+    match problems.count() {
+        0 => {}
+        more => shown.push(format!("and {more} more problems")),
+    }
+    shown
 }
 
 type Answer = (oneshot::Sender<Result<NodeIndex, ReportError>>, Result<NodeIndex, ReportError>);

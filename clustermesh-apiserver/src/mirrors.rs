@@ -3,17 +3,17 @@
 //! The trust follows the same list: a cluster that is disconnected is drained here and can no longer read there.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hawser_etcd::client::{Client, Pace};
 use hawser_etcd::mirror::{Mirror, MirrorConfig, MirrorState, MirrorStatus};
 use hawser_etcd::server::Keyspaces;
-use hawser_kvstore::{KeyRange, Limits, RangeQuery};
+use hawser_kvstore::{KeyRange, Limits, RangeQuery, Revision};
 use hawser_model::{ClusterName, Peer};
 use hawser_pki::CaCert;
-use hawser_wire::Resource;
+use hawser_wire::{Resource, prefix};
 use rustls::crypto::CryptoProvider;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +40,8 @@ struct Inner {
     certificates: Arc<Certificates>,
     provider: Arc<CryptoProvider>,
     running: RwLock<BTreeMap<ClusterName, Running>>,
+    /// Keys and revisions of the list that was followed last.
+    followed: Mutex<Vec<(Bytes, Revision)>>,
 }
 
 #[derive(Debug)]
@@ -60,8 +62,8 @@ impl Mirrors {
         certificates: Arc<Certificates>,
         provider: Arc<CryptoProvider>,
     ) -> Self {
-        let running = RwLock::default();
-        Self(Arc::new(Inner { config, own, keyspaces, trust, certificates, provider, running }))
+        let (running, followed) = (RwLock::default(), Mutex::default());
+        Self(Arc::new(Inner { config, own, keyspaces, trust, certificates, provider, running, followed }))
     }
 
     /// Follows the list of peers until told to stop. Mirrors end with it; what they hold is served to the last.
@@ -79,8 +81,15 @@ impl Mirrors {
         self.0.running.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Brings mirrors and trust in line with the list. Cost: the list.
+    /// Brings mirrors and trust in line with the list. Cost: the list; its values only when one changed.
     pub fn follow_list(&self) {
+        let mut followed = self.0.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = self.0.own.list(prefix::LOCAL_PEERS);
+        let list: Vec<_> = list.iter().map(|kv| (kv.key.clone(), kv.mod_revision)).collect();
+        if *followed == list {
+            return;
+        }
+        *followed = list;
         let listed = peers::admitted(&self.0.own, &self.0.config);
         let mut running = self.0.running.write().unwrap_or_else(PoisonError::into_inner);
         let gone: Vec<_> = running
@@ -132,10 +141,11 @@ impl Mirrors {
         let mut running = self.0.running.write().unwrap_or_else(PoisonError::into_inner);
         for (cluster, running) in running.iter_mut() {
             let Ok(mirror) = &running.mirror else { continue };
-            let status = mirror.status();
-            if running.logged.replace(status.state) == Some(status.state) {
+            let state = mirror.state();
+            if running.logged.replace(state) == Some(state) {
                 continue;
             }
+            let status = mirror.status();
             let (revision, trouble) = (status.revision, status.last_trouble.unwrap_or_default());
             match status.state {
                 MirrorState::Synced => {
