@@ -1,4 +1,5 @@
 //! The loader against this machine's kernel, in a mount and network namespace of the test's own. Needs root.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
