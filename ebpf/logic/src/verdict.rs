@@ -18,7 +18,7 @@ pub trait Hook: Packet {
     fn ifindex(&self) -> u32;
     fn mark(&self) -> u32;
     /// Length from the network header on.
-    fn len(&self) -> u32;
+    fn packet_len(&self) -> u32;
     /// Payload per segment when the kernel will cut the packet itself; 0 otherwise.
     fn gso_size(&self) -> u32;
 
@@ -112,7 +112,7 @@ pub fn pod_from<H: Hook + ?Sized>(hook: &H) -> Verdict {
 fn fits<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) -> bool {
     let segment = hook.gso_size();
     if segment == 0 {
-        return hook.len() <= mtu;
+        return hook.packet_len() <= mtu;
     }
     ip.l4 + transport.header_len + segment <= mtu
 }

@@ -171,7 +171,7 @@ impl<const L2: u32> Hook for Skb<L2> {
     }
 
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn packet_len(&self) -> u32 {
         field!(self, len).wrapping_sub(L2)
     }
 

@@ -1,10 +1,8 @@
 //! A reader against a writer: at every look of the choice the agent may replace the service and reuse its slots.
 
-mod common;
-
 use std::cell::{Cell, RefCell};
 
-use common::{Maps, Part, config, key};
+use crate::common::{Maps, Part, config, key};
 use hawser_ebpf_abi::{AFFINITY_NONE, Addr, Backend, Reason, Service, ServiceKey, Slice};
 use hawser_ebpf_logic::choice::{Choice, Tables, choose, unset_is_up};
 
@@ -19,8 +17,7 @@ struct Racing {
 
 impl Racing {
     fn new(strikes: Vec<u32>) -> Self {
-        let racing =
-            Self { maps: RefCell::default(), looks: Cell::new(0), strikes, version: Cell::new(1) };
+        let racing = Self { maps: RefCell::default(), looks: Cell::new(0), strikes, version: Cell::new(1) };
         racing.replace();
         racing.looks.set(0);
         racing
@@ -90,10 +87,7 @@ fn a_reader_overtaken_once_starts_again_and_gets_a_backend_of_one_version() {
 #[test]
 fn a_reader_overtaken_at_every_look_gives_up_and_touches_nothing() {
     let racing = Racing::new((1..200).collect());
-    assert_eq!(
-        choose(&racing, &key(), &config(false), 3),
-        Choice::Untouched(Reason::ConnectTorn)
-    );
+    assert_eq!(choose(&racing, &key(), &config(false), 3), Choice::Untouched(Reason::ConnectTorn));
 }
 
 #[test]

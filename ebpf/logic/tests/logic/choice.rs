@@ -1,10 +1,8 @@
 //! The choice against a naive model: whatever the services, words and seeds, the backend chosen is one the rules allow.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{DOWN, Maps, OWN, Part, UP, backend_addr};
+use crate::common::{DOWN, Maps, OWN, Part, UP, backend_addr};
 use hawser_ebpf_abi::{AFFINITY_LOCAL, AFFINITY_NONE, AFFINITY_REMOTE, Addr, Reason};
 use hawser_ebpf_logic::choice::Choice;
 use hawser_ebpf_logic::weight_of;
@@ -109,7 +107,11 @@ fn clusters_get_their_shares_and_backends_equal_ones() {
             let expected = (DRAWS * ninths / 9 / 4) as f64;
             let found = counts[&backend_addr(part.cluster, index)] as f64;
             // Six standard deviations of a binomial: a fixed seed, so this either holds or the draw is biased.
-            assert!((found - expected).abs() < 6.0 * expected.sqrt(), "{}.{index}: {found} of {expected}", part.cluster);
+            assert!(
+                (found - expected).abs() < 6.0 * expected.sqrt(),
+                "{}.{index}: {found} of {expected}",
+                part.cluster
+            );
         }
     }
 }
@@ -154,7 +156,10 @@ fn local_affinity_stays_home_until_the_last_local_backend_is_down() {
     maps.clusters.insert(2, DOWN);
     let (addr, reason) = outcome(maps.choose(false, 1));
     assert_eq!(reason, Reason::ConnectPanic);
-    assert!(addr == Some(backend_addr(OWN, 0)) || addr == Some(backend_addr(OWN, 1)), "panic still prefers home");
+    assert!(
+        addr == Some(backend_addr(OWN, 0)) || addr == Some(backend_addr(OWN, 1)),
+        "panic still prefers home"
+    );
 }
 
 fn part(cluster: u16, weight: u16, nodes: &[u32]) -> Part {

@@ -7,40 +7,40 @@ use hawser_ebpf_abi::{
 };
 use hawser_ebpf_logic::choice::{Choice, Tables, choose, unset_is_up};
 
-pub const OWN: u16 = 1;
-pub const UP: u32 = 256;
-pub const DOWN: u32 = 1 << 30;
+pub(crate) const OWN: u16 = 1;
+pub(crate) const UP: u32 = 256;
+pub(crate) const DOWN: u32 = 1 << 30;
 
 /// One cluster's part of a service: weight, and the node slot of every backend.
 #[derive(Clone, Debug)]
-pub struct Part {
-    pub cluster: u16,
-    pub weight: u16,
-    pub nodes: Vec<u32>,
+pub(crate) struct Part {
+    pub(crate) cluster: u16,
+    pub(crate) weight: u16,
+    pub(crate) nodes: Vec<u32>,
 }
 
 #[derive(Debug, Default)]
-pub struct Maps {
-    pub services: BTreeMap<ServiceKey, Service>,
-    pub slices: BTreeMap<u32, Slice>,
-    pub backends: BTreeMap<u32, Backend>,
-    pub clusters: BTreeMap<u16, u32>,
-    pub nodes: BTreeMap<u32, u32>,
-    next: u32,
+pub(crate) struct Maps {
+    pub(crate) services: BTreeMap<ServiceKey, Service>,
+    pub(crate) slices: BTreeMap<u32, Slice>,
+    pub(crate) backends: BTreeMap<u32, Backend>,
+    pub(crate) clusters: BTreeMap<u16, u32>,
+    pub(crate) nodes: BTreeMap<u32, u32>,
+    pub(crate) next: u32,
 }
 
-pub fn key() -> ServiceKey {
+pub(crate) fn key() -> ServiceKey {
     ServiceKey::new(Addr::from(std::net::Ipv4Addr::new(10, 96, 0, 1)), Port::new(80), IPPROTO_TCP)
 }
 
 /// The address says where a backend is: 10.<cluster>.<index>.
-pub fn backend_addr(cluster: u16, index: usize) -> Addr {
+pub(crate) fn backend_addr(cluster: u16, index: usize) -> Addr {
     std::net::Ipv4Addr::new(10, cluster as u8, (index >> 8) as u8, index as u8).into()
 }
 
 impl Maps {
     /// Writes a service as the loader does: into fresh slots first, then the one entry that makes it count.
-    pub fn write(&mut self, affinity: u8, parts: &[Part], at: u32) -> Service {
+    pub(crate) fn write(&mut self, affinity: u8, parts: &[Part], at: u32) -> Service {
         self.next += 1;
         let (id, generation) = (7, self.next);
         let mut backends_at = at;
@@ -81,16 +81,16 @@ impl Maps {
         }
     }
 
-    pub fn publish(&mut self, service: Service) {
+    pub(crate) fn publish(&mut self, service: Service) {
         self.services.insert(key(), service);
     }
 
-    pub fn choose(&self, own_stale: bool, seed: u64) -> Choice {
+    pub(crate) fn choose(&self, own_stale: bool, seed: u64) -> Choice {
         choose(self, &key(), &config(own_stale), seed)
     }
 }
 
-pub fn config(own_stale: bool) -> Config {
+pub(crate) fn config(own_stale: bool) -> Config {
     Config { flags: if own_stale { CONFIG_OWN_STALE } else { 0 }, ..Config::new(OWN) }
 }
 

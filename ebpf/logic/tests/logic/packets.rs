@@ -1,0 +1,205 @@
+//! Packets as bytes, and maps in memory, behind the hook's view.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use hawser_ebpf_abi::{
+    Addr, Config, Endpoint, FlowKey, IP_REMOTE, IpEntry, Plain, PrefixKey, Reason, ServiceKey,
+};
+use hawser_ebpf_logic::mss::{Clamp, update_checksum};
+use hawser_ebpf_logic::packet::{ETH_P_IP, Ip, Packet};
+use hawser_ebpf_logic::verdict::Hook;
+
+/// A packet from its network header on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
+
+impl Packet for Bytes {
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        let bytes = self.0.get(offset as usize..)?.get(..size_of::<T>())?;
+        // SAFETY: as many bytes as the type has, and every bit pattern is a value of a Plain type.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+}
+
+pub(crate) fn ipv4(src: &str, dst: &str, proto: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, proto, 0, 0];
+    packet.extend(src.parse::<Ipv4Addr>().unwrap().octets());
+    packet.extend(dst.parse::<Ipv4Addr>().unwrap().octets());
+    packet.extend(payload);
+    let len = packet.len() as u16;
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
+    packet
+}
+
+pub(crate) fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8) -> Vec<u8> {
+    ipv4(src, dst, 6, &tcp_segment(sport, dport, flags, &[2, 4, 0x05, 0xb4]))
+}
+
+/// A TCP header with options (padded to words) and no data; the checksum covers the segment alone.
+pub(crate) fn tcp_segment(sport: u16, dport: u16, flags: u8, options: &[u8]) -> Vec<u8> {
+    let words = 5 + options.len().div_ceil(4);
+    let mut segment = vec![0; words * 4];
+    segment[0..2].copy_from_slice(&sport.to_be_bytes());
+    segment[2..4].copy_from_slice(&dport.to_be_bytes());
+    segment[4..8].copy_from_slice(&0x1234_5678_u32.to_be_bytes());
+    segment[12] = (words as u8) << 4;
+    segment[13] = flags;
+    segment[20..20 + options.len()].copy_from_slice(options);
+    let sum = checksum(&segment);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
+}
+
+pub(crate) fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Vec<u8> {
+    let mut datagram = [sport.to_be_bytes(), dport.to_be_bytes(), [0, 12], [0, 0]].concat();
+    datagram.extend(b"ping");
+    ipv4(src, dst, 17, &datagram)
+}
+
+pub(crate) fn icmp(src: &str, dst: &str, kind: u8, id: u16, quoted: &[u8]) -> Vec<u8> {
+    let mut message = vec![kind, 0, 0, 0];
+    message.extend(id.to_be_bytes());
+    message.extend([0, 1]);
+    message.extend(quoted);
+    ipv4(src, dst, 1, &message)
+}
+
+/// RFC 1071.
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// A node: its maps, and the packet it looks at. Effects are written down.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) ifindex: u32,
+    pub(crate) mark: u32,
+    pub(crate) gso_size: u32,
+    pub(crate) ethertype: u16,
+    pub(crate) ipcache: BTreeMap<PrefixKey, IpEntry>,
+    pub(crate) endpoints: BTreeMap<Addr, Endpoint>,
+    pub(crate) exported: BTreeSet<ServiceKey>,
+    pub(crate) flows: RefCell<BTreeSet<FlowKey>>,
+    pub(crate) packet: RefCell<Bytes>,
+    pub(crate) notes: RefCell<Vec<Reason>>,
+}
+
+pub(crate) fn addr(ip: &str) -> Addr {
+    ip.parse::<IpAddr>().unwrap().into()
+}
+
+impl Node {
+    /// Pods 10.1.0.5 (interface 5) and 10.1.0.6 (interface 6); remote pods 10.2.0.0/16, remote node 240.2.0.1.
+    pub(crate) fn new() -> Self {
+        let remote = |cluster| IpEntry { identity: 9, node: 1, cluster, flags: IP_REMOTE };
+        let ipcache = [("10.2.0.0", 16), ("240.2.0.1", 32)];
+        let endpoint = |ifindex| Endpoint { ifindex, ..Endpoint::default() };
+        Self {
+            config: Config {
+                tunnel_ifindex: 77,
+                tunnel_mtu: 1420,
+                own_mesh_v4: addr("240.1.0.1"),
+                own_mesh_v6: addr("fd68:6177:7365:1::1"),
+                ..Config::new(1)
+            },
+            ifindex: 5,
+            mark: 0,
+            gso_size: 0,
+            ethertype: ETH_P_IP,
+            ipcache: ipcache
+                .iter()
+                .map(|(ip, len)| (PrefixKey::new(ip.parse().unwrap(), *len).unwrap(), remote(2)))
+                .collect(),
+            endpoints: [(addr("10.1.0.5"), endpoint(5)), (addr("10.1.0.6"), endpoint(6))].into(),
+            exported: BTreeSet::new(),
+            flows: RefCell::default(),
+            packet: RefCell::new(Bytes(Vec::new())),
+            notes: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn sees(&self, packet: Vec<u8>) -> &Self {
+        *self.packet.borrow_mut() = Bytes(packet);
+        self.notes.borrow_mut().clear();
+        self
+    }
+}
+
+impl Packet for Node {
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        self.packet.borrow().load(offset)
+    }
+}
+
+impl Hook for Node {
+    fn config(&self) -> Config {
+        self.config
+    }
+
+    fn ethertype(&self) -> u16 {
+        self.ethertype
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    fn packet_len(&self) -> u32 {
+        self.packet.borrow().0.len() as u32
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.gso_size
+    }
+
+    fn ip_entry(&self, addr: &Addr) -> Option<IpEntry> {
+        let longest = if addr.is_v4() { 32 } else { 128 };
+        (0..=longest).rev().find_map(|len| self.ipcache.get(&PrefixKey::new(addr.ip(), len)?).copied())
+    }
+
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
+        self.endpoints.get(addr).copied()
+    }
+
+    fn is_exported(&self, key: &ServiceKey) -> bool {
+        self.exported.contains(key)
+    }
+
+    fn knows_flow(&self, key: &FlowKey) -> bool {
+        self.flows.borrow().contains(key)
+    }
+
+    fn remember_flow(&self, key: &FlowKey) -> bool {
+        self.flows.borrow_mut().insert(*key);
+        true
+    }
+
+    fn rewrite_mss(&self, ip: &Ip, clamp: &Clamp) {
+        apply(&mut self.packet.borrow_mut().0, ip.l4, clamp);
+    }
+
+    fn note(&self, reason: Reason) {
+        self.notes.borrow_mut().push(reason);
+    }
+}
+
+/// What the kernel's helpers do with a clamp.
+pub(crate) fn apply(packet: &mut [u8], l4: u32, clamp: &Clamp) {
+    let (at, sum) = (clamp.at as usize, l4 as usize + 16);
+    packet[at..at + 2].copy_from_slice(&clamp.new.to_ne_bytes());
+    let old = u16::from_ne_bytes([packet[sum], packet[sum + 1]]);
+    let new = update_checksum(old, clamp.sum_old, clamp.sum_new);
+    packet[sum..sum + 2].copy_from_slice(&new.to_ne_bytes());
+}
