@@ -10,9 +10,11 @@ use bytes::Bytes;
 use hawser_kvstore::{KeyRange, Revision};
 use hawser_model::Time;
 
+use super::backoff::Backoff;
+use super::checks;
 use super::diff::{Change, Known};
 use super::merge::Merge;
-use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, Order, Pace, ResetReason};
+use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, Pace, ResetReason};
 use crate::client::Trouble;
 use crate::pb;
 
@@ -84,8 +86,7 @@ pub(super) struct Machine {
     asked_at: Option<Time>,
     /// Since when changes of one range wait for the others.
     waits_since: Option<Time>,
-    failures: u32,
-    random: u64,
+    backoff: Backoff,
     relists: u64,
     reconnects: u64,
 }
@@ -97,7 +98,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 impl Machine {
     pub(super) fn new(config: FollowConfig, now: Time) -> Result<Self, FollowConfigError> {
-        check(&config)?;
+        checks::config(&config)?;
         let count = config.ranges.len();
         let (cluster_id, at, known) = match config.start {
             Some(start) => (Some(start.cluster_id), start.revision, start.known),
@@ -115,8 +116,7 @@ impl Machine {
             heard_at: now,
             asked_at: None,
             waits_since: None,
-            failures: 0,
-            random: config.pace.seed,
+            backoff: Backoff::new(config.pace.seed),
             relists: 0,
             reconnects: 0,
             pace: config.pace,
@@ -145,14 +145,14 @@ impl Machine {
             );
         }
         let revision = if listing.revision == 0 { header.revision } else { listing.revision };
-        if let Err(what) = self.check_page(&listing, &page.kvs, page.more) {
+        if let Err(what) = checks::page(&self.ranges[listing.range], &listing.from, &page.kvs, page.more) {
             return self.wait(Some(self.listing(listing.reason)), format!("the server's list {what}"), now);
         }
         let last = page.kvs.last().map(|kv| kv.key.clone());
         self.give_page(&listing, revision, page.kvs, page.more.then_some(last.as_ref()).flatten());
         match last {
             Some(last) if page.more => {
-                let next = Listing { from: after(&last), revision, ..listing };
+                let next = Listing { from: checks::after(&last), revision, ..listing };
                 self.list(next, now);
             }
             _ => self.range_listed(Listing { revision, ..listing }, now),
@@ -209,7 +209,7 @@ impl Machine {
             }
             return;
         }
-        self.failures = 0;
+        self.backoff.reset();
         if message.events.is_empty() {
             return self.progress(&message, header.revision, now);
         }
@@ -316,7 +316,7 @@ impl Machine {
     fn list(&mut self, listing: Listing, now: Time) {
         let (_, range_end) = self.ranges[listing.range].to_wire();
         self.out.push_back(Output::List(pb::RangeRequest {
-            key: first_key(&listing.from),
+            key: checks::first_key(&listing.from),
             range_end,
             limit: self.page,
             revision: listing.revision,
@@ -341,20 +341,6 @@ impl Machine {
         self.emit(FollowEvent::Reset { reason, cluster_id: header.cluster_id });
     }
 
-    fn check_page(&self, listing: &Listing, kvs: &[pb::KeyValue], more: bool) -> Result<(), &'static str> {
-        let range = &self.ranges[listing.range];
-        if more && kvs.is_empty() {
-            return Err("promises more and gives nothing");
-        }
-        if !kvs.iter().all(|kv| range.contains(&kv.key) && kv.key >= listing.from) {
-            return Err("holds a key that was not asked for");
-        }
-        if !kvs.is_sorted_by(|a, b| a.key < b.key) {
-            return Err("is not in key order");
-        }
-        Ok(())
-    }
-
     fn give_page(
         &mut self,
         listing: &Listing,
@@ -377,7 +363,7 @@ impl Machine {
             return self.list(Listing { range, from, ..listing }, now);
         }
         self.merge.restart(listing.revision);
-        self.failures = 0;
+        self.backoff.reset();
         self.watch(now);
     }
 
@@ -386,7 +372,7 @@ impl Machine {
         let requests = self.ranges.iter().zip(starts).enumerate().map(|(i, (range, start_revision))| {
             let (key, range_end) = range.to_wire();
             pb::WatchCreateRequest {
-                key: first_key(&key),
+                key: checks::first_key(&key),
                 range_end,
                 start_revision,
                 progress_notify: true,
@@ -485,53 +471,10 @@ impl Machine {
         self.out.push_back(Output::Close);
         self.emit(FollowEvent::Interrupted { reason });
         self.reconnects += 1;
-        let doubled = self.pace.retry_first.saturating_mul(1 << self.failures.min(16));
-        let delay = doubled.min(self.pace.retry_most);
-        self.failures += 1;
-        self.phase = Phase::Waiting { until: now + delay.mul_f64(1.0 - 0.5 * self.chance()), listing };
-    }
-
-    /// Uniform in 0..1 (splitmix64): spreads clients that lost the same server.
-    fn chance(&mut self) -> f64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        self.phase = Phase::Waiting { until: now + self.backoff.next(&self.pace), listing };
     }
 }
 
 fn watching() -> Phase {
     Phase::Watching { created: 0, behind_since: None }
-}
-
-fn check(config: &FollowConfig) -> Result<(), FollowConfigError> {
-    let ranges = &config.ranges;
-    if ranges.is_empty() {
-        return Err(FollowConfigError::NoRanges);
-    }
-    for (i, first) in ranges.iter().enumerate() {
-        if let Some(second) =
-            ranges[i + 1..].iter().find(|r| r.contains(first.start()) || first.contains(r.start()))
-        {
-            return Err(FollowConfigError::Overlap { first: first.clone(), second: second.clone() });
-        }
-    }
-    if config.order == Order::Total && ranges.len() > 1 && !config.trust_progress {
-        return Err(FollowConfigError::Untrusted { ranges: ranges.len() });
-    }
-    Ok(())
-}
-
-/// The least key greater than `key`.
-fn after(key: &Bytes) -> Bytes {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    next.push(0);
-    next.into()
-}
-
-/// etcd has no empty key; `\0` is the first there can be.
-fn first_key(key: &Bytes) -> Bytes {
-    if key.is_empty() { Bytes::from_static(&[0]) } else { key.clone() }
 }

@@ -1,5 +1,7 @@
 //! Following ranges of a keyspace: a list at one revision, then every change after it, through any interruption.
 
+mod backoff;
+mod checks;
 mod diff;
 mod machine;
 mod merge;
