@@ -33,8 +33,11 @@ fn an_api_server_that_is_killed_loses_nothing_and_everyone_resumes() {
         lab.cluster_mut("us-east").wait_for_api_server()?;
         lab.wait_until_served()?;
         lab.wait_until_connected(PATIENCE)?;
-        let after = revision_seen_in(&lab, "eu-west")?;
-        ensure!(after > before, "revisions of us-east went from {before} to {after}");
+        lab.wait("eu-west has seen a newer revision of us-east", PATIENCE, |lab| {
+            let after = revision_seen_in(lab, "eu-west")?;
+            ensure!(after > before, "revisions went from {before} to {after}");
+            Ok(())
+        })?;
 
         lab.cluster_mut("us-east").set_endpoints(true)?;
         lab.wait_until_served()?;
