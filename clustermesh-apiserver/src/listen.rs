@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hawser_pki::Leaf;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -97,6 +97,7 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let tasks = TaskTracker::new();
+    let refusals = Arc::new(Refusals::default());
     let routes = routes.prepare();
     loop {
         let place = tokio::select! {
@@ -117,6 +118,7 @@ pub async fn serve(
             }
         };
         let connection = Connection {
+            refusals: Arc::clone(&refusals),
             acceptor: acceptor.clone(),
             trust: trust.clone(),
             routes: routes.clone(),
@@ -134,7 +136,27 @@ pub async fn serve(
     }
 }
 
+/// Anybody can be refused as often as he likes, but not fill the log: one line in a while, and how many there were.
+#[derive(Debug, Default)]
+struct Refusals(std::sync::Mutex<(Option<Instant>, u64)>);
+
+impl Refusals {
+    const EVERY: Duration = Duration::from_secs(10);
+
+    fn tell(&self, from: SocketAddr, why: &str) {
+        let mut told = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (last, untold) = &mut *told;
+        if last.is_some_and(|last| last.elapsed() < Self::EVERY) {
+            *untold += 1;
+            return;
+        }
+        tracing::warn!(%from, why, others = *untold, "a client's certificate is refused");
+        (*last, *untold) = (Some(Instant::now()), 0);
+    }
+}
+
 struct Connection {
+    refusals: Arc<Refusals>,
     acceptor: TlsAcceptor,
     trust: Trust,
     routes: Routes,
@@ -156,7 +178,7 @@ impl Connection {
             stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         let caller = identify(&self.trust, &chain);
         match &caller {
-            Caller::Refused(why) => tracing::warn!(%from, why, "a client's certificate is refused"),
+            Caller::Refused(why) => self.refusals.tell(from, why),
             caller => tracing::debug!(%from, ?caller, "connected"),
         }
         let end = CancellationToken::new();

@@ -240,3 +240,58 @@ async fn etcdctl_reads_it_with_a_certificate() {
         r#"{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"endpointSlicesExportMode":"services-and-endpointslices"}}"#
     );
 }
+
+/// An etcd of its own, on loopback, ended with the test.
+struct Etcd {
+    process: std::process::Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Etcd {
+    fn start() -> Self {
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (port, peer, dir) = (free(), free(), tempfile::tempdir().unwrap());
+        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+        let process = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(dir.path())
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}")])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("etcd is installed (Debian: etcd-server)");
+        Self { process, port, _dir: dir }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_real_etcd_keeps_the_keyspace_and_the_peer_notices_no_difference() {
+    let etcd = Etcd::start();
+    let (mut us, mut eu) = (Cluster::with_shop("us-east", 1), Cluster::with_shop("eu-west", 2));
+    let embedded = format!("embedded:{}/store", us.dir.path().display());
+    us.write_config(&us.config().replace(&embedded, &format!("etcd://127.0.0.1:{}", etcd.port)));
+    us.start(&[]).await;
+    eu.start(&[]).await;
+    us.connect_with(&eu).await;
+    let mirror = eu.etcd(Some(&eu.admin_identity()), Some("us-east")).await.unwrap();
+    until_says(&mirror, CART, "10.1.0.9").await;
+    us.kill();
+    us.start(&[]).await;
+    us.manifest("shop.yaml", &open_shop().replace("10.1.0.9", "10.1.0.12"));
+    until_says(&mirror, CART, "10.1.0.12").await;
+    let peer = eu.status().await.peers[0].clone();
+    assert_eq!(peer.relists, 0, "it resumed: {peer:?}");
+    let status = us.status().await;
+    assert!(status.store.contains("etcd at 127.0.0.1"), "{}", status.store);
+    assert_eq!(status.peers[0].name, "eu-west", "the peer list is in etcd too");
+}
