@@ -79,6 +79,9 @@ pub struct PeerSnapshot {
 /// Probes that a reply may still answer: at 500 ms this covers round trips of 8 s.
 const REMEMBERED: u32 = 16;
 
+/// Round trips of which the shortest counts, after a verdict.
+const SETTLING: u32 = 4;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) verdict: ClusterHealth,
@@ -95,6 +98,7 @@ pub(crate) struct Peer {
     streak: u32,
     rtt_last: Option<Duration>,
     rtt_smoothed: Option<Duration>,
+    rtt_samples: u32,
 }
 
 impl Peer {
@@ -112,6 +116,7 @@ impl Peer {
             streak: 0,
             rtt_last: None,
             rtt_smoothed: None,
+            rtt_samples: 0,
         }
     }
 
@@ -149,8 +154,14 @@ impl Peer {
         self.last_answered = Some(sequence);
         let rtt = now.since(self.sent_at[Self::slot(sequence)]);
         self.rtt_last = Some(rtt);
-        // RFC 6298 §2.3 with alpha = 1/8.
-        self.rtt_smoothed = Some(self.rtt_smoothed.map_or(rtt, |smoothed| (smoothed * 7 + rtt) / 8));
+        self.rtt_smoothed = Some(match self.rtt_smoothed {
+            // The first probe of a tunnel waits for its handshake, and those behind it in the queue: not the path's time.
+            Some(smoothed) if self.rtt_samples < SETTLING => smoothed.min(rtt),
+            // RFC 6298 §2.3 with alpha = 1/8.
+            Some(smoothed) => (smoothed * 7 + rtt) / 8,
+            None => rtt,
+        });
+        self.rtt_samples = self.rtt_samples.saturating_add(1);
         true
     }
 
@@ -191,6 +202,7 @@ impl Peer {
         self.verdict = verdict;
         self.since = now;
         self.streak = 0;
+        self.rtt_samples = 0;
     }
 
     pub(crate) fn snapshot(&self) -> PeerSnapshot {

@@ -184,3 +184,17 @@ fn a_new_node_in_a_dead_cluster_does_not_raise_it_before_it_answers() {
     world.run(SECOND);
     assert_eq!(world.changes(), ["2/2 unknown -> up", "2 down -> up"]);
 }
+
+#[test]
+fn a_first_round_trip_that_waited_for_a_handshake_is_soon_forgotten() {
+    let mut world = World::new(&[node(2, 1)]);
+    world.round_trip = Duration::from_millis(900);
+    world.answers = vec![node(2, 1)];
+    let now = world.now;
+    world.liveness.handle_time(now);
+    world.run(Duration::from_millis(200));
+    world.round_trip = Duration::from_millis(80);
+    world.run(SECOND * 3);
+    let snapshot = world.liveness.node(node(2, 1)).unwrap();
+    assert_eq!(snapshot.rtt_smoothed, Some(Duration::from_millis(80)));
+}
