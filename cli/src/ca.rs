@@ -14,8 +14,12 @@ use crate::output::{Refused, line, write};
 
 /// Offline: the files are the whole effect.
 pub(crate) fn init(pki: &Path, cluster: &str, id: u32, user: &str) -> Result<()> {
-    let cluster = ClusterName::parse(cluster).map_err(|error| Refused(format!("--cluster: {error}")))?;
-    ClusterId::new(id, ClusterIdWidth::Bits9).map_err(|error| Refused(format!("--id: {error}")))?;
+    let cluster = ClusterName::parse(cluster).map_err(|error| {
+        Refused(format!("--cluster: {error}. fix: the name in cluster.yaml, such as us-east"))
+    })?;
+    ClusterId::new(id, ClusterIdWidth::Bits9).map_err(|error| {
+        Refused(format!("--id: {error}. fix: the id in cluster.yaml, which no other cluster of the mesh has"))
+    })?;
     let user = UserName::parse(user)
         .ok_or_else(|| Refused(format!("--user {user:?} is not 1 to 32 of a-z, 0-9, '.', '_', '-'")))?;
     for name in ["ca.crt", "ca.key", "admin.crt", "admin.key"] {

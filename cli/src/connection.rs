@@ -22,6 +22,8 @@ use crate::args::Global;
 use crate::output::Refused;
 
 const CONNECT: Duration = Duration::from_secs(5);
+/// A process that is stopped, or stuck on its disk, takes the connection and never answers.
+const ANSWER: Duration = Duration::from_secs(30);
 
 pub(crate) async fn admin(global: &Global) -> Result<AdminClient<Channel>> {
     let server: ServerUrl = ServerUrl::parse(&global.server)
@@ -37,6 +39,7 @@ pub(crate) async fn admin(global: &Global) -> Result<AdminClient<Channel>> {
     });
     let channel = Endpoint::from(Uri::from_static("https://api-server"))
         .connect_timeout(CONNECT)
+        .timeout(ANSWER)
         .connect_with_connector(dial)
         .await
         .with_context(|| {
@@ -78,6 +81,10 @@ fn tls(pki: &Path) -> Result<(TlsConnector, ServerName<'static>)> {
 }
 
 pub(crate) async fn agent(socket: &Path) -> Result<LocalClient<Channel>> {
+    agent_within(socket, ANSWER).await
+}
+
+async fn agent_within(socket: &Path, patience: Duration) -> Result<LocalClient<Channel>> {
     let path = PathBuf::from(socket);
     let dial = tower::service_fn(move |_: Uri| {
         let path = path.clone();
@@ -85,6 +92,7 @@ pub(crate) async fn agent(socket: &Path) -> Result<LocalClient<Channel>> {
     });
     let channel = Endpoint::from(Uri::from_static("http://agent"))
         .connect_timeout(CONNECT)
+        .timeout(patience)
         .connect_with_connector(dial)
         .await
         .with_context(|| {
@@ -109,8 +117,34 @@ pub(crate) fn answer<T>(reply: Result<tonic::Response<T>, tonic::Status>) -> Res
                 | Code::AlreadyExists
                 | Code::NotFound
                 | Code::PermissionDenied => Refused(sentence).into(),
+                // What tonic says of its own deadline, and what a server says of one.
+                Code::Cancelled | Code::DeadlineExceeded => {
+                    anyhow!(
+                        "it took the call and did not answer. fix: see in its log whether it is stopped or stuck: {sentence}"
+                    )
+                }
                 code => anyhow!("{code:?}: {sentence}"),
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hawser_api::local::StatusRequest;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_takes_the_call_and_never_answers_is_given_up() {
+        let dir = std::env::temp_dir().join(format!("hawser-cli-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let socket = dir.join("agent.sock");
+        let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
+        let mut client = agent_within(&socket, Duration::from_millis(10)).await.unwrap();
+        let reply = client.status(StatusRequest {}).await;
+        std::fs::remove_dir_all(&dir).unwrap();
+        let said = format!("{:#}", answer(reply).unwrap_err());
+        assert!(said.contains("did not answer") && said.contains("fix:"), "{said}");
     }
 }

@@ -14,9 +14,17 @@ use crate::output::{Refused, json, line, table};
 const BUNDLE_MAX: u64 = 64 << 10;
 
 pub(crate) async fn connect(global: &Global, path: &Path, dry_run: bool, bypass: bool) -> Result<()> {
-    let unreadable = |error| Refused(format!("{} cannot be read: {error}", path.display()));
+    let unreadable = |error| {
+        Refused(format!(
+            "{} cannot be read: {error}. fix: name the file that `hawser ca bundle --for <this cluster>` made at the other one",
+            path.display()
+        ))
+    };
     if std::fs::metadata(path).map_err(unreadable)?.len() > BUNDLE_MAX {
-        let text = format!("{} is larger than 64 KiB, so it is no bundle", path.display());
+        let text = format!(
+            "{} is larger than 64 KiB, so it is no bundle. fix: name what `hawser ca bundle` made",
+            path.display()
+        );
         return Err(Refused(text).into());
     }
     let bundle = std::fs::read_to_string(path).map_err(unreadable)?;
