@@ -1,5 +1,7 @@
 //! The kernel programs' decisions, on the host.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod choice;
 mod common;
 mod interleaving;

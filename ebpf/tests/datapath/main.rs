@@ -1,0 +1,11 @@
+//! The datapath in this machine's kernel, in namespaces of the tests' own. Needs root.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod behind;
+mod device;
+mod loader;
+mod object;
+mod packet;
+mod sockets;
+mod wire;
+mod world;
