@@ -1,7 +1,7 @@
 //! One manifest file's text to objects: multi-document YAML (so JSON too), and `kind: List` as kubectl prints it.
 //!
-//! Each document is read twice: once for its kinds, then straight into the type of each kind, so that an error has the
-//! line of the field that is wrong. Cost: linear in the text.
+//! A document is read for its kinds, then straight into the type of each kind, so that an error has the line of the
+//! field that is wrong. Cost: linear in the text.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -90,6 +90,32 @@ struct Head {
     items: Option<Vec<ItemHead>>,
 }
 
+/// The head of a document as kubectl prints one object: `apiVersion: x` and `kind: x` as whole lines in the first column,
+/// where nothing but a key of the document itself can stand. None sends the document to the YAML parser, which is
+/// twice the work; should it ever be wrong, the reader of the kind says so.
+fn head_of_block(text: &str) -> Option<Head> {
+    let plain = |value: &str| {
+        let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b'-');
+        let value = value.trim();
+        (!value.is_empty() && value.bytes().all(word)).then(|| value.to_owned())
+    };
+    let mut head = Head { api_version: None, kind: None, items: None };
+    for line in text.lines() {
+        let found = if let Some(value) = line.strip_prefix("apiVersion: ") {
+            head.api_version.replace(plain(value)?)
+        } else if let Some(value) = line.strip_prefix("kind: ") {
+            head.kind.replace(plain(value)?)
+        } else {
+            continue;
+        };
+        if found.is_some() {
+            return None;
+        }
+    }
+    let whole = head.api_version.is_some() && head.kind.as_deref().is_some_and(|kind| kind != "List");
+    whole.then_some(head)
+}
+
 #[derive(Deserialize)]
 struct ItemHead {
     #[serde(rename = "apiVersion")]
@@ -108,7 +134,10 @@ fn parse_document(text: &str) -> Result<Vec<Object>, Box<serde_saphyr::Error>> {
             with_snippet: false,
         }
     };
-    let head: Head = serde_saphyr::from_str_with_options(text, options())?;
+    let head = match head_of_block(text) {
+        Some(head) => head,
+        None => serde_saphyr::from_str_with_options(text, options())?,
+    };
     let kind_of = |version: &Option<String>, kind: &Option<String>| match (version, kind) {
         (Some(version), Some(kind)) => Kind::of(version, kind).map_or(Plan::Skip, Plan::One),
         _ => Plan::Nameless,
