@@ -36,7 +36,7 @@ pub fn run(place: &str, lab: Option<u32>, command: &[OsString]) -> Result<u8> {
     let shell = [OsString::from("bash")];
     let command = if command.is_empty() { &shell[..] } else { command };
     let mut child = Command::new(&command[0]);
-    child.args(&command[1..]).env("PS1", format!("{place}# "));
+    child.args(&command[1..]).env("PS1", format!("{place}# ")).env("PATH", path_with_product()?);
     // The PID namespace holds for children only, so this is a child and not an exec. It dies with us.
     // SAFETY: prctl is a system call that allocates nothing.
     unsafe {
@@ -44,6 +44,14 @@ pub fn run(place: &str, lab: Option<u32>, command: &[OsString]) -> Result<u8> {
     }
     let status = child.status().with_context(|| format!("starting {}", command[0].display()))?;
     Ok(status.code().map_or(1, |code| code as u8))
+}
+
+/// So that `hawser` is found by its name.
+fn path_with_product() -> Result<OsString> {
+    let mut path = binaries::dir()?.into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    Ok(path)
 }
 
 fn find(place: &str, lab: Option<u32>) -> Result<PlaceEntry> {

@@ -40,10 +40,13 @@ pub fn topology(keep: bool) -> Result<u8> {
 
 /// Prints how to get in, and leaves the lab up until the outer process is told to end.
 pub fn stay(lab: &Lab) -> ! {
-    println!("\nThe lab is up. Ctrl-C here tears it down, and so does: kill {}", owner(lab));
-    println!("  in a pod:    target/debug/hawser-lab enter us-east/node-1/client");
-    println!("  on a node:   target/debug/hawser-lab enter us-east/node-1 hawser status");
-    println!("  maps there:  target/debug/hawser-lab enter us-east/node-1 bpftool map show");
+    let owner = owner(lab);
+    // Another lab may be up too, or come up later.
+    let enter = format!("target/debug/hawser-lab enter --lab {owner}");
+    println!("\nThe lab is up. Ctrl-C here tears it down, and so does: kill {owner}");
+    println!("  in a pod:    {enter} us-east/node-1/client");
+    println!("  on a node:   {enter} us-east/node-1 hawser status");
+    println!("  maps there:  {enter} us-east/node-1 bpftool map show");
     let client = lab.clusters[0].pod("client");
     println!(
         "  without it:  nsenter -t {} -a   (the cgroup's programs do not apply to that shell)",
