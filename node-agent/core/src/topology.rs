@@ -13,6 +13,10 @@ use ipnet::IpNet;
 use crate::config::AgentConfig;
 use crate::view::{ClusterView, MeshView};
 
+/// Nodes of one cluster that get a tunnel: Kubernetes' own limit. Each costs a handshake and two probes a second, so a
+/// cluster that states more of them than it can have takes nothing from the others.
+pub(crate) const MOST_NODES: usize = 5_000;
+
 /// A node we can have a tunnel to.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteNode<'a> {
@@ -101,6 +105,13 @@ fn remote<'a>(
     let mut by_prefix = PrefixTable::default();
     for (name, tunnel) in &view.tunnel_nodes {
         let Some(end) = tunnel.wireguard else { continue };
+        if nodes.len() == MOST_NODES {
+            notes.push(format!(
+                "{} states more than {MOST_NODES} nodes, and {}/{name} and those after it get no tunnel. fix: remove nodes that are gone from its source",
+                view.name, view.name
+            ));
+            break;
+        }
         let Some(node) = view.nodes.get(name) else { continue };
         let Some(underlay) = node.underlay(false).or_else(|| node.underlay(true)) else {
             notes.push(format!("{}/{name} states no InternalIP or ExternalIP and gets no tunnel", view.name));

@@ -92,3 +92,33 @@ fn a_cluster_that_is_not_complete_is_guarded_and_not_used() {
     mesh.settle();
     assert!(mesh.peer_names().contains("sa-east/node-1"));
 }
+
+#[test]
+fn a_cluster_that_states_nodes_without_end_gets_its_share_of_tunnels_and_no_more() {
+    let mut mesh = Mesh::of_three();
+    let crowd = (10..=crate::topology::MOST_NODES as u32 + 10).flat_map(|n| {
+        let mut entries = mk_node(2, 1);
+        let named = NodeName::parse(&format!("zz-{n:05}")).unwrap();
+        let number = NodeIndex::new(n).unwrap();
+        for entry in &mut entries {
+            match entry {
+                Entry::Node(node) => (node.name, node.pod_cidrs) = (named.clone(), Vec::new()),
+                Entry::TunnelNode(node) => {
+                    (node.name, node.index) = (named.clone(), number);
+                    node.mesh = MeshPlan::default().addresses(cluster(2).id, number, &named);
+                    let mut bytes = [0x77; 32];
+                    bytes[..4].copy_from_slice(&n.to_le_bytes());
+                    node.wireguard.as_mut().unwrap().public_key = PublicKey::new(bytes).unwrap();
+                }
+                _ => unreachable!(),
+            }
+        }
+        entries
+    });
+    mesh.say(2, crowd);
+    mesh.settle();
+    let names = mesh.peer_names();
+    assert_eq!(names.iter().filter(|name| name.starts_with("eu-west/")).count(), crate::topology::MOST_NODES);
+    assert!(names.contains("ap-south/node-1") && names.contains("eu-west/node-1"));
+    assert!(mesh.agent.problems().iter().any(|p| p.contains("eu-west states more than 5000 nodes")));
+}
