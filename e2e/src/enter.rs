@@ -15,6 +15,8 @@ use crate::{binaries, cgroup};
 /// Becomes `command` (a shell without one) in `place` of the lab `lab`, or of the newest.
 pub fn run(place: &str, lab: Option<u32>, command: &[OsString]) -> Result<u8> {
     let entry = find(place, lab)?;
+    // Asked for now: in there, another /proc knows nothing of this process.
+    let path = path_with_product()?;
     let procs = entry.cgroup.join("cgroup.procs");
     fs::write(&procs, "0").with_context(|| format!("moving into {}", procs.display()))?;
     let kinds = [
@@ -36,7 +38,7 @@ pub fn run(place: &str, lab: Option<u32>, command: &[OsString]) -> Result<u8> {
     let shell = [OsString::from("bash")];
     let command = if command.is_empty() { &shell[..] } else { command };
     let mut child = Command::new(&command[0]);
-    child.args(&command[1..]).env("PS1", format!("{place}# ")).env("PATH", path_with_product()?);
+    child.args(&command[1..]).env("PS1", format!("{place}# ")).env("PATH", path);
     // The PID namespace holds for children only, so this is a child and not an exec. It dies with us.
     // SAFETY: prctl is a system call that allocates nothing.
     unsafe {

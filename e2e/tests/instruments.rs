@@ -98,7 +98,7 @@ fn a_forged_packet_gets_as_far_as_the_node_and_a_hostile_node_drops_it() {
             ensure!(seen == 1, "seen {seen} times");
             Ok(())
         })?;
-        ensure!(!at_pod.stop()?.iter().any(|frame| is_it(frame)), "the node's own rules let it in");
+        ensure!(!at_pod.stop()?.iter().any(is_it), "the node's own rules let it in");
         Ok(())
     });
 }
