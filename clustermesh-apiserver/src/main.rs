@@ -1,5 +1,6 @@
 //! `clustermesh-apiserver`: reads its configuration, refuses or serves.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -110,6 +111,11 @@ async fn stop_at_signal(stop: CancellationToken) {
 fn log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for terminals; in a file they are noise. NO_COLOR is heeded there too.
+    let builder = match std::io::stderr().is_terminal() {
+        true => builder,
+        false => builder.with_ansi(false),
+    };
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

@@ -1,9 +1,10 @@
 //! `hawser-node-agent`: arguments, exit codes, logs.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use hawser_node_agent::config::{Config, DEFAULT_PATH};
 use hawser_node_agent::run;
 use tracing_subscriber::EnvFilter;
@@ -32,6 +33,15 @@ struct Args {
     /// Remove everything this agent made on this node and exit
     #[arg(long)]
     remove: bool,
+    /// How log lines look; which ones there are is said by RUST_LOG (default "info")
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
 }
 
 const BAD_INPUT: u8 = 64;
@@ -58,6 +68,7 @@ fn main() -> ExitCode {
         print!("{config}");
         return ExitCode::SUCCESS;
     }
+    log(args.log_format);
     match act(config, args.remove) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -67,9 +78,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn act(config: Config, remove: bool) -> anyhow::Result<()> {
+fn log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for terminals; in a file they are noise. NO_COLOR is heeded there too.
+    let builder = match std::io::stderr().is_terminal() {
+        true => builder,
+        false => builder.with_ansi(false),
+    };
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn act(config: Config, remove: bool) -> anyhow::Result<()> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a crypto provider was installed before main"))?;
