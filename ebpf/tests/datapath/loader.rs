@@ -10,6 +10,7 @@ use hawser_ebpf_abi::{
 };
 use hawser_model::Time;
 
+use crate::device::Device;
 use crate::world::{in_a_namespace, ip};
 
 fn key(address: &str, port: u16) -> ServiceKey {
@@ -108,6 +109,20 @@ fn cgroups_come_and_go() {
         let problems = datapath.attach_cgroups();
         assert!(problems.is_empty(), "{problems:?}");
         assert_eq!(pins(config, "links").len(), 4);
+    });
+}
+
+#[test]
+fn a_device_that_went_away_while_no_agent_ran_loses_its_pin() {
+    in_a_namespace(|config| {
+        let device = Device::tap("eth0");
+        let mut datapath = Datapath::load(config).unwrap();
+        let wanted = Attachments { underlay: [device.ifindex].into(), ..Default::default() };
+        assert_eq!(datapath.attach(&wanted).len(), 0);
+        assert_eq!(pins(config, "links"), [format!("underlay_in-{}", device.ifindex)]);
+        drop((datapath, device));
+        drop(Datapath::load(config).unwrap());
+        assert_eq!(pins(config, "links"), Vec::<String>::new());
     });
 }
 

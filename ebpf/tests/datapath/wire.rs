@@ -2,6 +2,7 @@
 //! packet comes out, and that the counter says so.
 
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hawser_ebpf::{Attachments, Datapath, LoadConfig, TcKind};
 use hawser_ebpf_abi::{
@@ -27,6 +28,7 @@ pub(crate) struct Node {
     underlay: Device,
     datapath: Datapath,
     desired: DesiredDatapath,
+    wanted: Attachments,
 }
 
 impl Node {
@@ -41,20 +43,16 @@ impl Node {
         run("ip neigh add 10.1.0.5 lladdr 02:00:00:00:00:05 dev pod5");
         run("ip address add 172.16.1.1/24 dev eth0");
         run("ip address add 240.1.0.1/32 dev hawser0");
-        let mut node = Self {
-            desired: desired(&pod, &tunnel),
-            datapath: Datapath::load(config).unwrap(),
-            pod,
-            tunnel,
-            underlay,
-        };
-        node.sync();
         let wanted = Attachments {
-            tunnel: Some(node.tunnel.ifindex),
-            pods: [node.pod.ifindex].into(),
-            underlay: [node.underlay.ifindex].into(),
+            tunnel: Some(tunnel.ifindex),
+            pods: [pod.ifindex].into(),
+            underlay: [underlay.ifindex].into(),
         };
-        let problems = node.datapath.attach(&wanted);
+        let desired = desired(&pod, &tunnel);
+        let datapath = Datapath::load(config).unwrap();
+        let mut node = Self { pod, tunnel, underlay, datapath, desired, wanted };
+        node.sync();
+        let problems = node.datapath.attach(&node.wanted);
         assert!(problems.is_empty(), "{problems:?}");
         node
     }
@@ -261,6 +259,45 @@ fn what_is_not_ours_goes_on_to_the_stack() {
         assert_eq!(node.reasons(|| node.pod.sends(&arp)), [Reason::PodFromOther, Reason::PodToOther]);
         assert_eq!(node.pod.receives().unwrap()[12..14], [8, 6], "the stack answered");
     });
+}
+
+#[test]
+fn while_an_agent_is_replaced_no_packet_goes_unjudged() {
+    for kind in [TcKind::Tcx, TcKind::Clsact] {
+        in_a_namespace(move |config| {
+            let config = LoadConfig { tc: kind, ..config.clone() };
+            let mut node = Node::new(&config);
+            let socket = UdpSocket::bind("172.16.1.1:9").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let forged = frame(&udp(REMOTE, 1, "172.16.1.1", 9, b"in clear"));
+            let (sent, done) = (AtomicU64::new(0), AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        node.underlay.sends(&forged);
+                        sent.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                for _ in 0..3 {
+                    // SIGKILL leaves what dropping leaves: the pins, or the filters.
+                    node.datapath = {
+                        let mut next = Datapath::load(&config).unwrap();
+                        let problems = next.attach(&node.wanted);
+                        assert!(problems.is_empty(), "{problems:?}");
+                        next
+                    };
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            let judged = node.counters()[Reason::UnderlayForgedRemote as usize].1;
+            assert_eq!(
+                judged,
+                sent.into_inner(),
+                "each one dropped and counted, by the old program or the new"
+            );
+            assert!(socket.recv(&mut [0; 9]).is_err(), "none reached the host");
+        });
+    }
 }
 
 /// Who has `target`, says the pod.
