@@ -4,6 +4,7 @@
 //! its timer fires, against what was heard meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 
 use hawser_model::{ClusterHealth, ClusterId, Time};
 
@@ -15,6 +16,15 @@ use crate::{Because, LivenessConfig, NodeId, PeerSnapshot};
 pub enum About {
     Node(NodeId),
     Cluster(ClusterId),
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => node.fmt(f),
+            Self::Cluster(cluster) => write!(f, "cluster {cluster}"),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

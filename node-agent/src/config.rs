@@ -126,7 +126,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path, host_name: &str) -> Result<Self, ConfigError> {
         let file =
             read(text).map_err(|(line, reason)| ConfigError::Syntax { path: path.into(), line, reason })?;
-        let value = |key, value: &dyn fmt::Display, why: &dyn fmt::Display, fix| ConfigError::Value {
+        let value: Bad<'_> = &|key, value, why, fix| ConfigError::Value {
             path: path.into(),
             key,
             value: value.to_string(),
@@ -159,29 +159,7 @@ impl Config {
             let why = format!("is less than three times echo.interval {}", file.echo.interval);
             return Err(value("echo.timeout", &file.echo.timeout, &why, "a longer timeout"));
         }
-        for (key, port) in [("port", file.port), ("echo.port", file.echo.port)] {
-            if port == 0 {
-                return Err(value(key, &port, &"is no port", "1 to 65535, the same on all nodes"));
-            }
-        }
-        if file.mtu < MIN_MTU_IPV6 {
-            return Err(value("mtu", &file.mtu, &"is below IPv6's 1280", "1420 on a network of 1500"));
-        }
-        if file.mark == 0 || file.mark & !file.mark_mask != 0 {
-            let why = format!("is zero or has bits outside of markMask {:#x}", file.mark_mask);
-            return Err(value("mark", &format_args!("{:#x}", file.mark), &why, "a value within the mask"));
-        }
-        if matches!(file.table, 0 | 252..=255) {
-            return Err(value("table", &file.table, &"is the kernel's own", "a free number like 18551"));
-        }
-        if !(1..32_766).contains(&file.rule_priority) {
-            let why = "does not lie between the local and the main rule";
-            return Err(value("rulePriority", &file.rule_priority, &why, "1 to 32765"));
-        }
-        if file.bpf_dir.is_empty() || file.bpf_dir.contains(['/', '.']) {
-            let why = "is not one directory's name (bpffs allows no dots)";
-            return Err(value("bpfDir", &file.bpf_dir, &why, "a name like hawser"));
-        }
+        check_numbers(&file, value)?;
         Ok(Self {
             node,
             join: file.join,
@@ -199,6 +177,36 @@ impl Config {
             bpf_dir: file.bpf_dir,
         })
     }
+}
+
+/// How a value is refused: its key, itself, why, and the fix.
+type Bad<'a> = &'a dyn Fn(&'static str, &dyn fmt::Display, &dyn fmt::Display, &'static str) -> ConfigError;
+
+fn check_numbers(file: &File, value: Bad<'_>) -> Result<(), ConfigError> {
+    for (key, port) in [("port", file.port), ("echo.port", file.echo.port)] {
+        if port == 0 {
+            return Err(value(key, &port, &"is no port", "1 to 65535, the same on all nodes"));
+        }
+    }
+    if file.mtu < MIN_MTU_IPV6 {
+        return Err(value("mtu", &file.mtu, &"is below IPv6's 1280", "1420 on a network of 1500"));
+    }
+    if file.mark == 0 || file.mark & !file.mark_mask != 0 {
+        let why = format!("is zero or has bits outside of markMask {:#x}", file.mark_mask);
+        return Err(value("mark", &format_args!("{:#x}", file.mark), &why, "a value within the mask"));
+    }
+    if matches!(file.table, 0 | 252..=255) {
+        return Err(value("table", &file.table, &"is the kernel's own", "a free number like 18551"));
+    }
+    if !(1..32_766).contains(&file.rule_priority) {
+        let why = "does not lie between the local and the main rule";
+        return Err(value("rulePriority", &file.rule_priority, &why, "1 to 32765"));
+    }
+    if file.bpf_dir.is_empty() || file.bpf_dir.contains(['/', '.']) {
+        let why = "is not one directory's name (bpffs allows no dots)";
+        return Err(value("bpfDir", &file.bpf_dir, &why, "a name like hawser"));
+    }
+    Ok(())
 }
 
 /// The configuration in effect, as a file that means the same. It holds no secrets: they are in the files it names.

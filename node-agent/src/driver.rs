@@ -10,7 +10,7 @@ use hawser_agent_core::{Agent, Output, Plan};
 use hawser_api::local::{Operation, PlanReply};
 use hawser_discovery::{NodeId, Transition};
 use hawser_discovery_net::{Echo, EchoConfig};
-use hawser_etcd::client::FollowEvent;
+use hawser_model::ClusterHealth;
 use hawser_tunnels_linux::{Driver as _, UserspaceDriver};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -98,16 +98,18 @@ impl Driver {
                 Some(done) = finished.recv() => self.finish(done, &mut now).await?,
                 Some(question) = sources.questions.recv() => self.answer(question, &now),
                 Some(problem) = sources.reporting.recv() => now.report_problem = problem,
-                taken = sources.heard.recv_many(&mut batch, BATCH), if batch.is_empty() => {
-                    anyhow::ensure!(taken > 0, "the followers are gone");
-                    for heard in batch.drain(..) {
-                        self.hear(heard);
-                    }
-                }
                 Some(()) = sources.links.recv() => now.look_at = Some(soonest(now.look_at, LOOK_AGAIN)),
                 () = sleep_until(now.look_at), if !now.looking => {
                     now.look_at = None;
                     self.look(&mut now, &done);
+                }
+                taken = sources.heard.recv_many(&mut batch, BATCH), if batch.is_empty() => {
+                    anyhow::ensure!(taken > 0, "the followers are gone");
+                    for heard in batch.drain(..) {
+                        self.followers.tell(&mut self.agent, heard, self.clock.now());
+                    }
+                    // However much comes, what is due is done.
+                    self.agent.handle_time(self.clock.now());
                 }
                 () = sleep(deadline) => self.agent.handle_time(self.clock.now()),
             }
@@ -131,43 +133,15 @@ impl Driver {
         Ok(())
     }
 
-    fn hear(&mut self, heard: Heard) {
-        if !self.followers.is_current(&heard) {
-            return;
-        }
-        let (cluster, now) = (heard.cluster, self.clock.now());
-        match heard.event {
-            FollowEvent::Reset { reason, .. } => {
-                tracing::info!(%cluster, ?reason, "listing");
-                self.followers.reset(&cluster);
-            }
-            FollowEvent::Put { kv, .. } => {
-                self.agent.handle_put(&cluster, &kv.key, &kv.value, now);
-                self.agent.handle_heard(&cluster, None, now);
-            }
-            FollowEvent::Delete { key, .. } => {
-                self.agent.handle_delete(&cluster, &key, now);
-                self.agent.handle_heard(&cluster, None, now);
-            }
-            FollowEvent::Listed { revision, .. } => {
-                if self.followers.listed(&cluster) {
-                    tracing::info!(%cluster, %revision, "listed");
-                    self.agent.handle_listed(&cluster, revision, now);
-                }
-            }
-            FollowEvent::Progress { revision } => {
-                self.agent.handle_heard(&cluster, Some(revision), now);
-            }
-            FollowEvent::Interrupted { reason } => {
-                tracing::warn!(%cluster, reason, "the keyspace cannot be read for now, its state is kept");
-                self.agent.handle_interrupted(&cluster, reason);
-            }
-        }
-    }
-
     fn verdict(&mut self, transition: Transition) {
-        let (about, because) = (transition.about, transition.because);
-        tracing::warn!(?about, from = %transition.from, to = %transition.to, %because, "liveness");
+        let (about, from, to, because) =
+            (transition.about, transition.from, transition.to, transition.because);
+        match to {
+            ClusterHealth::Down => tracing::warn!(%about, %from, %to, %because, "liveness"),
+            ClusterHealth::Up | ClusterHealth::Unknown => {
+                tracing::info!(%about, %from, %to, %because, "liveness")
+            }
+        }
         // Its time is when it takes effect: the words are written right after this.
         self.agent.handle_transition(Transition { at: self.clock.now(), ..transition });
     }

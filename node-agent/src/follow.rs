@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use hawser_agent_core::Agent;
 use hawser_etcd::client::{Client, FollowConfig, FollowEvent};
 use hawser_kvstore::KeyRange;
-use hawser_model::ClusterName;
+use hawser_model::{ClusterName, Time};
 use hawser_wire::prefix;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -78,21 +79,41 @@ impl Followers {
         self.running.remove(cluster);
     }
 
-    /// Whether this comes from the follower of today.
-    pub(crate) fn is_current(&self, heard: &Heard) -> bool {
-        self.running.get(&heard.cluster).is_some_and(|running| running.generation == heard.generation)
-    }
-
-    /// Counts a range's list; true when it was the last one's.
-    pub(crate) fn listed(&mut self, cluster: &ClusterName) -> bool {
-        let Some(running) = self.running.get_mut(cluster) else { return false };
-        running.listed += 1;
-        running.listed >= running.ranges
-    }
-
-    pub(crate) fn reset(&mut self, cluster: &ClusterName) {
-        if let Some(running) = self.running.get_mut(cluster) {
-            running.listed = 0;
+    /// Tells the core what was heard.
+    pub(crate) fn tell(&mut self, agent: &mut Agent, heard: Heard, now: Time) {
+        let cluster = heard.cluster;
+        let Some(running) = self.running.get_mut(&cluster).filter(|r| r.generation == heard.generation)
+        else {
+            return;
+        };
+        match heard.event {
+            FollowEvent::Reset { reason, .. } => {
+                tracing::info!(%cluster, ?reason, "listing");
+                running.listed = 0;
+            }
+            FollowEvent::Put { kv, .. } => {
+                agent.handle_put(&cluster, &kv.key, &kv.value, now);
+                agent.handle_heard(&cluster, None, now);
+            }
+            FollowEvent::Delete { key, .. } => {
+                agent.handle_delete(&cluster, &key, now);
+                agent.handle_heard(&cluster, None, now);
+            }
+            FollowEvent::Listed { revision, .. } => {
+                running.listed += 1;
+                if running.listed == running.ranges {
+                    tracing::info!(%cluster, %revision, "listed");
+                    agent.handle_listed(&cluster, revision, now);
+                }
+            }
+            FollowEvent::Progress { revision } => agent.handle_heard(&cluster, Some(revision), now),
+            FollowEvent::Interrupted { reason } => {
+                let known = agent.view().cluster(&cluster).and_then(|view| view.interrupted.as_ref());
+                if known != Some(&reason) {
+                    tracing::warn!(%cluster, reason, "the keyspace cannot be read for now, its state is kept");
+                }
+                agent.handle_interrupted(&cluster, reason);
+            }
         }
     }
 }
@@ -110,3 +131,7 @@ fn ranges(cluster: &ClusterName, own: bool) -> Vec<KeyRange> {
     }
     ranges
 }
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;

@@ -141,7 +141,7 @@ fn node(of: u16, index: u16) -> Option<NodeId> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use hawser_model::Time;
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(memory.slots(16).get(node), slots.get(node));
     }
 
-    fn config() -> AgentConfig {
+    pub(crate) fn config() -> AgentConfig {
         let cluster =
             ClusterRef { name: ClusterName::parse("us-east").unwrap(), id: super::cluster(1).unwrap() };
         AgentConfig {

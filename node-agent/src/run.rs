@@ -67,13 +67,16 @@ async fn start(
     let report = place::report_of(&config, key.public())?;
     let here = place::learn(&mut member, &state, &report).await?;
     let agent_config = place::agent_config(&config, &member.cluster, &here, key.public())?;
+    tracing::info!(cluster = %agent_config.cluster, index = %agent_config.index, "this node's place is known");
     // From here on the kernel is changed.
     let remembered = remembered(&state)?;
     let tunnels = Arc::new(start_tunnels(&config, &state)?);
-    let datapath = Arc::new(Datapath::load(&mounts, &config, clock)?);
+    // The last run's programs steer packets still: the sooner there is a tunnel for them, the better.
     for problem in revive(&remembered.tunnels(&agent_config), &tunnels) {
         tracing::warn!(problem, "bringing back the tunnels of the last run");
     }
+    let datapath = Arc::new(Datapath::load(&mounts, &config, clock)?);
+    tracing::info!("programs and maps are loaded");
     let slots = remembered.slots(size::NODES);
     let words = datapath.words(slots.iter().map(|(_, slot)| slot))?;
     let own = agent_config.cluster.name.clone();
