@@ -13,7 +13,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # bpf-linker must read the bitcode of exactly the compiler in rust-toolchain.toml (LLVM 22): move both together.
 BPF_LINKER_VERSION := 0.10.4
 
-APT_PACKAGES := build-essential ca-certificates cmake conntrack curl etcd-client etcd-server iproute2 iptables \
+APT_PACKAGES := build-essential ca-certificates conntrack curl etcd-client etcd-server iproute2 iptables \
 	iputils-ping jq nftables procps socat tcpdump wireguard-go wireguard-tools
 
 .PHONY: help setup build demo test check fmt lint doc unit lab layers clean
@@ -22,8 +22,8 @@ help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: ## install what is missing: Debian packages, rust-src, bpf-linker
-	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(APT_PACKAGES) 2>/dev/null | awk '/ok installed/ {print $$1}' \
-		| sort | comm -13 - <(printf '%s\n' $(APT_PACKAGES) | sort)); \
+	@installed=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(APT_PACKAGES) 2>/dev/null | awk '/ok installed/ {print $$1}' || true); \
+	missing=$$(comm -13 <(sort <<<"$$installed") <(printf '%s\n' $(APT_PACKAGES) | sort)); \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" != 0 ]; then echo "setup: missing packages:" $$missing; echo "fix: run 'make setup' as root"; exit 1; fi; \
 		echo "setup: apt-get install" $$missing; \
