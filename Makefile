@@ -53,8 +53,8 @@ fmt: ## formatting
 lint: ## clippy, warnings are errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-doc: ## rustdoc, warnings are errors; the book's links
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+doc: ## rustdoc of everything, private items too, warnings are errors; the book's links
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --locked --workspace --no-deps --document-private-items
 	cargo xtask book
 
 layers: ## the crate graph, the shape of files

@@ -120,7 +120,7 @@ pub(crate) enum CaVerb {
         /// 1 to 511, unique in the mesh (255 unless the mesh is wide)
         #[arg(long)]
         id: u32,
-        /// Whose admin certificate: CN admin-<user>
+        /// Whose admin certificate: CN `admin-USER`
         #[arg(long, default_value = "root")]
         user: String,
     },

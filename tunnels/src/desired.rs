@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 /// Everything a node wants: one device, its peers, and what lies behind them.
 ///
-/// May contradict itself, because it is merged from clusters that do not know each other: [`crate::resolve`] settles that.
+/// May contradict itself, because it is merged from clusters that do not know each other: [`crate::resolve()`] settles that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Desired {
     pub device: Device,
