@@ -19,6 +19,8 @@ pub struct Config {
     pub source_dir: PathBuf,
     /// `embedded:<dir>` or `etcd://host:port,...`: it parses as a [`StoreUri`].
     pub store: String,
+    /// Where mirrors of other clusters are kept.
+    pub mirrors: PathBuf,
     pub pki: PathBuf,
     pub width: ClusterIdWidth,
     pub plan: MeshPlan,
@@ -52,6 +54,8 @@ struct Text {
     source: SourceText,
     #[serde(default = "default_store")]
     store: String,
+    #[serde(default)]
+    mirrors: Option<PathBuf>,
     #[serde(default = "default_pki")]
     pki: PathBuf,
     #[serde(default)]
@@ -87,6 +91,13 @@ fn default_store() -> String {
 
 fn default_pki() -> PathBuf {
     "/etc/hawser/pki".into()
+}
+
+fn default_mirrors(store: &StoreUri) -> PathBuf {
+    match store {
+        StoreUri::Embedded(dir) => dir.join("mirrors"),
+        StoreUri::Etcd(_) => "/var/lib/hawser/mirrors".into(),
+    }
 }
 
 impl Config {
@@ -147,7 +158,7 @@ impl Text {
             let reason = format!("{encryption} is not built yet; fix: write wireguard");
             return Err(("encryption", reason));
         }
-        self.store.parse::<StoreUri>().map_err(refuse("store"))?;
+        let store = self.store.parse().map_err(refuse("store"))?;
         Ok(Config {
             cluster: ClusterRef { name, id },
             listen,
@@ -156,6 +167,7 @@ impl Text {
             node_cidrs,
             source_dir: self.source.dir,
             store: self.store,
+            mirrors: self.mirrors.unwrap_or_else(|| default_mirrors(&store)),
             pki: self.pki,
             width,
             plan,
@@ -230,6 +242,9 @@ source:
     fn what_is_left_out_has_the_documented_default() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.store, "embedded:/var/lib/hawser/store");
+        assert_eq!(config.mirrors, Path::new("/var/lib/hawser/store/mirrors"));
+        let etcd = parse(&format!("{GOOD}store: etcd://127.0.0.1:2379\n")).unwrap();
+        assert_eq!(etcd.mirrors, Path::new("/var/lib/hawser/mirrors"));
         assert_eq!(config.pki, Path::new("/etc/hawser/pki"));
         assert_eq!(config.width, ClusterIdWidth::Bits8);
         assert_eq!(config.plan, MeshPlan::default());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hawser_etcd::client::{Client, Pace};
-use hawser_etcd::mirror::{Mirror, MirrorConfig, MirrorState, MirrorStatus};
+use hawser_etcd::mirror::{Mirror, MirrorConfig, MirrorDir, MirrorState, MirrorStatus};
 use hawser_etcd::server::Keyspaces;
 use hawser_kvstore::{KeyRange, Limits, RangeQuery, Revision};
 use hawser_model::{ClusterName, Peer};
@@ -39,6 +39,8 @@ struct Inner {
     trust: Trust,
     certificates: Arc<Certificates>,
     provider: Arc<CryptoProvider>,
+    /// Or why nothing of them outlives this process.
+    kept: Result<MirrorDir, String>,
     running: RwLock<BTreeMap<ClusterName, Running>>,
     /// Keys and revisions of the list that was followed last.
     followed: Mutex<Vec<(Bytes, Revision)>>,
@@ -63,7 +65,12 @@ impl Mirrors {
         provider: Arc<CryptoProvider>,
     ) -> Self {
         let (running, followed) = (RwLock::default(), Mutex::default());
-        Self(Arc::new(Inner { config, own, keyspaces, trust, certificates, provider, running, followed }))
+        let kept = MirrorDir::take(&config.mirrors).map_err(|error| error.to_string());
+        if let Err(error) = &kept {
+            tracing::warn!(error, "mirrors are not kept on disk; a restart lists every cluster anew");
+        }
+        let inner = Inner { config, own, keyspaces, trust, certificates, provider, kept, running, followed };
+        Self(Arc::new(inner))
     }
 
     /// Follows the list of peers until told to stop. Mirrors end with it; what they hold is served to the last.
@@ -98,10 +105,16 @@ impl Mirrors {
             .cloned()
             .collect();
         for name in gone {
-            running.remove(&name);
+            if let Some(Running { mirror: Ok(mirror), .. }) = running.remove(&name) {
+                mirror.forget();
+            }
             self.0.keyspaces.remove(name.as_str());
             self.0.trust.remove_peer(&name);
             tracing::info!(cluster = %name, "disconnected");
+        }
+        if let Ok(kept) = &self.0.kept {
+            // Also of clusters that were disconnected while this server was not there.
+            kept.retain(&listed.iter().map(|(peer, _)| peer.cluster.name.as_str()).collect::<Vec<_>>());
         }
         for (peer, kv) in listed {
             let name = peer.cluster.name.clone();
@@ -132,6 +145,7 @@ impl Mirrors {
             admit: peers::admission(peer, &inner.config),
             limits: Limits { quota_bytes: QUOTA, ..Limits::default() },
             pace: Pace::default(),
+            keep: inner.kept.as_ref().ok().cloned(),
         };
         Mirror::start(config, &inner.keyspaces).map_err(|error| error.to_string())
     }
@@ -154,6 +168,9 @@ impl Mirrors {
                 MirrorState::CutOff => {
                     tracing::warn!(%cluster, revision, trouble, "mirror is cut off; what it holds is served on");
                 }
+                MirrorState::Restored => {
+                    tracing::info!(%cluster, revision, keys = status.keys, trouble, "mirror is served as it was kept");
+                }
                 MirrorState::Connecting => tracing::info!(%cluster, trouble, "mirror is connecting"),
                 MirrorState::Syncing => tracing::debug!(%cluster, "mirror is listing"),
             }
@@ -164,7 +181,10 @@ impl Mirrors {
     pub fn status(&self) -> Vec<(Peer, Result<MirrorStatus, String>)> {
         let running = self.0.running.read().unwrap_or_else(PoisonError::into_inner);
         let status = |running: &Running| {
-            let status = running.mirror.as_ref().map(Mirror::status).map_err(Clone::clone);
+            let mut status = running.mirror.as_ref().map(Mirror::status).map_err(Clone::clone);
+            if let (Ok(status), Err(why)) = (&mut status, &self.0.kept) {
+                status.keep_trouble = Some(why.clone());
+            }
             (running.peer.clone(), status)
         };
         running.values().map(status).collect()

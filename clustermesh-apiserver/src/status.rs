@@ -1,6 +1,6 @@
 //! What `hawser status` shows of this cluster, in the words of the API.
 
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use hawser_api::admin::{NodeStatus, PeerStatus};
 use hawser_etcd::mirror::{MirrorState, MirrorStatus};
@@ -10,7 +10,11 @@ use crate::board::Facts;
 use crate::mirrors::Mirrors;
 
 fn ms_ago(at: Option<Instant>, now: Instant) -> i64 {
-    at.map_or(-1, |at| i64::try_from(now.saturating_duration_since(at).as_millis()).unwrap_or(i64::MAX))
+    ms(at.map(|at| now.saturating_duration_since(at)))
+}
+
+fn ms(ago: Option<Duration>) -> i64 {
+    ago.map_or(-1, |ago| i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))
 }
 
 pub fn nodes(facts: &Facts, now: Instant) -> Vec<NodeStatus> {
@@ -52,16 +56,21 @@ fn peer_status(
     };
     let (state, trouble) = match status.state {
         MirrorState::Connecting => ("connecting", &status.last_trouble),
+        MirrorState::Restored => ("restored", &status.last_trouble),
         MirrorState::Syncing => ("syncing", &status.last_trouble),
         MirrorState::Synced => ("synced", &status.last_refusal),
         MirrorState::CutOff => ("cut off", &status.last_trouble),
     };
+    let restored = (status.state == MirrorState::Restored)
+        .then_some("not reached since the start; what was kept on disk is served");
+    let keep_trouble = status.keep_trouble.as_ref().map(|why| format!("not kept on disk: {why}"));
+    let reasons = [restored, trouble.as_deref(), keep_trouble.as_deref()];
     let [nodes, services, endpoints, identities] = mirrors.counts(&peer.cluster.name);
     PeerStatus {
         state: state.into(),
-        reason: trouble.clone().unwrap_or_default(),
+        reason: reasons.into_iter().flatten().collect::<Vec<_>>().join("; "),
         revision: status.revision,
-        heard_ms_ago: ms_ago(status.heard_at, now),
+        heard_ms_ago: ms(status.heard_ago(now, SystemTime::now())),
         keys: status.keys as u64,
         nodes,
         services,

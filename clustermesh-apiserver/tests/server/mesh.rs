@@ -124,6 +124,37 @@ async fn a_killed_server_goes_on_where_it_was_and_its_peer_does_not_list_again()
 }
 
 #[tokio::test]
+async fn a_server_that_starts_again_while_its_peer_is_gone_serves_what_it_kept_and_then_resumes() {
+    let (mut us, mut eu) = two().await;
+    let admin = eu.admin_identity();
+    let mirror = eu.etcd(Some(&admin), Some("us-east")).await.unwrap();
+    until_says(&mirror, CART, "10.1.0.9").await;
+    let kept = eu.path("store/mirrors/us-east.snapshot");
+    eventually("the mirror is on disk", async || kept.metadata().map_err(|error| error.to_string())).await;
+    us.kill();
+    eu.kill();
+    eu.start(&[]).await;
+    let mirror = eu.etcd(Some(&admin), Some("us-east")).await.unwrap();
+    assert!(get(&mirror, CART).await.unwrap().is_some(), "served at once");
+    let peer = eu.status().await.peers[0].clone();
+    assert_eq!((peer.state.as_str(), peer.services, peer.endpoints), ("restored", 1, 2), "{peer:?}");
+    assert!(peer.heard_ms_ago > 0 && peer.reason.contains("kept on disk"), "{peer:?}");
+
+    us.start(&[]).await;
+    us.manifest("shop.yaml", &open_shop().replace("10.1.0.9", "10.1.0.11"));
+    until_says(&mirror, CART, "10.1.0.11").await;
+    let peer = eventually("the mirror is synced", async || match eu.status().await.peers.remove(0) {
+        peer if peer.state == "synced" => Ok(peer),
+        peer => Err(format!("{peer:?}")),
+    })
+    .await;
+    assert_eq!((peer.relists, peer.reason.as_str()), (0, ""), "{peer:?}");
+
+    eu.admin().await.disconnect(DisconnectRequest { cluster: "us-east".into() }).await.unwrap();
+    assert!(!kept.exists(), "a disconnected cluster leaves nothing");
+}
+
+#[tokio::test]
 async fn losing_most_of_the_manifests_at_once_deletes_nothing_until_confirmed() {
     let mut us = Cluster::with_shop("us-east", 1);
     us.start(&[]).await;
@@ -278,8 +309,10 @@ impl Drop for Etcd {
 async fn a_real_etcd_keeps_the_keyspace_and_the_peer_notices_no_difference() {
     let etcd = Etcd::start();
     let (mut us, mut eu) = (Cluster::with_shop("us-east", 1), Cluster::with_shop("eu-west", 2));
+    let mirrors = format!("mirrors: {}/mirrors\n", us.dir.path().display());
     let embedded = format!("embedded:{}/store", us.dir.path().display());
-    us.write_config(&us.config().replace(&embedded, &format!("etcd://127.0.0.1:{}", etcd.port)));
+    let config = us.config().replace(&embedded, &format!("etcd://127.0.0.1:{}", etcd.port));
+    us.write_config(&(config + &mirrors));
     us.start(&[]).await;
     eu.start(&[]).await;
     us.connect_with(&eu).await;

@@ -1,7 +1,9 @@
 //! Records and states as bytes on disk: protobuf, so that a later version can add fields.
 
+use std::time::{Duration, SystemTime};
+
 use bytes::Bytes;
-use hawser_kvstore::{Change, Identity, KeyValue, LeaseId, Record, Revision, Snapshot};
+use hawser_kvstore::{Change, Identity, KeyRange, KeyValue, LeaseId, Record, Revision, Snapshot};
 use prost::Message;
 
 use crate::pb;
@@ -52,6 +54,42 @@ struct StoredState {
     leases: Vec<StoredLease>,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct StoredMirror {
+    #[prost(string, tag = "1")]
+    cluster: String,
+    #[prost(message, repeated, tag = "2")]
+    ranges: Vec<StoredRange>,
+    /// Milliseconds since 1970; 0 is "not known".
+    #[prost(int64, tag = "3")]
+    heard: i64,
+    #[prost(bool, tag = "4")]
+    partial: bool,
+    #[prost(message, optional, tag = "5")]
+    state: Option<StoredState>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredRange {
+    #[prost(bytes = "bytes", tag = "1")]
+    key: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    end: Bytes,
+}
+
+/// A mirror as it lies on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct KeptMirror {
+    pub(crate) cluster: String,
+    /// What was followed.
+    pub(crate) ranges: Vec<KeyRange>,
+    /// When the origin last said anything.
+    pub(crate) heard: Option<SystemTime>,
+    /// Entries were refused: another admission might take them, so following cannot just go on.
+    pub(crate) partial: bool,
+    pub(crate) state: Snapshot,
+}
+
 /// Bytes of the right checksum that say nothing this version understands.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
@@ -91,22 +129,59 @@ pub(crate) fn decode_record(bytes: Bytes) -> Result<Record, CodecError> {
 
 /// O(keys): one copy of the whole state.
 pub(crate) fn encode_state(state: Snapshot) -> Bytes {
-    let stored = StoredState {
-        revision: state.revision,
-        kvs: state.kvs.into_iter().map(to_wire).collect(),
-        leases: state.leases.into_iter().map(|(id, ttl)| StoredLease { id, ttl }).collect(),
+    stored_state(state).encode_to_vec().into()
+}
+
+pub(crate) fn decode_state(bytes: Bytes, identity: Identity) -> Result<Snapshot, CodecError> {
+    Ok(snapshot(StoredState::decode(bytes)?, identity))
+}
+
+/// O(keys): one copy of the whole state.
+pub(crate) fn encode_mirror(mirror: KeptMirror) -> Bytes {
+    let range = |range: &KeyRange| {
+        let (key, end) = range.to_wire();
+        StoredRange { key, end }
+    };
+    let since_1970 =
+        |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let stored = StoredMirror {
+        ranges: mirror.ranges.iter().map(range).collect(),
+        cluster: mirror.cluster,
+        heard: mirror.heard.map_or(0, |at| i64::try_from(since_1970(at)).unwrap_or(0)),
+        partial: mirror.partial,
+        state: Some(stored_state(mirror.state)),
     };
     stored.encode_to_vec().into()
 }
 
-pub(crate) fn decode_state(bytes: Bytes, identity: Identity) -> Result<Snapshot, CodecError> {
-    let stored = StoredState::decode(bytes)?;
-    Ok(Snapshot {
+/// Shares `bytes`.
+pub(crate) fn decode_mirror(bytes: Bytes, identity: Identity) -> Result<KeptMirror, CodecError> {
+    let stored = StoredMirror::decode(bytes)?;
+    let heard = u64::try_from(stored.heard).ok().filter(|ms| *ms > 0).map(Duration::from_millis);
+    Ok(KeptMirror {
+        cluster: stored.cluster,
+        ranges: stored.ranges.into_iter().map(|range| KeyRange::from_wire(range.key, range.end)).collect(),
+        heard: heard.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since)),
+        partial: stored.partial,
+        state: snapshot(stored.state.unwrap_or_default(), identity),
+    })
+}
+
+fn stored_state(state: Snapshot) -> StoredState {
+    StoredState {
+        revision: state.revision,
+        kvs: state.kvs.into_iter().map(to_wire).collect(),
+        leases: state.leases.into_iter().map(|(id, ttl)| StoredLease { id, ttl }).collect(),
+    }
+}
+
+fn snapshot(stored: StoredState, identity: Identity) -> Snapshot {
+    Snapshot {
         identity,
         revision: stored.revision,
         kvs: stored.kvs.into_iter().map(from_wire).collect(),
         leases: stored.leases.into_iter().map(|lease| (lease.id, lease.ttl)).collect(),
-    })
+    }
 }
 
 /// Shares the bytes.

@@ -11,6 +11,8 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     /// The whole file. Cost: its size in memory; logs are kept short by snapshots.
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
+    /// In bytes.
+    fn len(&self, name: &str) -> io::Result<u64>;
     /// An existing file, to be written to.
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
     /// A new empty file; an existing one of that name is emptied.
@@ -46,12 +48,11 @@ const LOCK: &str = "LOCK";
 pub enum TakeError {
     #[error(
         "the store {path} is in use by pid {pid}; two processes never share a store. \
-         fix: stop that process, or give this one its own directory (`store: embedded:DIR`)"
+         fix: stop that process, or give this one its own directory \
+         (`store: embedded:DIR`, `mirrors: DIR`)"
     )]
     InUse { path: PathBuf, pid: String },
-    #[error(
-        "the store's directory {path} cannot be used: {source}. fix: make it a directory this user may write"
-    )]
+    #[error("the directory {path} cannot be used: {source}. fix: make it a directory this user may write")]
     Io {
         path: PathBuf,
         #[source]
@@ -121,6 +122,10 @@ impl Disk for Directory {
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         std::fs::read(self.path.join(name))
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.path.join(name))?.len())
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {

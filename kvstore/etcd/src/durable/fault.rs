@@ -276,6 +276,10 @@ impl Disk for FaultDisk {
         Ok(state.files[*id].now.clone())
     }
 
+    fn len(&self, name: &str) -> io::Result<u64> {
+        Ok(self.read(name)?.len() as u64)
+    }
+
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
         let id = *self.state().names.get(name).ok_or(ErrorKind::NotFound)?;
         Ok(Box::new(FaultFile { disk: self.clone(), id }))

@@ -1,16 +1,16 @@
 //! The embedded store: an append-only log behind snapshots in one directory; acknowledged means on disk.
 
-mod codec;
+pub(crate) mod codec;
 mod disk;
 mod frame;
 mod log;
-mod snapshot;
+pub(crate) mod snapshot;
 mod writer;
 
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
-mod fault;
+pub(crate) mod fault;
 #[cfg(test)]
 mod writer_tests;
 

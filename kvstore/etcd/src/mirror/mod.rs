@@ -1,32 +1,32 @@
 //! A mirror: another cluster's exported keyspace, held here with the origin's own revisions and cluster id.
 //!
 //! A watch begun at the origin resumes here, and the other way round. Stop is not remove: a mirror that is dropped
-//! or cut off leaves the keyspace registered and served as it was last known.
+//! or cut off leaves the keyspace registered and served as it was last known; one with a [`MirrorDir`] does so across
+//! restarts of the process, too.
 //!
 //! The origin is a Hawser server. A foreign etcd (each Cilium replica counts its own revisions) needs revisions of our
 //! own in a lineage of our own; it will be another way to turn [`FollowEvent`]s into records, beside [`fill`].
 
 pub(crate) mod fill;
+mod keep;
+#[cfg(test)]
+mod keep_tests;
+mod task;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime};
 
-use hawser_kvstore::{ApplyError, Identity, KeyRange, KeyValue, Keyspace, Limits, RangeQuery, Revision};
-use tokio::sync::watch;
+use hawser_kvstore::{Identity, KeyRange, Keyspace, Limits, RangeQuery, Revision};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::client::{
-    Client, Follow, FollowConfig, FollowConfigError, FollowEvent, FollowState, FollowStatus, Order, Pace,
-    Relist, Resume,
-};
-use crate::server::{KeyspaceHandle, Keyspaces, ReadOnlyWriter, SharedKeyspace};
-use fill::{Fill, Filled};
-
-/// After an origin said something that cannot be: it is listed again, but not at once.
-const AFTER_NONSENSE: Duration = Duration::from_secs(5);
-/// Reasons for refusal that are counted apart; more than an admission has, so that a map stays small whatever it says.
-const MOST_REASONS: usize = 64;
+use crate::client::{Client, FollowConfigError, FollowState, FollowStatus, Pace};
+use crate::server::{Keyspaces, SharedKeyspace};
+use keep::Keeper;
+pub use keep::MirrorDir;
+use task::Task;
 
 /// Why an entry of another cluster is not taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub struct MirrorConfig {
     /// `quota_bytes` bounds what an origin can make us hold; what is beyond it is refused.
     pub limits: Limits,
     pub pace: Pace,
+    /// Where its state outlives this process.
+    pub keep: Option<MirrorDir>,
 }
 
 impl std::fmt::Debug for MirrorConfig {
@@ -77,6 +79,8 @@ impl std::fmt::Debug for MirrorConfig {
 pub enum MirrorState {
     /// The origin was never reached.
     Connecting,
+    /// It was read from disk, and the origin was not reached since; what is known is served.
+    Restored,
     /// A list is under way.
     Syncing,
     Synced,
@@ -93,6 +97,12 @@ pub struct MirrorStatus {
     pub revision: Revision,
     /// When the origin last said anything, if only that nothing is new.
     pub heard_at: Option<Instant>,
+    /// The same of the process before, as its last snapshot has it.
+    pub heard_before: Option<SystemTime>,
+    /// What is on disk.
+    pub kept_revision: Option<Revision>,
+    /// Why that is not what is served.
+    pub keep_trouble: Option<String>,
     pub keys: usize,
     pub relists: u64,
     pub reconnects: u64,
@@ -102,11 +112,29 @@ pub struct MirrorStatus {
     pub last_trouble: Option<String>,
 }
 
+impl MirrorStatus {
+    /// Since the origin last said anything: by the wall clock when it said it to the process before.
+    pub fn heard_ago(&self, now: Instant, wall: SystemTime) -> Option<Duration> {
+        let here = self.heard_at.map(|at| now.saturating_duration_since(at));
+        // A clock that was set back says "just now"; the state says that it was not.
+        here.or_else(|| self.heard_before.map(|at| wall.duration_since(at).unwrap_or_default()))
+    }
+}
+
 /// A mirror at work; dropping it stops the following and leaves the data served.
 #[derive(Debug)]
 pub struct Mirror {
     keyspace: SharedKeyspace,
     status: watch::Receiver<Shown>,
+    task: JoinHandle<()>,
+    cluster: String,
+    keep: Option<Keeping>,
+}
+
+#[derive(Debug)]
+struct Keeping {
+    dir: MirrorDir,
+    ended: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -115,6 +143,10 @@ pub struct Mirror {
 struct Shown {
     follow: Option<FollowStatus>,
     synced_once: bool,
+    restored: bool,
+    heard_before: Option<SystemTime>,
+    kept_revision: Option<Revision>,
+    keep_trouble: Option<String>,
     refused: BTreeMap<&'static str, u64>,
     last_refusal: Option<String>,
     last_trouble: Option<String>,
@@ -122,24 +154,44 @@ struct Shown {
 
 impl Mirror {
     /// Begins to follow. The keyspace is registered in `keyspaces` when the first list is complete, so that nobody
-    /// takes "not yet known" for "empty". One that is registered already (an earlier mirror's) is gone on with.
+    /// takes "not yet known" for "empty". One that is registered already (an earlier mirror's) is gone on with; else
+    /// one that is kept on disk is registered at once. Cost: reading and admitting that, here.
     pub fn start(config: MirrorConfig, keyspaces: &Keyspaces) -> Result<Self, FollowConfigError> {
         // Never the own keyspace, which is a replica too when etcd keeps it.
         let earlier = keyspaces.get(&config.cluster).filter(|_| config.cluster != keyspaces.own().name());
         let earlier = earlier.map(|handle| handle.keyspace().clone());
-        let start = earlier.as_ref().map(|keyspace| keyspace.read(position));
+        let going_on = earlier.is_some();
         let keyspace = earlier
             .unwrap_or_else(|| SharedKeyspace::new(Keyspace::replica(Identity::adopted(1), config.limits)));
-        let follow = config.client.follow(follow_config(&config, start))?;
         let (shown, status) = watch::channel(Shown::default());
-        let task = Task { config, keyspaces: keyspaces.clone(), keyspace: keyspace.clone(), shown };
-        Ok(Self { keyspace, status, task: tokio::spawn(task.run(follow)) })
+        // What an earlier mirror refused is not known here.
+        let partial = going_on;
+        let mut task =
+            Task { config, keyspaces: keyspaces.clone(), keyspace: keyspace.clone(), shown, partial };
+        let start = match going_on {
+            true => Some(keyspace.read(task::position)),
+            false => task.restore(),
+        };
+        let follow = task.config.client.follow(task::follow_config(&task.config, start))?;
+        task.serve();
+        let cluster = task.config.cluster.clone();
+        let (asks, asked) = mpsc::channel(1);
+        let keep = task.config.keep.clone().map(|dir| Keeping::start(dir, &task, asks, going_on));
+        Ok(Self { keyspace, status, task: tokio::spawn(task.run(follow, asked)), cluster, keep })
+    }
+
+    /// Ends it for good: nothing of it stays on disk. The keyspace is the caller's to remove.
+    /// Cost: removing a file, and writing one when that is just under way.
+    pub fn forget(self) {
+        if let Some(keep) = &self.keep {
+            keep.dir.forget(&self.cluster, &keep.ended);
+        }
     }
 
     /// O(1).
     pub fn state(&self) -> MirrorState {
         let shown = self.status.borrow();
-        state(shown.follow.as_ref().map(|follow| follow.state), shown.synced_once)
+        shown.state()
     }
 
     /// O(keys): it counts them.
@@ -151,10 +203,13 @@ impl Mirror {
             .read(|keyspace| (keyspace.revision(), keyspace.range(&count).map_or(0, |reply| reply.count)));
         let follow = shown.follow.as_ref();
         MirrorStatus {
-            state: state(follow.map(|follow| follow.state), shown.synced_once),
+            state: shown.state(),
             cluster_id: follow.and_then(|follow| follow.cluster_id),
             revision,
             heard_at: follow.and_then(|follow| follow.heard_at),
+            heard_before: shown.heard_before,
+            kept_revision: shown.kept_revision,
+            keep_trouble: shown.keep_trouble,
             keys,
             relists: follow.map_or(0, |follow| follow.relists),
             reconnects: follow.map_or(0, |follow| follow.reconnects),
@@ -177,162 +232,38 @@ impl Mirror {
 impl Drop for Mirror {
     fn drop(&mut self) {
         self.task.abort();
+        if let Some(keep) = &self.keep {
+            keep.task.abort();
+        }
     }
 }
 
-fn state(follow: Option<FollowState>, synced_once: bool) -> MirrorState {
-    match (follow, synced_once) {
-        (Some(FollowState::Following), _) => MirrorState::Synced,
-        (Some(FollowState::Listing), _) => MirrorState::Syncing,
-        (_, true) => MirrorState::CutOff,
-        (_, false) => MirrorState::Connecting,
-    }
-}
-
-/// Where a replica stands, for its follower to go on from.
-pub(crate) fn position(keyspace: &Keyspace) -> Resume {
-    let cluster_id = keyspace.identity().cluster_id;
-    Resume { cluster_id, revision: keyspace.revision(), known: Vec::new() }
-}
-
-fn follow_config(config: &MirrorConfig, start: Option<Resume>) -> FollowConfig {
-    FollowConfig {
-        start,
-        order: Order::Total,
-        relist: Relist::Whole,
-        trust_progress: true,
-        pace: config.pace.clone(),
-        ..FollowConfig::new(config.ranges.clone())
-    }
-}
-
-struct Task {
-    config: MirrorConfig,
-    keyspaces: Keyspaces,
-    keyspace: SharedKeyspace,
-    shown: watch::Sender<Shown>,
-}
-
-impl Task {
-    async fn run(self, first: Follow) {
-        let mut follow = first;
-        if self.registered() {
-            self.shown.send_modify(|shown| shown.synced_once = true);
-        }
-        loop {
-            let error = self.follow(&mut follow).await;
-            tracing::error!(cluster = self.config.cluster, %error, "the origin's state cannot be taken over; it is listed again");
-            self.shown.send_modify(|shown| shown.last_trouble = Some(error.to_string()));
-            tokio::time::sleep(AFTER_NONSENSE).await;
-            match self.config.client.follow(follow_config(&self.config, None)) {
-                Ok(again) => follow = again,
-                // The same configuration was accepted when the mirror was started.
-                Err(error) => return tracing::error!(%error, "a mirror cannot be started again"),
-            }
-        }
-    }
-
-    /// Until the origin says something that cannot be.
-    async fn follow(&self, follow: &mut Follow) -> ApplyError {
-        let mut fill = Fill::new(self.config.ranges.len());
-        let mut status = follow.status();
-        loop {
-            let event = tokio::select! {
-                event = follow.next() => event,
-                Ok(()) = status.changed() => {
-                    let now = status.borrow_and_update().clone();
-                    self.shown.send_modify(|shown| {
-                        shown.synced_once |= now.state == FollowState::Following;
-                        shown.follow = Some(now);
-                    });
-                    continue;
-                }
-            };
-            // A follower ends only with its runtime.
-            let Some(event) = event else { return std::future::pending().await };
-            if let FollowEvent::Reset { reason, cluster_id } = &event {
-                tracing::info!(cluster = self.config.cluster, ?reason, cluster_id, "mirror lists its origin");
-            }
-            for filled in fill.handle(event, |kv, listed| self.admit(kv, listed)) {
-                if let Err(error) = self.take(filled) {
-                    return error;
-                }
-            }
-        }
-    }
-
-    fn take(&self, filled: Filled) -> Result<(), ApplyError> {
-        match filled {
-            Filled::Load { cluster_id, revision, kvs } => {
-                let identity = Identity::adopted(cluster_id);
-                self.keyspace.update(|keyspace| keyspace.load(identity, revision, &kvs))?;
-                if !self.registered() {
-                    let writer = ReadOnlyWriter::new(&self.config.cluster);
-                    self.keyspaces.add(KeyspaceHandle::new(
-                        &self.config.cluster,
-                        self.keyspace.clone(),
-                        writer,
-                    ));
-                }
-                self.shown.send_modify(|shown| shown.last_trouble = None);
-                Ok(())
-            }
-            Filled::Apply(record) => {
-                let now = self.keyspace.now();
-                self.keyspace.update(|keyspace| {
-                    match record.changes.is_empty() && record.revision <= keyspace.revision() {
-                        true => Ok(()),
-                        false => keyspace.apply(&record, now),
-                    }
-                })
-            }
-        }
-    }
-
-    fn registered(&self) -> bool {
-        self.keyspaces.get(&self.config.cluster).is_some()
-    }
-
-    /// Bytes that would be held with `kv`. `listed`: those of the list before it.
-    fn held_with(&self, kv: &KeyValue, listed: Option<usize>) -> usize {
-        let new = fill::cost(kv);
-        match listed {
-            Some(listed) => listed + new,
-            None => self.keyspace.read(|keyspace| {
-                let before = keyspace.range(&RangeQuery::new(KeyRange::key(kv.key.clone())));
-                let old =
-                    before.ok().and_then(|reply| reply.kvs.first().map(|kv| fill::cost(kv))).unwrap_or(0);
-                (keyspace.live_bytes() + new).saturating_sub(old)
-            }),
-        }
-    }
-
-    fn admit(&self, kv: &KeyValue, listed: Option<usize>) -> bool {
-        let quota = self.config.limits.quota_bytes;
-        let verdict = match self.held_with(kv, listed) > quota {
-            true => Err(Refusal {
-                reason: "quota",
-                detail: format!(
-                    "{}: the mirror of {} may hold {quota} bytes",
-                    kv.key.escape_ascii(),
-                    self.config.cluster
-                ),
-            }),
-            false => self.config.admit.admit(&kv.key, &kv.value),
+impl Keeping {
+    fn start(dir: MirrorDir, task: &Task, asks: mpsc::Sender<keep::Ask>, going_on: bool) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let changes = task.keyspace.subscribe();
+        let keeper = Keeper {
+            dir: dir.clone(),
+            cluster: task.config.cluster.clone(),
+            asks,
+            // Empty and not served, or as it is on disk. What an earlier mirror wrote is not known.
+            kept: (!going_on).then(|| *changes.borrow()),
+            changes,
+            shown: task.shown.clone(),
+            ended: ended.clone(),
         };
-        let Err(refusal) = verdict else { return true };
-        tracing::debug!(
-            cluster = self.config.cluster,
-            refusal.reason,
-            refusal.detail,
-            "an entry was refused"
-        );
-        self.shown.send_modify(|shown| {
-            if shown.refused.len() < MOST_REASONS || shown.refused.contains_key(refusal.reason) {
-                *shown.refused.entry(refusal.reason).or_default() += 1;
-            }
-            shown.last_refusal = Some(refusal.detail);
-        });
-        false
+        Self { dir, ended, task: tokio::spawn(keeper.run()) }
+    }
+}
+
+impl Shown {
+    fn state(&self) -> MirrorState {
+        match self.follow.as_ref().map(|follow| follow.state) {
+            Some(FollowState::Following) => MirrorState::Synced,
+            Some(FollowState::Listing) => MirrorState::Syncing,
+            _ if self.synced_once => MirrorState::CutOff,
+            _ if self.restored => MirrorState::Restored,
+            _ => MirrorState::Connecting,
+        }
     }
 }

@@ -8,3 +8,4 @@ mod etcd_store;
 mod following;
 mod harness;
 mod mirrors;
+mod restarts;

@@ -11,13 +11,13 @@ use hawser_kvstore::{KeyRange, KeyValue, Keyspace, Limits};
 use crate::harness::{Copy, TestServer, Wire, channel, eventually, everything, memory, pace};
 
 /// What a remote cluster may read (contracts.md), for us-east.
-const EXPORTED: &[&str] = &["cilium/state/", "cilium/synced/us-east/", "hawser/state/"];
+pub(crate) const EXPORTED: &[&str] = &["cilium/state/", "cilium/synced/us-east/", "hawser/state/"];
 
-fn admit_all(_key: &[u8], _value: &[u8]) -> Result<(), Refusal> {
+pub(crate) fn admit_all(_key: &[u8], _value: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn mirror_of(addr: std::net::SocketAddr, admit: impl Admit) -> MirrorConfig {
+pub(crate) fn mirror_of(addr: std::net::SocketAddr, admit: impl Admit) -> MirrorConfig {
     MirrorConfig {
         cluster: "us-east".into(),
         client: Client::for_cluster(channel(addr), "us-east").unwrap(),
@@ -25,23 +25,24 @@ fn mirror_of(addr: std::net::SocketAddr, admit: impl Admit) -> MirrorConfig {
         admit: Arc::new(admit),
         limits: Limits::default(),
         pace: pace(),
+        keep: None,
     }
 }
 
-fn exported(server: &TestServer) -> Vec<KeyValue> {
+pub(crate) fn exported(server: &TestServer) -> Vec<KeyValue> {
     let all = everything(server.own().keyspace());
     all.into_iter().filter(|kv| EXPORTED.iter().any(|prefix| kv.key.starts_with(prefix.as_bytes()))).collect()
 }
 
-fn held(server: &TestServer) -> Vec<KeyValue> {
+pub(crate) fn held(server: &TestServer) -> Vec<KeyValue> {
     server.keyspaces.get("us-east").map(|handle| everything(handle.keyspace())).unwrap_or_default()
 }
 
-fn place(keyspace: &SharedKeyspace) -> (u64, i64) {
+pub(crate) fn place(keyspace: &SharedKeyspace) -> (u64, i64) {
     keyspace.read(|keyspace| (keyspace.identity().cluster_id, keyspace.revision()))
 }
 
-async fn fill(server: &TestServer, keys: std::ops::Range<u32>) {
+pub(crate) async fn fill(server: &TestServer, keys: std::ops::Range<u32>) {
     for n in keys {
         server.put(&format!("cilium/state/ip/v1/default/10.1.0.{n}"), "ip").await;
         server.put(&format!("hawser/state/nodes/v1/us-east/n{n}"), "node").await;

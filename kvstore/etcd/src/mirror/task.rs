@@ -1,0 +1,245 @@
+//! The task of a mirror: what its origin says, admitted entry by entry, becomes the replica.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use hawser_kvstore::{ApplyError, Identity, KeyRange, KeyValue, Keyspace, RangeQuery};
+use tokio::sync::{mpsc, watch};
+
+use super::fill::{self, Fill, Filled};
+use super::keep::{Ask, Progress};
+use super::{MirrorConfig, Refusal, Shown};
+use crate::client::{Follow, FollowConfig, FollowEvent, FollowState, Order, Relist, Resume};
+use crate::durable::codec::KeptMirror;
+use crate::server::{KeyspaceHandle, Keyspaces, ReadOnlyWriter, SharedKeyspace};
+
+/// After an origin said something that cannot be: it is listed again, but not at once.
+const AFTER_NONSENSE: Duration = Duration::from_secs(5);
+/// Reasons for refusal that are counted apart; more than an admission has, so that a map stays small whatever it says.
+const MOST_REASONS: usize = 64;
+
+/// Where a replica stands, for its follower to go on from.
+pub(super) fn position(keyspace: &Keyspace) -> Resume {
+    let cluster_id = keyspace.identity().cluster_id;
+    Resume { cluster_id, revision: keyspace.revision(), known: Vec::new() }
+}
+
+pub(super) fn follow_config(config: &MirrorConfig, start: Option<Resume>) -> FollowConfig {
+    FollowConfig {
+        start,
+        order: Order::Total,
+        relist: Relist::Whole,
+        trust_progress: true,
+        pace: config.pace.clone(),
+        ..FollowConfig::new(config.ranges.clone())
+    }
+}
+
+pub(super) struct Task {
+    pub(super) config: MirrorConfig,
+    pub(super) keyspaces: Keyspaces,
+    pub(super) keyspace: SharedKeyspace,
+    pub(super) shown: watch::Sender<Shown>,
+    /// Entries were refused that another admission might take, or nobody knows.
+    pub(super) partial: bool,
+}
+
+impl Task {
+    /// Takes over what is kept on disk, and says where to go on; without that, the origin is listed.
+    /// Entries are admitted anew: what may be said can have changed.
+    pub(super) fn restore(&mut self) -> Option<Resume> {
+        let cluster = &self.config.cluster;
+        let loaded = self.config.keep.as_ref()?.load(cluster, self.config.limits.quota_bytes);
+        let KeptMirror { ranges, heard, partial, state, .. } = match loaded {
+            Ok(kept) => kept?,
+            Err(why) => {
+                tracing::warn!(cluster, %why, "the mirror's snapshot is not used; its origin is listed");
+                return None;
+            }
+        };
+        let (mut held, mut kvs) = (0, state.kvs);
+        let found = kvs.len();
+        kvs.retain(|kv| {
+            let admitted = self.admit(kv, Some(held));
+            held += if admitted { fill::cost(kv) } else { 0 };
+            admitted
+        });
+        if let Err(why) = self.keyspace.update(|keyspace| keyspace.load(state.identity, state.revision, &kvs))
+        {
+            tracing::warn!(cluster, %why, "the mirror's snapshot is not used; its origin is listed");
+            return None;
+        }
+        self.shown.send_modify(|shown| {
+            shown.restored = true;
+            shown.heard_before = heard;
+            shown.kept_revision = Some(state.revision);
+        });
+        let goes_on = !partial && ranges == self.config.ranges;
+        self.partial = partial || kvs.len() < found;
+        tracing::info!(cluster, revision = state.revision, keys = kvs.len(), goes_on, "mirror is restored");
+        goes_on.then(|| self.keyspace.read(position))
+    }
+
+    /// Registers what there is; nothing when there is nothing yet.
+    pub(super) fn serve(&self) {
+        let restored = self.shown.borrow().restored;
+        match self.registered() {
+            true => self.shown.send_modify(|shown| shown.synced_once = true),
+            false if restored => self.register(),
+            false => {}
+        }
+    }
+
+    pub(super) async fn run(mut self, first: Follow, mut asked: mpsc::Receiver<Ask>) {
+        let mut follow = first;
+        loop {
+            let error = self.follow(&mut follow, &mut asked).await;
+            tracing::error!(cluster = self.config.cluster, %error, "the origin's state cannot be taken over; it is listed again");
+            self.shown.send_modify(|shown| shown.last_trouble = Some(error.to_string()));
+            tokio::time::sleep(AFTER_NONSENSE).await;
+            match self.config.client.follow(follow_config(&self.config, None)) {
+                Ok(again) => follow = again,
+                // The same configuration was accepted when the mirror was started.
+                Err(error) => return tracing::error!(%error, "a mirror cannot be started again"),
+            }
+        }
+    }
+
+    /// Until the origin says something that cannot be.
+    async fn follow(&mut self, follow: &mut Follow, asked: &mut mpsc::Receiver<Ask>) -> ApplyError {
+        let mut fill = Fill::new(self.config.ranges.len());
+        let mut status = follow.status();
+        let mut refused_in_list = false;
+        loop {
+            let event = tokio::select! {
+                event = follow.next() => event,
+                Ok(()) = status.changed() => {
+                    let now = status.borrow_and_update().clone();
+                    self.shown.send_modify(|shown| {
+                        shown.synced_once |= now.state == FollowState::Following;
+                        shown.follow = Some(now);
+                    });
+                    continue;
+                }
+                Some(ask) = asked.recv() => {
+                    let heard_at = status.borrow().heard_at;
+                    // Its asker is gone with the mirror.
+                    let _ = ask.send(self.kept(heard_at));
+                    continue;
+                }
+            };
+            // A follower ends only with its runtime.
+            let Some(event) = event else { return std::future::pending().await };
+            if let FollowEvent::Reset { reason, cluster_id } = &event {
+                tracing::info!(cluster = self.config.cluster, ?reason, cluster_id, "mirror lists its origin");
+                refused_in_list = false;
+            }
+            let mut refused = false;
+            let admit = |kv: &KeyValue, listed: Option<usize>| {
+                let admitted = self.admit(kv, listed);
+                refused_in_list |= !admitted && listed.is_some();
+                refused |= !admitted && listed.is_none();
+                admitted
+            };
+            let filled = fill.handle(event, admit);
+            self.partial |= refused;
+            for filled in filled {
+                if matches!(filled, Filled::Load { .. }) {
+                    self.partial = refused_in_list;
+                }
+                if let Err(error) = self.take(filled) {
+                    return error;
+                }
+            }
+        }
+    }
+
+    fn take(&self, filled: Filled) -> Result<(), ApplyError> {
+        match filled {
+            Filled::Load { cluster_id, revision, kvs } => {
+                let identity = Identity::adopted(cluster_id);
+                self.keyspace.update(|keyspace| keyspace.load(identity, revision, &kvs))?;
+                if !self.registered() {
+                    self.register();
+                }
+                self.shown.send_modify(|shown| shown.last_trouble = None);
+                Ok(())
+            }
+            Filled::Apply(record) => {
+                let now = self.keyspace.now();
+                self.keyspace.update(|keyspace| {
+                    match record.changes.is_empty() && record.revision <= keyspace.revision() {
+                        true => Ok(()),
+                        false => keyspace.apply(&record, now),
+                    }
+                })
+            }
+        }
+    }
+
+    fn registered(&self) -> bool {
+        self.keyspaces.get(&self.config.cluster).is_some()
+    }
+
+    fn register(&self) {
+        let cluster = &self.config.cluster;
+        let writer = ReadOnlyWriter::new(cluster);
+        self.keyspaces.add(KeyspaceHandle::new(cluster, self.keyspace.clone(), writer));
+    }
+
+    /// What is written to disk. O(keys), sharing their bytes; nobody who reads waits for it.
+    fn kept(&self, heard_at: Option<Instant>) -> (KeptMirror, Progress) {
+        let (state, progress) = self.keyspace.read(|keyspace| (keyspace.snapshot(), keyspace.progress()));
+        let heard = heard_at.and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+        let kept = KeptMirror {
+            cluster: self.config.cluster.clone(),
+            ranges: self.config.ranges.clone(),
+            heard: heard.or(self.shown.borrow().heard_before),
+            partial: self.partial,
+            state,
+        };
+        (kept, progress)
+    }
+
+    /// Bytes that would be held with `kv`. `listed`: those of the list before it.
+    fn held_with(&self, kv: &KeyValue, listed: Option<usize>) -> usize {
+        let new = fill::cost(kv);
+        match listed {
+            Some(listed) => listed + new,
+            None => self.keyspace.read(|keyspace| {
+                let before = keyspace.range(&RangeQuery::new(KeyRange::key(kv.key.clone())));
+                let old =
+                    before.ok().and_then(|reply| reply.kvs.first().map(|kv| fill::cost(kv))).unwrap_or(0);
+                (keyspace.live_bytes() + new).saturating_sub(old)
+            }),
+        }
+    }
+
+    fn admit(&self, kv: &KeyValue, listed: Option<usize>) -> bool {
+        let quota = self.config.limits.quota_bytes;
+        let verdict = match self.held_with(kv, listed) > quota {
+            true => Err(Refusal {
+                reason: "quota",
+                detail: format!(
+                    "{}: the mirror of {} may hold {quota} bytes",
+                    kv.key.escape_ascii(),
+                    self.config.cluster
+                ),
+            }),
+            false => self.config.admit.admit(&kv.key, &kv.value),
+        };
+        let Err(refusal) = verdict else { return true };
+        tracing::debug!(
+            cluster = self.config.cluster,
+            refusal.reason,
+            refusal.detail,
+            "an entry was refused"
+        );
+        self.shown.send_modify(|shown| {
+            if shown.refused.len() < MOST_REASONS || shown.refused.contains_key(refusal.reason) {
+                *shown.refused.entry(refusal.reason).or_default() += 1;
+            }
+            shown.last_refusal = Some(refusal.detail);
+        });
+        false
+    }
+}
