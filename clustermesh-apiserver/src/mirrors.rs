@@ -24,6 +24,8 @@ use crate::{dial, peers};
 
 /// How often the state of mirrors is looked at, for the log.
 const LOOK: Duration = Duration::from_secs(1);
+/// What an end waits for mirrors to be on disk.
+const SETTLE: Duration = Duration::from_secs(10);
 /// What one peer can make this server hold.
 const QUOTA: usize = 1 << 30;
 
@@ -85,7 +87,15 @@ impl Mirrors {
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
-        self.0.running.write().unwrap_or_else(PoisonError::into_inner).clear();
+        let running = std::mem::take(&mut *self.0.running.write().unwrap_or_else(PoisonError::into_inner));
+        let settle = async {
+            for mirror in running.values().filter_map(|running| running.mirror.as_ref().ok()) {
+                mirror.settle().await;
+            }
+        };
+        if tokio::time::timeout(SETTLE, settle).await.is_err() {
+            tracing::warn!("not every mirror's last changes are on disk; they are asked for again");
+        }
     }
 
     /// Brings mirrors and trust in line with the list. Cost: the list; its values only when one changed.

@@ -131,11 +131,16 @@ async fn a_server_that_starts_again_while_its_peer_is_gone_serves_what_it_kept_a
     until_says(&mirror, CART, "10.1.0.9").await;
     let kept = eu.path("store/mirrors/us-east.snapshot");
     eventually("the mirror is on disk", async || kept.metadata().map_err(|error| error.to_string())).await;
+    // Later than the first snapshot, and told to end in order: the last word is kept.
+    us.manifest("shop.yaml", &open_shop().replace("10.1.0.9", "10.1.0.10"));
+    until_says(&mirror, CART, "10.1.0.10").await;
+    until_gone(&mirror, "cilium/state/ip/v1/default/10.1.0.9").await;
     us.kill();
-    eu.kill();
+    assert_eq!(eu.stop(), Some(0));
     eu.start(&[]).await;
     let mirror = eu.etcd(Some(&admin), Some("us-east")).await.unwrap();
-    assert!(get(&mirror, CART).await.unwrap().is_some(), "served at once");
+    let cart = get(&mirror, CART).await.unwrap().unwrap();
+    assert!(cart.contains("10.1.0.10"), "{cart}");
     let peer = eu.status().await.peers[0].clone();
     assert_eq!((peer.state.as_str(), peer.services, peer.endpoints), ("restored", 1, 2), "{peer:?}");
     assert!(peer.heard_ms_ago > 0 && peer.reason.contains("kept on disk"), "{peer:?}");

@@ -174,16 +174,9 @@ impl Keeper {
 
     /// What is on disk then: nothing, as far as is known, after a failure. `None` when the mirror has ended.
     async fn keep(&self) -> Option<Option<Progress>> {
-        let _turn = self.dir.0.turn.acquire().await.ok()?;
-        let (ask, answer) = oneshot::channel();
-        self.asks.send(ask).await.ok()?;
-        let (mirror, progress) = answer.await.ok()?;
-        let revision = mirror.state.revision;
-        let (dir, ended) = (self.dir.clone(), self.ended.clone());
-        let written = tokio::task::spawn_blocking(move || dir.write(mirror, &ended)).await;
-        let written = written.unwrap_or_else(|stopped| Err(io::Error::other(stopped)));
+        let (progress, written) = keep(&self.dir, &self.asks, &self.ended).await?;
         let kept = written.is_ok().then_some(progress);
-        self.tell(revision, written);
+        self.tell(progress.1, written);
         Some(kept)
     }
 
@@ -212,4 +205,19 @@ impl Keeper {
             shown.keep_trouble = trouble;
         });
     }
+}
+
+/// Asks a mirror for its state and writes it, when it is its turn. `None` when the mirror has ended.
+pub(super) async fn keep(
+    dir: &MirrorDir,
+    asks: &mpsc::Sender<Ask>,
+    ended: &Arc<AtomicBool>,
+) -> Option<(Progress, io::Result<()>)> {
+    let _turn = dir.0.turn.acquire().await.ok()?;
+    let (ask, answer) = oneshot::channel();
+    asks.send(ask).await.ok()?;
+    let (mirror, progress) = answer.await.ok()?;
+    let (dir, ended) = (dir.clone(), ended.clone());
+    let written = tokio::task::spawn_blocking(move || dir.write(mirror, &ended)).await;
+    Some((progress, written.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))))
 }

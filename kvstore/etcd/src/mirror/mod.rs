@@ -134,6 +134,7 @@ pub struct Mirror {
 #[derive(Debug)]
 struct Keeping {
     dir: MirrorDir,
+    asks: mpsc::Sender<keep::Ask>,
     ended: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
@@ -178,6 +179,19 @@ impl Mirror {
         let (asks, asked) = mpsc::channel(1);
         let keep = task.config.keep.clone().map(|dir| Keeping::start(dir, &task, asks, going_on));
         Ok(Self { keyspace, status, task: tokio::spawn(task.run(follow, asked)), cluster, keep })
+    }
+
+    /// Writes what is not on disk yet, for a process that is about to end.
+    pub async fn settle(&self) {
+        let Some(Keeping { dir, asks, ended, .. }) = &self.keep else { return };
+        let revision = self.keyspace.read(Keyspace::revision);
+        if revision == 0 || self.status.borrow().kept_revision == Some(revision) {
+            return;
+        }
+        if let Some((_, Err(error))) = keep::keep(dir, asks, ended).await {
+            let (cluster, dir) = (&self.cluster, dir.place());
+            tracing::warn!(cluster, dir, %error, "the mirror's last changes are not on disk; they are asked for again");
+        }
     }
 
     /// Ends it for good: nothing of it stays on disk. The keyspace is the caller's to remove.
@@ -245,14 +259,14 @@ impl Keeping {
         let keeper = Keeper {
             dir: dir.clone(),
             cluster: task.config.cluster.clone(),
-            asks,
+            asks: asks.clone(),
             // Empty and not served, or as it is on disk. What an earlier mirror wrote is not known.
             kept: (!going_on).then(|| *changes.borrow()),
             changes,
             shown: task.shown.clone(),
             ended: ended.clone(),
         };
-        Self { dir, ended, task: tokio::spawn(keeper.run()) }
+        Self { dir, asks, ended, task: tokio::spawn(keeper.run()) }
     }
 }
 

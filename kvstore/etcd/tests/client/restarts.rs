@@ -190,6 +190,23 @@ async fn when_the_remote_is_another_lineage_after_the_restart_everyone_relists_a
 }
 
 #[tokio::test]
+async fn a_mirror_that_settles_has_its_last_change_on_disk_too() {
+    let (origin, dir) = origin_with(0..5).await;
+    let hourly = MirrorDir::on(Arc::new(Directory::take(dir.path()).unwrap()), Duration::from_secs(3600));
+    let here = TestServer::serving(memory("eu-west", 8)).await;
+    let config = MirrorConfig { keep: Some(hourly), ..mirror_of(origin.addr, admit_all) };
+    let mirror = Mirror::start(config, &here.keyspaces).unwrap();
+    eventually("the first list is on disk", || mirror.status().kept_revision.is_some()).await;
+    fill(&origin, 5..9).await;
+    let life = Life { here, mirror };
+    eventually("the mirror has everything", || held(&life.here) == exported(&origin)).await;
+    life.mirror.settle().await;
+    life.end();
+    let life = Life::begin(dir.path(), nowhere()).await;
+    assert_eq!(held(&life.here), exported(&origin));
+}
+
+#[tokio::test]
 async fn when_the_remote_has_forgotten_what_was_missed_it_is_listed() {
     let (origin, dir) = origin_with(0..50).await;
     let life = Life::begin(dir.path(), origin.addr).await;
