@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use hawser_model::{ClusterRef, PublicKey};
 use ipnet::IpNet;
 
-use crate::{Desired, Observed, Op};
+use crate::keys::keys;
+use crate::{Desired, Observed, Op, PeerName};
 
 /// Why a list of operations is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +18,8 @@ pub enum Violation {
     Contested { step: usize, prefix: IpNet, owner: PublicKey, to: PublicKey },
     #[error("step {step} speaks of a peer {public_key:?} that is not there")]
     UnknownPeer { step: usize, public_key: PublicKey },
+    #[error("step {step} speaks of {peer} with the key {public_key:?}, which is not its cluster's")]
+    ForeignKey { step: usize, public_key: PublicKey, peer: PeerName },
     #[error("{prefix} of peer {owner:?} covers our own address {address}")]
     OwnAddress { prefix: IpNet, owner: PublicKey, address: IpAddr },
     #[error("{inner} of {inner_owner:?} lies in {outer} of {outer_owner:?}, which is of another cluster")]
@@ -25,17 +28,38 @@ pub enum Violation {
     LeftUnguarded { prefix: IpNet },
 }
 
-/// Whether carrying out `ops` on `observed` keeps these rules: at every step each route it touches has its guard and no
-/// prefix is handed out twice; in the end every route has its guard, no peer may speak with our own addresses, and no
+/// Whether carrying out `ops` on `observed` keeps these rules: at every step each route it touches has its guard, no
+/// prefix is handed out twice, and no cluster gets a key that is another's or contested; in the end every route has its guard, no peer may speak with our own addresses, and no
 /// cluster's prefix lies inside another's.
 ///
 /// `desired` says only which cluster a key belongs to and which addresses are our own.
 pub fn check(ops: &[Op], observed: &Observed, desired: &Desired) -> Result<(), Violation> {
     let mut paper = Paper::of(observed);
+    // A key that is nobody's is not among them.
+    let keys = keys(desired, observed, &mut Vec::new());
+    let clusters = keys.into_iter().map(|peer| (peer.public_key, &peer.name.cluster)).collect();
     for (step, op) in ops.iter().enumerate() {
+        whose(step + 1, op, &clusters)?;
         paper.carry_out(step + 1, op)?;
     }
-    paper.judge(desired)
+    paper.judge(desired, &clusters)
+}
+
+type Clusters<'a> = BTreeMap<PublicKey, &'a ClusterRef>;
+
+fn whose(step: usize, op: &Op, clusters: &Clusters<'_>) -> Result<(), Violation> {
+    match op {
+        Op::AddPeer { peer, public_key, .. }
+        | Op::SetEndpoint { peer, public_key, .. }
+        | Op::SetKeepalive { peer, public_key, .. }
+        | Op::Allow { peer, public_key, .. }
+        | Op::Restrict { peer, public_key, .. }
+            if clusters.get(public_key) != Some(&&peer.cluster) =>
+        {
+            Err(Violation::ForeignKey { step, public_key: *public_key, peer: peer.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 struct Paper {
@@ -111,7 +135,7 @@ impl Paper {
         Ok(())
     }
 
-    fn judge(&self, desired: &Desired) -> Result<(), Violation> {
+    fn judge(&self, desired: &Desired, clusters: &Clusters<'_>) -> Result<(), Violation> {
         if let Some(&prefix) = self.routes.difference(&self.guards).next() {
             return Err(Violation::LeftUnguarded { prefix });
         }
@@ -120,15 +144,11 @@ impl Paper {
                 return Err(Violation::OwnAddress { prefix, owner, address });
             }
         }
-        // Two nodes that state one key: the first by name holds it, as in `resolve`.
-        let mut peers: Vec<_> = desired.peers.iter().collect();
-        peers.sort_by(|a, b| b.name.cmp(&a.name));
-        let clusters = peers.iter().map(|peer| (peer.public_key, &peer.name.cluster)).collect();
-        self.judge_overlaps(&clusters)
+        self.judge_overlaps(clusters)
     }
 
     /// Prefixes sort by address, then length, so what covers a prefix comes before it: one pass with a stack.
-    fn judge_overlaps(&self, clusters: &BTreeMap<PublicKey, &ClusterRef>) -> Result<(), Violation> {
+    fn judge_overlaps(&self, clusters: &Clusters<'_>) -> Result<(), Violation> {
         let mut above: Vec<(IpNet, PublicKey)> = Vec::new();
         for (&inner, &inner_owner) in &self.owners {
             while above.last().is_some_and(|(outer, _)| !outer.contains(&inner)) {

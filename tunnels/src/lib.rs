@@ -2,14 +2,15 @@
 //! carrying it out opens no hole.
 //!
 //! ```text
-//! Desired ──resolve──> (one owner per prefix, Problems)
-//!                            │
-//! Observed ─────────────── plan ──> [Op, Op, ..] ── check ──> a driver applies them, in order
+//! Desired ──resolve──> (one owner per key and prefix, Problems)
+//!             │              │
+//! Observed ───┴─────────── plan ──> [Op, Op, ..] ── check ──> a driver applies them, in order
 //! ```
 //! No IO, no clock. The kernel is spoken to by `hawser-tunnels-linux`, which knows nothing of clusters.
 
 mod check;
 mod desired;
+mod keys;
 mod mtu;
 mod observed;
 mod op;

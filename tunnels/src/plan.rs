@@ -23,7 +23,7 @@ pub struct Plan {
 ///
 /// Nothing to do is an empty list. O(peers + prefixes), times a logarithm.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
-    let Resolved { peers, routes, guards, problems } = resolve(desired);
+    let Resolved { peers, routes, guards, problems } = resolve(desired, observed);
     let mut ops = Vec::new();
 
     if observed.device.is_none() {

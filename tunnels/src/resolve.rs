@@ -1,5 +1,5 @@
-//! Settles what contradicts itself in the desired state: every node of the mesh comes to the same answer, and the loser
-//! is named.
+//! Settles what contradicts itself in the desired state: between clusters what is there stays where it is, inside one
+//! the first by name has it, and the loser is named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use hawser_model::PublicKey;
 use ipnet::IpNet;
 
-use crate::{Desired, Family, Peer, PeerName};
+use crate::keys::keys;
+use crate::{Desired, Family, Observed, Peer, PeerName};
 
 /// The desired state without contradictions: one owner per prefix, one node per key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,10 @@ pub enum Problem {
         "{winner} and {loser} state the same public key {public_key:?}; {loser} gets no tunnel. fix: give {loser} a key of its own"
     )]
     SharedKey { public_key: PublicKey, winner: PeerName, loser: PeerName },
+    #[error(
+        "{one} and {other} of different clusters state the same public key {public_key:?}; neither gets a tunnel. fix: give both keys of their own, and disconnect the cluster that states what is not its own"
+    )]
+    ContestedKey { public_key: PublicKey, one: PeerName, other: PeerName },
     #[error(
         "{peer} states our own public key {public_key:?} and gets no tunnel. fix: give it a key of its own"
     )]
@@ -51,10 +56,11 @@ pub enum Problem {
     Everything { prefix: IpNet },
 }
 
-/// Peers are heard in the order of their names, and the first claim to a thing is granted.
-pub fn resolve(desired: &Desired) -> Resolved {
+/// A function of what is desired and what is there. What one cluster holds no other takes by stating it; the rest goes by
+/// the order of names. Two peers at one endpoint are no contradiction: WireGuard tells them apart by key.
+pub fn resolve(desired: &Desired, observed: &Observed) -> Resolved {
     let mut problems = Vec::new();
-    let peers = peers(desired, &mut problems);
+    let peers = peers(desired, observed, &mut problems);
     let mut routes = BTreeMap::new();
     let mut guards = BTreeSet::new();
     for prefix in desired.routes.iter().chain(&desired.guards).map(IpNet::trunc) {
@@ -74,54 +80,64 @@ pub fn resolve(desired: &Desired) -> Resolved {
     Resolved { peers, routes, guards, problems }
 }
 
-fn peers(desired: &Desired, problems: &mut Vec<Problem>) -> BTreeMap<PublicKey, Peer> {
-    let mut claims: Vec<&Peer> = desired.peers.iter().collect();
-    claims.sort_by_key(|peer| (&peer.name, peer.public_key, peer.endpoint));
-    let mut peers = BTreeMap::<PublicKey, Peer>::new();
-    let mut owners = BTreeMap::<IpNet, PeerName>::new();
+type Owners<'a> = BTreeMap<IpNet, &'a PeerName>;
+
+fn peers(desired: &Desired, observed: &Observed, problems: &mut Vec<Problem>) -> BTreeMap<PublicKey, Peer> {
+    let claims = keys(desired, observed, problems);
+    let held = held(desired, observed, &claims);
+    let mut peers = BTreeMap::new();
+    let mut owners = Owners::new();
     for claim in claims {
-        let public_key = claim.public_key;
-        if public_key == desired.device.public_key {
-            problems.push(Problem::OwnKey { public_key, peer: claim.name.clone() });
-            continue;
-        }
-        if let Some(winner) = peers.get(&public_key) {
-            let (winner, loser) = (winner.name.clone(), claim.name.clone());
-            problems.push(Problem::SharedKey { public_key, winner, loser });
-            continue;
-        }
-        let mut granted = claim.clone();
-        granted.allowed = BTreeSet::new();
+        let mut granted = Peer { allowed: BTreeSet::new(), ..claim.clone() };
         for prefix in claim.allowed.iter().map(IpNet::trunc) {
-            match refusal(desired, &owners, claim, prefix) {
+            match refusal(desired, &held, &owners, claim, prefix) {
                 Some(problem) => problems.push(problem),
                 None => {
-                    owners.insert(prefix, claim.name.clone());
+                    owners.insert(prefix, &claim.name);
                     granted.allowed.insert(prefix);
                 }
             }
         }
-        peers.insert(public_key, granted);
+        peers.insert(claim.public_key, granted);
     }
     peers
 }
 
+/// What claimants hold in the kernel already, kept for their clusters. All of it is granted in the end, so that the next
+/// plan finds the same.
+fn held<'a>(desired: &Desired, observed: &Observed, claims: &[&'a Peer]) -> Owners<'a> {
+    let mut held = Owners::new();
+    for claim in claims {
+        let Some(kernel) = observed.peers.get(&claim.public_key) else { continue };
+        for prefix in claim.allowed.iter().map(IpNet::trunc).filter(|prefix| kernel.allowed.contains(prefix))
+        {
+            if refusal(desired, &held, &Owners::new(), claim, prefix).is_none() {
+                held.insert(prefix, &claim.name);
+            }
+        }
+    }
+    held
+}
+
 fn refusal(
     desired: &Desired,
-    owners: &BTreeMap<IpNet, PeerName>,
+    held: &Owners<'_>,
+    owners: &Owners<'_>,
     claim: &Peer,
     prefix: IpNet,
 ) -> Option<Problem> {
     if let Some(address) = desired.addresses.iter().copied().find(|address| prefix.contains(address)) {
         return Some(Problem::OwnAddress { prefix, peer: claim.name.clone(), address });
     }
-    if let Some(winner) = owners.get(&prefix) {
+    let foreign = |name: &PeerName| name.cluster != claim.name.cluster;
+    let kept = held.get(&prefix).filter(|name| foreign(name));
+    if let Some(&winner) = kept.or_else(|| owners.get(&prefix)) {
         let (winner, loser) = (winner.clone(), claim.name.clone());
         return Some(Problem::SharedPrefix { prefix, winner, loser });
     }
-    let foreign = |name: &PeerName| name.cluster != claim.name.cluster;
-    let (held, winner) = overlapping(owners, prefix).find(|(_, name)| foreign(name))?;
-    Some(Problem::Overlap { prefix, loser: claim.name.clone(), held: *held, winner: winner.clone() })
+    let mut nested = overlapping(held, prefix).chain(overlapping(owners, prefix));
+    let (held, winner) = nested.find(|(_, name)| foreign(name))?;
+    Some(Problem::Overlap { prefix, loser: claim.name.clone(), held: *held, winner: (*winner).clone() })
 }
 
 /// What lies above and below a prefix. O(prefix length + what lies below).

@@ -108,7 +108,7 @@ fn key(n: u8) -> PublicKey {
 }
 
 fn name(cluster: u8, node: u8) -> PeerName {
-    let id = ClusterId::new(u32::from(cluster), ClusterIdWidth::Bits8).unwrap();
+    let id = ClusterId::new(u32::from(cluster) + 1, ClusterIdWidth::Bits8).unwrap();
     let cluster = ClusterRef { name: ClusterName::parse(&format!("c{cluster}")).unwrap(), id };
     PeerName { cluster, node: NodeName::parse(&format!("node-{node}")).unwrap() }
 }
@@ -183,7 +183,7 @@ proptest! {
         for desired in &states {
             kernel.follow(desired);
             prop_assert_eq!(plan(desired, &kernel.0).ops, vec![]);
-            let resolved = resolve(desired);
+            let resolved = resolve(desired, &kernel.0);
             for (key, peer) in &resolved.peers {
                 prop_assert_eq!(&kernel.0.peers[key].allowed, &peer.allowed);
             }
@@ -192,14 +192,17 @@ proptest! {
 
     #[test]
     fn a_conflict_is_settled_alike_in_whatever_order_the_claims_arrive(
+        before in any_desired(),
         one in any_desired(),
         turn in 0usize..7,
     ) {
+        let mut kernel = Kernel::default();
+        kernel.follow(&before);
         let mut other = one.clone();
         other.peers.reverse();
         let turn = turn.min(other.peers.len());
         other.peers.rotate_left(turn);
-        let (a, b) = (resolve(&one), resolve(&other));
+        let (a, b) = (resolve(&one, &kernel.0), resolve(&other, &kernel.0));
         let keys = |r: &hawser_tunnels::Resolved| r.peers.keys().copied().collect::<Vec<_>>();
         prop_assert_eq!(keys(&a), keys(&b));
         let owned = |r: &hawser_tunnels::Resolved| {
@@ -208,6 +211,33 @@ proptest! {
         // Two claims that state the same name and key are the same claimant.
         if unique(&one.peers) {
             prop_assert_eq!(owned(&a), owned(&b));
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_states_what_others_hold_takes_nothing_from_them(
+        mut one in any_desired(),
+        prefixes in any_prefixes(),
+        early in any::<bool>(),
+    ) {
+        for (at, peer) in one.peers.iter_mut().enumerate() {
+            // Every node has an address that is computed: nobody else can state it.
+            peer.allowed.insert(format!("100.64.0.{at}/32").parse().unwrap());
+        }
+        let mut kernel = Kernel::default();
+        kernel.follow(&one);
+        let before = resolve(&one, &kernel.0).peers;
+        let mut two = one.clone();
+        for k in 1..7 {
+            let mut thief = peer(if early { 0 } else { 8 }, k, k, &[&format!("100.65.0.{k}/32")]);
+            thief.allowed.extend(&prefixes);
+            two.peers.push(thief);
+        }
+        kernel.follow(&two);
+        prop_assert_eq!(plan(&two, &kernel.0).ops, vec![]);
+        let after = resolve(&two, &kernel.0).peers;
+        for (key, was) in before {
+            prop_assert_eq!(&after[&key], &was);
         }
     }
 }
@@ -283,11 +313,11 @@ fn every_contradiction_is_named_and_the_rest_goes_on() {
             .map(|p| p.to_string().split(". fix:").next().unwrap().to_owned())
             .collect::<Vec<_>>(),
         [
-            "240.1.0.1/32 of c2/node-1 covers our own mesh address 240.1.0.1 and is not accepted",
             "c2/node-1 and c2/node-2 state the same public key key:01010101; c2/node-2 gets no tunnel",
+            "c3/node-2 states our own public key key:c8c8c8c8 and gets no tunnel",
+            "240.1.0.1/32 of c2/node-1 covers our own mesh address 240.1.0.1 and is not accepted",
             "10.2.0.0/24 is claimed by c2/node-1 and by c2/node-3; c2/node-1 keeps it",
             "10.2.0.128/25 of c3/node-1 overlaps 10.2.0.0/24 of c2/node-1; c2/node-1 keeps it",
-            "c3/node-2 states our own public key key:c8c8c8c8 and gets no tunnel",
             "0.0.0.0/0 is everything and is not routed into the mesh",
             "fd00:1::/64 cannot be routed into the mesh: this node has no ipv6 mesh address",
         ]
@@ -296,6 +326,64 @@ fn every_contradiction_is_named_and_the_rest_goes_on() {
     assert_eq!(check(&plan.ops, &Observed::default(), &contradictory), Ok(()));
     let given = plan.ops.iter().filter(|op| matches!(op, Op::Allow { .. })).count();
     assert_eq!(given, 2, "10.2.0.0/24 and 10.3.0.0/24");
+}
+
+fn said(plan: &hawser_tunnels::Plan) -> Vec<String> {
+    let text = |problem: &Problem| problem.to_string().split(". fix:").next().unwrap().to_owned();
+    plan.problems.iter().map(text).collect()
+}
+
+#[test]
+fn a_key_stays_with_the_cluster_that_holds_it_whatever_another_states() {
+    let mut kernel = Kernel::default();
+    let owner = peer(2, 1, 1, &["10.2.0.0/24", "240.2.0.1/32"]);
+    kernel.follow(&desired(vec![owner.clone()], BTreeSet::new()));
+    let thief = peer(0, 1, 1, &["10.9.0.0/24", "240.9.0.1/32"]);
+    let both = desired(vec![owner, thief], BTreeSet::new());
+    let plan = plan(&both, &kernel.0);
+    assert_eq!(plan.ops, []);
+    assert_eq!(
+        said(&plan),
+        ["c2/node-1 and c0/node-1 state the same public key key:01010101; c0/node-1 gets no tunnel"]
+    );
+}
+
+#[test]
+fn a_key_that_nobody_holds_and_two_clusters_state_goes_to_neither() {
+    let one = peer(2, 1, 1, &["240.2.0.1/32"]);
+    let both = desired(vec![one.clone(), peer(0, 1, 1, &["240.9.0.1/32"])], BTreeSet::new());
+    let mut kernel = Kernel::default();
+    let named = ["c0/node-1 and c2/node-1 of different clusters state the same public key key:01010101; \
+                  neither gets a tunnel"];
+    assert_eq!(said(&plan(&both, &kernel.0)), named);
+    kernel.follow(&both);
+    assert!(kernel.0.peers.is_empty());
+    // A key in the kernel without an address of either is nobody's.
+    kernel.follow(&desired(vec![peer(3, 1, 1, &["240.3.0.1/32"])], BTreeSet::new()));
+    assert_eq!(said(&plan(&both, &kernel.0)), named);
+    kernel.follow(&both);
+    assert!(kernel.0.peers.is_empty());
+    // The other one withdraws.
+    kernel.follow(&desired(vec![one], BTreeSet::new()));
+    assert_eq!(kernel.owned(), nets(&["240.2.0.1/32"]));
+}
+
+#[test]
+fn a_prefix_stays_with_the_cluster_that_holds_it() {
+    let mut kernel = Kernel::default();
+    let owner = peer(2, 1, 1, &["10.2.0.0/24"]);
+    kernel.follow(&desired(vec![owner.clone()], BTreeSet::new()));
+    let (same, wider) = (peer(0, 1, 2, &["10.2.0.0/24"]), peer(0, 2, 3, &["10.2.0.0/16"]));
+    let all = desired(vec![owner, same, wider], BTreeSet::new());
+    assert_eq!(
+        said(&plan(&all, &kernel.0)),
+        [
+            "10.2.0.0/24 is claimed by c2/node-1 and by c0/node-1; c2/node-1 keeps it",
+            "10.2.0.0/16 of c0/node-2 overlaps 10.2.0.0/24 of c2/node-1; c2/node-1 keeps it",
+        ]
+    );
+    kernel.follow(&all);
+    assert_eq!(kernel.0.peers[&key(1)].allowed, nets(&["10.2.0.0/24"]));
 }
 
 #[test]
@@ -327,5 +415,7 @@ fn check_refuses_what_plan_would_never_write() {
     assert!(matches!(refused(&ops), Violation::Overlap { .. }));
     let ops = [add(&a), allow(&a, &["240.0.0.0/4"])];
     assert!(matches!(refused(&ops), Violation::OwnAddress { .. }));
+    let (stolen, peer) = (Peer { public_key: key(2), ..a.clone() }, a.name.clone());
+    assert_eq!(refused(&[add(&stolen)]), Violation::ForeignKey { step: 1, public_key: key(2), peer });
     assert_eq!(refused(&[allow(&a, &[])]), Violation::UnknownPeer { step: 1, public_key: key(1) });
 }
