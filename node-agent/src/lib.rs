@@ -2,6 +2,7 @@
 
 mod answers;
 mod api;
+pub mod causes;
 mod clock;
 pub mod config;
 mod datapath;

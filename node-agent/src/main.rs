@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use hawser_node_agent::causes::chain;
 use hawser_node_agent::config::{Config, DEFAULT_PATH};
 use hawser_node_agent::run;
 use tracing_subscriber::EnvFilter;
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
     match act(config, args.remove) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("hawser-node-agent: {error:#}");
+            eprintln!("hawser-node-agent: {}", chain(&error));
             ExitCode::FAILURE
         }
     }
