@@ -1,6 +1,6 @@
 //! The one loop: waits for one of its sources, feeds the core, drains it. Decides nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,13 @@ use hawser_agent_core::{Agent, Output, Plan};
 use hawser_api::local::{Operation, PlanReply};
 use hawser_discovery::{NodeId, Transition};
 use hawser_discovery_net::{Echo, EchoConfig};
-use hawser_model::ClusterHealth;
+use hawser_model::{ClusterHealth, ClusterName};
 use hawser_tunnels_linux::{Driver as _, UserspaceDriver};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::answers;
+use crate::causes::chain;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datapath::Datapath;
@@ -70,6 +71,9 @@ struct Now {
     looked_for: BTreeSet<IpAddr>,
     underlay: BTreeSet<u32>,
     look_problem: Option<String>,
+    memory_problem: Option<String>,
+    /// Clusters that could not be followed, and why.
+    unheard: BTreeMap<ClusterName, String>,
     missing: Vec<IpAddr>,
     report_problem: Option<String>,
 }
@@ -88,14 +92,14 @@ impl Driver {
         self.start_echo(&mut now).await;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            self.drain(&mut now, &done)?;
+            self.drain(&mut now, &done);
             self.look_if_due(&mut now, &done);
             let deadline = self.agent.poll_deadline().map(|d| d.at.since(self.clock.now()));
             tokio::select! {
                 biased;
                 _ = &mut stop => return Ok(()),
                 Some(transition) = next_verdict(&mut now.echo) => self.verdict(transition),
-                Some(done) = finished.recv() => self.finish(done, &mut now).await?,
+                Some(done) = finished.recv() => self.finish(done, &mut now).await,
                 Some(question) = sources.questions.recv() => self.answer(question, &now),
                 Some(problem) = sources.reporting.recv() => now.report_problem = problem,
                 Some(()) = sources.links.recv() => now.look_at = Some(soonest(now.look_at, LOOK_AGAIN)),
@@ -116,21 +120,31 @@ impl Driver {
         }
     }
 
-    fn drain(&mut self, now: &mut Now, done: &mpsc::Sender<Done>) -> Result<()> {
+    fn drain(&mut self, now: &mut Now, done: &mpsc::Sender<Done>) {
         while let Some(output) = self.agent.poll_output() {
             match output {
                 Output::Word(write) => {
                     if let Err(error) = self.datapath.write_word(write) {
-                        tracing::error!(?write, "a health word could not be written: {error:#}");
+                        tracing::error!(?write, "a health word could not be written: {}", chain(&error));
                         self.agent.handle_word_failed(write, self.clock.now());
                     }
                 }
-                Output::Follow(cluster) => self.followers.follow(&cluster)?,
-                Output::Unfollow(cluster) => self.followers.unfollow(&cluster),
+                Output::Follow(cluster) => self.follow(cluster, now),
+                Output::Unfollow(cluster) => {
+                    now.unheard.remove(&cluster);
+                    self.followers.unfollow(&cluster);
+                }
                 Output::Reconcile => self.reconcile(now, done),
             }
         }
-        Ok(())
+    }
+
+    /// A cluster that cannot be followed is a standing problem, tried again with the next look.
+    fn follow(&mut self, cluster: ClusterName, now: &mut Now) {
+        match self.followers.follow(&cluster) {
+            Ok(()) => drop(now.unheard.remove(&cluster)),
+            Err(error) => drop(now.unheard.insert(cluster, chain(&error))),
+        }
     }
 
     fn verdict(&mut self, transition: Transition) {
@@ -162,7 +176,7 @@ impl Driver {
         });
     }
 
-    async fn finish(&mut self, done: Done, now: &mut Now) -> Result<()> {
+    async fn finish(&mut self, done: Done, now: &mut Now) {
         match done {
             Done::Looked(result) => self.looked(result, now),
             Done::Reconciled { plan, outcome } => {
@@ -173,7 +187,7 @@ impl Driver {
                 let complete = outcome.complete;
                 self.agent.handle_reconciled(outcome.problems, complete, self.clock.now());
                 if complete {
-                    self.remember(&plan)?;
+                    self.remember(&plan, now);
                 }
                 self.start_echo(now).await;
                 self.probe(now, plan.echo).await;
@@ -182,16 +196,16 @@ impl Driver {
                 }
             }
         }
-        Ok(())
     }
 
-    fn remember(&mut self, plan: &Plan) -> Result<()> {
+    /// A disk that is full ends no agent: it is tried again with every reconcile, twice a minute at the least.
+    fn remember(&mut self, plan: &Plan, now: &mut Now) {
         let memory = Memory::of(plan, self.agent.slots());
-        if memory != self.remembered {
-            self.state.write_json(memory::FILE, &memory)?;
-            self.remembered = memory;
-        }
-        Ok(())
+        let kept = memory::keep(&self.state, &mut self.remembered, memory);
+        now.memory_problem = kept.err().map(|error| {
+            tracing::warn!("{error}");
+            format!("a restart would not know what this run knows: {error}. fix: see that the disk has room and can be written")
+        });
     }
 
     /// Needs the own mesh address on the device, so it may only succeed after the first reconcile.
@@ -219,7 +233,7 @@ impl Driver {
         }
     }
 
-    async fn probe(&self, now: &mut Now, peers: std::collections::BTreeMap<NodeId, std::net::Ipv4Addr>) {
+    async fn probe(&self, now: &mut Now, peers: BTreeMap<NodeId, std::net::Ipv4Addr>) {
         let Some((echo, _)) = &now.echo else { return };
         if echo.set_peers(peers).await.is_err() {
             now.echo = None;
@@ -248,6 +262,9 @@ impl Driver {
 
     fn looked(&mut self, result: Result<Found, LookError>, now: &mut Now) {
         now.looking = false;
+        for cluster in now.unheard.keys().cloned().collect::<Vec<_>>() {
+            self.follow(cluster, now);
+        }
         let mut again = LOOK_ANYWAY;
         match result {
             Ok(found) => {
@@ -273,8 +290,9 @@ impl Driver {
         let missing = now.missing.iter().map(|pod| {
             format!("pod {pod} is stated to be on this node, but no route of this node leads to an interface of it")
         });
-        let others = [&now.echo_problem, &now.look_problem, &now.report_problem];
-        missing.chain(others.into_iter().flatten().cloned()).collect()
+        let unheard = now.unheard.iter().map(|(cluster, why)| format!("{cluster} cannot be followed: {why}"));
+        let others = [&now.echo_problem, &now.look_problem, &now.memory_problem, &now.report_problem];
+        missing.chain(unheard).chain(others.into_iter().flatten().cloned()).collect()
     }
 
     /// Takes what it can say from here; what has to be asked elsewhere is asked on the way.
@@ -319,7 +337,7 @@ impl Driver {
                     };
                     let answer = steps
                         .map(|steps| PlanReply { operations: steps.into_iter().map(operation).collect() })
-                        .map_err(|error| Status::internal(format!("{error:#}")));
+                        .map_err(|error| Status::internal(chain(&error)));
                     drop(reply.send(answer));
                 });
             }

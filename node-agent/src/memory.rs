@@ -13,6 +13,8 @@ use hawser_tunnels::{Desired, Device, Peer, PeerName};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::state::{StateDir, StateError};
+
 pub(crate) const FILE: &str = "memory.json";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +112,15 @@ impl Memory {
     }
 }
 
+/// Puts `new` on disk unless `known` says that it is there. After a failure `known` and the file are as they were.
+pub(crate) fn keep(state: &StateDir, known: &mut Memory, new: Memory) -> Result<(), StateError> {
+    if *known != new {
+        state.write_json(FILE, &new)?;
+        *known = new;
+    }
+    Ok(())
+}
+
 impl PeerRecord {
     fn peer(&self) -> Option<Peer> {
         let key: [u8; 32] = STANDARD.decode(&self.key).ok()?.try_into().ok()?;
@@ -170,6 +181,24 @@ pub(crate) mod tests {
         assert_eq!(memory.tunnels(&config), tunnels);
         assert_eq!(memory.echo(), echo);
         assert_eq!(memory.slots(16).get(node), slots.get(node));
+    }
+
+    #[test]
+    fn what_a_full_disk_refused_is_written_when_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let (mut known, mut new) = (Memory::default(), Memory::default());
+        new.routes.push("10.2.0.0/16".into());
+        // Nothing can be written where a directory is; root's writes stop at little else.
+        let full = state.path("memory.json.new");
+        std::fs::create_dir(&full).unwrap();
+        let error = keep(&state, &mut known, new.clone()).unwrap_err();
+        assert!(error.to_string().contains("memory.json"), "{error}");
+        assert_eq!(known, Memory::default(), "it is not taken for written");
+        std::fs::remove_dir(full).unwrap();
+        keep(&state, &mut known, new.clone()).unwrap();
+        assert_eq!(state.read_json::<Memory>(FILE).unwrap(), Some(new.clone()));
+        assert_eq!(known, new);
     }
 
     pub(crate) fn config() -> AgentConfig {
