@@ -24,7 +24,7 @@ use crate::follow::{Followers, Heard};
 use crate::interfaces::{Found, LookError, Looker};
 use crate::local_api::Question;
 use crate::memory::{self, Memory};
-use crate::reconcile::{Outcome, preview, reconcile};
+use crate::reconcile::{Outcome, outcome_of, preview, reconcile};
 use crate::state::StateDir;
 
 /// Pods whose interface was missing, and links that changed, are looked at again after this long.
@@ -80,7 +80,7 @@ struct Now {
 
 /// What a task of the loop came back with.
 enum Done {
-    Reconciled { plan: Box<Plan>, outcome: Outcome },
+    Reconciled { plan: Arc<Plan>, outcome: Outcome },
     Looked(Result<Found, LookError>),
 }
 
@@ -166,13 +166,15 @@ impl Driver {
             now.reconcile_again = true;
             return;
         }
-        let plan = Box::new(self.agent.plan().clone());
+        let plan = Arc::new(self.agent.plan().clone());
         let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
         let (underlay, done) = (now.underlay.clone(), done.clone());
-        tokio::task::spawn_blocking(move || {
-            let outcome = reconcile(&plan, &underlay, &tunnels, &datapath);
+        let planned = plan.clone();
+        let work = tokio::task::spawn_blocking(move || reconcile(&planned, &underlay, &tunnels, &datapath));
+        tokio::spawn(async move {
+            let outcome = outcome_of(work).await;
             // The loop is gone only when the agent stops.
-            let _ = done.blocking_send(Done::Reconciled { plan, outcome });
+            let _ = done.send(Done::Reconciled { plan, outcome }).await;
         });
     }
 
@@ -190,7 +192,7 @@ impl Driver {
                     self.remember(&plan, now);
                 }
                 self.start_echo(now).await;
-                self.probe(now, plan.echo).await;
+                self.probe(now, plan.echo.clone()).await;
                 if std::mem::take(&mut now.reconcile_again) {
                     self.agent.handle_resync(self.clock.now());
                 }
@@ -254,8 +256,9 @@ impl Driver {
         now.looked_for = self.agent.local_pods().clone();
         let (looker, pods, done) = (self.looker.clone(), now.looked_for.clone(), done.clone());
         let (device, underlay) = (self.config.device.clone(), self.config.underlay.clone());
+        let work = tokio::spawn(async move { looker.look(&pods, &device, &underlay).await });
         tokio::spawn(async move {
-            let found = looker.look(&pods, &device, &underlay).await;
+            let found = work.await.unwrap_or_else(|error| Err(LookError::Ended(error)));
             let _ = done.send(Done::Looked(found)).await;
         });
     }

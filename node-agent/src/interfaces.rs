@@ -25,6 +25,10 @@ pub(crate) enum LookError {
     Open(#[from] std::io::Error),
     #[error("the kernel did not list links, addresses or routes: {0}")]
     Netlink(#[from] rtnetlink::Error),
+    #[error(
+        "the look at links, addresses and routes ended early, and is tried again: {0}. fix: report this, it is a bug"
+    )]
+    Ended(tokio::task::JoinError),
 }
 
 /// What was found.

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use hawser_agent_core::Plan;
 use hawser_tunnels::{Desired, Op};
 use hawser_tunnels_linux::{Driver, UserspaceDriver};
+use tokio::task::JoinHandle;
 
 use crate::datapath::Datapath;
 
@@ -39,6 +40,16 @@ pub(crate) fn reconcile(
     let mut problems = Vec::new();
     let complete = attempt(plan, underlay, tunnels, datapath, &mut problems).is_some();
     Outcome { problems, complete }
+}
+
+/// How a reconcile on a thread of its own went: one that panicked has failed, and is tried again as any other.
+pub(crate) async fn outcome_of(work: JoinHandle<Outcome>) -> Outcome {
+    work.await.unwrap_or_else(|error| Outcome {
+        problems: vec![format!(
+            "the reconcile ended early, and is tried again: {error}. fix: report this, it is a bug"
+        )],
+        complete: false,
+    })
 }
 
 /// None when something failed, which is among the problems then.
@@ -140,5 +151,17 @@ fn part(op: &Op) -> &'static str {
         | Op::SetRoute { .. }
         | Op::RemoveRoute { .. } => "route",
         _ => "tunnel",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reconcile_that_panics_is_a_failure_to_be_tried_again() {
+        let outcome = outcome_of(tokio::task::spawn_blocking(|| panic!("a map in a place of its own"))).await;
+        assert!(!outcome.complete);
+        assert!(outcome.problems[0].contains("a map in a place of its own"), "{:?}", outcome.problems);
     }
 }
