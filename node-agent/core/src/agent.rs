@@ -12,6 +12,7 @@ use hawser_ebpf_abi::DesiredDatapath;
 use hawser_model::{ClusterName, Peer, Time};
 use hawser_tunnels::Desired;
 
+use crate::budget::limit_backends;
 use crate::config::AgentConfig;
 use crate::health::{HealthWords, WordCounts, WordPlace, WordWrite};
 use crate::plan_datapath::{Interfaces, local_pods, plan_datapath};
@@ -391,7 +392,8 @@ impl Agent {
         }
         let nodes = || remotes.iter().flat_map(|remote| &remote.nodes);
         self.services = merge_services(&self.config, &self.view, &remotes, &self.slots);
-        let datapath = plan_datapath(
+        limit_backends(&self.config.cluster, &mut self.services, &mut notes);
+        let (datapath, over) = plan_datapath(
             &self.config,
             &self.view,
             &remotes,
@@ -400,6 +402,7 @@ impl Agent {
             &self.interfaces,
             self.own_stale,
         );
+        notes.extend(over);
         self.plan = Plan {
             tunnels: Some(plan_tunnels(&self.config, &self.view, &remotes)),
             datapath,

@@ -9,6 +9,7 @@
 //! Pure: no IO, no clock, no log. [`Agent`] is the one state machine; the rest are functions of the view.
 
 mod agent;
+mod budget;
 mod config;
 mod eligible;
 mod health;

@@ -13,6 +13,7 @@ use hawser_ebpf_abi::{
 use hawser_model::{Affinity, IdentityId, Peer, Protocol};
 use ipnet::IpNet;
 
+use crate::budget::IpcacheShare;
 use crate::config::AgentConfig;
 use crate::services::{MergedBackend, MergedPort, MergedService};
 use crate::slots::NodeSlots;
@@ -47,6 +48,7 @@ pub(crate) fn local_pods<'a>(config: &AgentConfig, view: &'a MeshView) -> Vec<&'
     view.own().endpoints.values().filter(here).collect()
 }
 
+/// The maps, and what was left out of them and why.
 pub(crate) fn plan_datapath(
     config: &AgentConfig,
     view: &MeshView,
@@ -55,7 +57,7 @@ pub(crate) fn plan_datapath(
     slots: &NodeSlots,
     interfaces: &Interfaces,
     own_stale: bool,
-) -> DesiredDatapath {
+) -> (DesiredDatapath, Vec<String>) {
     let pods = local_pods(config, view);
     let endpoints = pods.iter().filter_map(|pod| {
         let ifindex = *interfaces.pods.get(&pod.ip)?;
@@ -84,10 +86,9 @@ pub(crate) fn plan_datapath(
     for peer in view.peers().map(|(peer, _)| peer).chain(leaving) {
         claim_ranges(config, peer, &mut desired);
     }
-    for remote in remotes {
-        remote_ipcache(remote, slots, &mut desired);
-    }
-    desired
+    let over = remotes.iter().filter_map(|remote| remote_ipcache(config, remote, slots, &mut desired));
+    let over = over.collect();
+    (desired, over)
 }
 
 fn header(config: &AgentConfig, interfaces: &Interfaces, own_stale: bool) -> Config {
@@ -164,26 +165,35 @@ fn claim_ranges(config: &AgentConfig, peer: &Peer, desired: &mut DesiredDatapath
     }
 }
 
-/// What is known better than its cluster's ranges.
-fn remote_ipcache(remote: &Remote<'_>, slots: &NodeSlots, desired: &mut DesiredDatapath) {
-    let cluster = remote.peer.cluster.id.get();
-    let entry = |identity: IdentityId, node: u32, flags: u16| IpEntry {
-        identity: identity.get(),
-        node,
-        cluster,
-        flags: IP_REMOTE | flags,
+/// What is known better than its cluster's ranges, as far as its share goes: mesh addresses before the nodes' ranges
+/// before pods. Says what was left out.
+fn remote_ipcache(
+    config: &AgentConfig,
+    remote: &Remote<'_>,
+    slots: &NodeSlots,
+    desired: &mut DesiredDatapath,
+) -> Option<String> {
+    let of = &remote.peer.cluster;
+    let mut share = IpcacheShare::new(remote.peer.pod_cidrs.len() + config.mesh_ranges(of.id).len());
+    let mut add = |net: IpNet, identity: IdentityId, node: u32, flags: u16| {
+        if share.take() {
+            let (identity, flags) = (identity.get(), IP_REMOTE | flags);
+            set(desired, net, IpEntry { identity, node, cluster: of.id.get(), flags });
+        }
     };
     for node in &remote.nodes {
-        let slot = slots.get(node.id);
-        for cidr in &node.pod_cidrs {
-            set(desired, *cidr, entry(IdentityId::WORLD, slot, 0));
-        }
         for mesh in [IpAddr::V4(node.mesh.ipv4), IpAddr::V6(node.mesh.ipv6)] {
-            set(desired, mesh.into(), entry(IdentityId::REMOTE_NODE, slot, IP_MESH_ADDRESS));
+            add(mesh.into(), IdentityId::REMOTE_NODE, slots.get(node.id), IP_MESH_ADDRESS);
+        }
+    }
+    for node in &remote.nodes {
+        for cidr in &node.pod_cidrs {
+            add(*cidr, IdentityId::WORLD, slots.get(node.id), 0);
         }
     }
     for endpoint in remote.endpoints() {
         let slot = remote.node_of(endpoint.ip).map_or(0, |node| slots.get(node.id));
-        set(desired, endpoint.ip.into(), entry(endpoint.identity, slot, 0));
+        add(endpoint.ip.into(), endpoint.identity, slot, 0);
     }
+    share.note(of)
 }

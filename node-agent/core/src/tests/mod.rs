@@ -1,6 +1,7 @@
 //! Meshes told in a few lines: `mk_node(..)`, `mk_service(..)` and what one node's agent makes of them.
 
 mod agent;
+mod budget;
 mod datapath;
 mod health;
 mod services;
