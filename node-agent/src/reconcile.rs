@@ -4,7 +4,9 @@
 //! tunnels: what adds ──> datapath: additions, then removals ──> tunnels: what removes
 //! ```
 //! So a packet is never sent to a tunnel that is not there yet, and a tunnel never goes before what leads into it. It
-//! stops at the first failure: the next one starts from a fresh observation.
+//! stops at the first failure: the next one starts from a fresh observation. One thing waits for no map: peers and
+//! prefixes that are no longer wanted are taken away even if the datapath has problems, for that is how a cluster is
+//! kept out.
 
 use std::collections::BTreeSet;
 
@@ -67,11 +69,11 @@ fn attempt(
     let (making, breaking): (Vec<_>, Vec<_>) = ops.into_iter().partition(|op| !is_breaking(op));
     apply(&making, tunnels, problems)?;
     let failed = datapath.sync(&plan.datapath, underlay);
-    if !failed.is_empty() {
-        problems.extend(failed.into_iter().map(|problem| format!("datapath: {problem}")));
-        return None;
-    }
-    apply(&breaking, tunnels, problems)
+    let whole = failed.is_empty();
+    problems.extend(failed.into_iter().map(|problem| format!("datapath: {problem}")));
+    let now: Vec<_> = breaking.into_iter().filter(|op| whole || keeps_out(op)).collect();
+    apply(&now, tunnels, problems)?;
+    whole.then_some(())
 }
 
 /// What the tunnels need, checked; the plan's own problems are told and do not stop the rest.
@@ -116,6 +118,12 @@ fn is_breaking(op: &Op) -> bool {
     )
 }
 
+/// Takes a way into or out of another cluster. What else is removed (own addresses, rules, guards) the datapath may lean
+/// on still, and a guard keeps out more than it lets through.
+fn keeps_out(op: &Op) -> bool {
+    matches!(op, Op::RemoveRoute { .. } | Op::Restrict { .. } | Op::RemovePeer { .. })
+}
+
 /// Brings the tunnels of an earlier run back, and takes nothing away.
 pub(crate) fn revive(desired: &Desired, tunnels: &UserspaceDriver) -> Vec<String> {
     let mut problems = Vec::new();
@@ -157,6 +165,18 @@ fn part(op: &Op) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_map_keeps_no_cluster_connected() {
+        let prefix = "10.2.0.0/16".parse().unwrap();
+        let public_key = hawser_model::PublicKey::new([2; 32]).unwrap();
+        for op in [Op::RemoveRoute { prefix }, Op::RemovePeer { public_key }] {
+            assert!(is_breaking(&op) && keeps_out(&op), "{op} waits for no map");
+        }
+        for op in [Op::RemoveGuard { prefix }, Op::RemoveAddress { address: [240, 1, 0, 1].into() }] {
+            assert!(is_breaking(&op) && !keeps_out(&op), "{op} waits until the datapath is whole");
+        }
+    }
 
     #[tokio::test]
     async fn a_reconcile_that_panics_is_a_failure_to_be_tried_again() {
