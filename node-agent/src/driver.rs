@@ -24,6 +24,7 @@ use crate::follow::{Followers, Heard};
 use crate::interfaces::{Found, LookError, Looker};
 use crate::local_api::Question;
 use crate::memory::{self, Memory};
+use crate::place::Reporting;
 use crate::reconcile::{Outcome, outcome_of, preview, reconcile};
 use crate::state::StateDir;
 
@@ -40,8 +41,7 @@ pub(crate) struct Sources {
     pub heard: mpsc::Receiver<Heard>,
     pub questions: mpsc::Receiver<Question>,
     pub links: mpsc::Receiver<()>,
-    /// A standing problem of stating this node, or None when it is over.
-    pub reporting: mpsc::Receiver<Option<String>>,
+    pub reporting: mpsc::Receiver<Reporting>,
 }
 
 /// What the loop carries things out with.
@@ -85,7 +85,7 @@ enum Done {
 }
 
 impl Driver {
-    /// Until `stop` resolves. Kernel state stays as it is then: stop is not remove.
+    /// Until `stop` resolves, or with an error when this node was given another place. Kernel state stays as it is then: stop is not remove.
     pub(crate) async fn run(mut self, mut sources: Sources, mut stop: oneshot::Receiver<()>) -> Result<()> {
         let mut now = Now::default();
         let (done, mut finished) = mpsc::channel(8);
@@ -101,7 +101,11 @@ impl Driver {
                 Some(transition) = next_verdict(&mut now.echo) => self.verdict(transition),
                 Some(done) = finished.recv() => self.finish(done, &mut now).await,
                 Some(question) = sources.questions.recv() => self.answer(question, &now),
-                Some(problem) = sources.reporting.recv() => now.report_problem = problem,
+                Some(word) = sources.reporting.recv() => match word {
+                    Reporting::Well => now.report_problem = None,
+                    Reporting::Failing(problem) => now.report_problem = Some(problem),
+                    Reporting::Moved(moved) => return Err(moved.into()),
+                },
                 Some(()) = sources.links.recv() => now.look_at = Some(soonest(now.look_at, LOOK_AGAIN)),
                 () = sleep_until(now.look_at), if !now.looking => {
                     now.look_at = None;
@@ -143,7 +147,10 @@ impl Driver {
     fn follow(&mut self, cluster: ClusterName, now: &mut Now) {
         match self.followers.follow(&cluster) {
             Ok(()) => drop(now.unheard.remove(&cluster)),
-            Err(error) => drop(now.unheard.insert(cluster, chain(&error))),
+            Err(error) => {
+                now.unheard.insert(cluster, chain(&error));
+                now.look_at = Some(soonest(now.look_at, LOOK_ANYWAY));
+            }
         }
     }
 

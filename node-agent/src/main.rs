@@ -18,7 +18,7 @@ Examples:
   hawser-node-agent --remove                          take programs, maps, tunnels, routes and rules off this node
 
 SIGTERM stops the agent and leaves all of that in place: connections go on, and the next start adopts it.
-Exit codes: 0 done, 1 failed at run time, 64 bad arguments or bad configuration.
+Exit codes: 0 done, 1 failed at run time (start it again), 64 bad arguments or bad configuration.
 RUST_LOG sets the log level (info).";
 
 /// Moors this node to the mesh: tunnels, routes and eBPF programs, as the cluster's API server says.

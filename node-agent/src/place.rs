@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use hawser_agent_core::AgentConfig;
 use hawser_api::agent::agent_client::AgentClient;
 use hawser_api::agent::{ReportReply, ReportRequest, WireGuardEnd};
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
 use crate::api::explain;
+use crate::causes::chain;
 use crate::config::Config;
 use crate::join::{CLUSTER, Member};
 use crate::state::{ClusterFile, PlaceFile, StateDir};
@@ -51,7 +52,10 @@ pub(crate) async fn learn(
     loop {
         let reason = match send(&mut client, report).await {
             Ok(place) => {
-                remember(member, state, &place)?;
+                // Without it on disk this run has it all the same.
+                if let Err(error) = remember(member, state, &place) {
+                    tracing::warn!("a restart would not know this node's place: {}", chain(&error));
+                }
                 return Ok(place);
             }
             Err(reason) => reason,
@@ -77,7 +81,10 @@ fn remember(member: &mut Member, state: &StateDir, place: &PlaceFile) -> Result<
 async fn send(client: &mut AgentClient<Channel>, report: &ReportRequest) -> Result<PlaceFile> {
     let answer = tokio::time::timeout(PATIENCE, client.report(report.clone())).await;
     let answer = answer.map_err(|_| anyhow!("no answer in {} s", PATIENCE.as_secs()))?;
-    Ok(place(answer.map_err(|status| anyhow!("{}", explain(&status)))?.into_inner()))
+    let place = place(answer.map_err(|status| anyhow!("{}", explain(&status)))?.into_inner());
+    // What is no place is a failure of this one answer, not this node's to keep or to move to.
+    parse(&place)?;
+    Ok(place)
 }
 
 fn place(reply: ReportReply) -> PlaceFile {
@@ -89,25 +96,32 @@ fn place(reply: ReportReply) -> PlaceFile {
     }
 }
 
-/// The core's configuration, once everything is known. What the API server said is parsed here, at the border.
+/// What the API server said, parsed at the border.
+fn parse(place: &PlaceFile) -> Result<(ClusterIdWidth, MeshPlan, NodeIndex)> {
+    let width = ClusterIdWidth::from_max_clusters(place.max_connected_clusters)?;
+    let ula = place.mesh_ula.parse().with_context(|| format!("the mesh's ULA {:?}", place.mesh_ula))?;
+    let ipv4 = place.mesh_ipv4.parse().with_context(|| format!("the mesh's IPv4 {:?}", place.mesh_ipv4))?;
+    let index = NodeIndex::new(place.index).with_context(|| format!("{} is no node index", place.index))?;
+    Ok((width, MeshPlan::new(ula, ipv4)?, index))
+}
+
+/// The core's configuration, once everything is known.
 pub(crate) fn agent_config(
     config: &Config,
     cluster: &ClusterFile,
     place: &PlaceFile,
     public_key: PublicKey,
 ) -> Result<AgentConfig> {
-    let width = ClusterIdWidth::from_max_clusters(place.max_connected_clusters)?;
-    let ula = place.mesh_ula.parse().with_context(|| format!("the mesh's ULA {:?}", place.mesh_ula))?;
-    let ipv4 = place.mesh_ipv4.parse().with_context(|| format!("the mesh's IPv4 {:?}", place.mesh_ipv4))?;
+    let (width, mesh, index) = parse(place)?;
     Ok(AgentConfig {
         cluster: ClusterRef {
             name: ClusterName::parse(&cluster.cluster)?,
             id: ClusterId::new(cluster.cluster_id, width)?,
         },
         node: config.node.clone(),
-        index: NodeIndex::new(place.index).with_context(|| format!("{} is no node index", place.index))?,
+        index,
         width,
-        mesh: MeshPlan::new(ula, ipv4)?,
+        mesh,
         device: config.device.clone(),
         public_key,
         port: config.port,
@@ -119,36 +133,56 @@ pub(crate) fn agent_config(
     })
 }
 
-/// States this node every 20 s. Ends when the API server gives it another place, which only a new start can take.
+/// What reporting has to say to the loop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reporting {
+    Well,
+    /// A standing problem.
+    Failing(String),
+    /// The agent ends: only a new start takes the new place. What is in the kernel stays, and is adopted by it.
+    Moved(Moved),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the API server gives this node another place in the mesh: {to:?} instead of {from:?}. \
+     fix: start the agent again (a supervisor does), it moves there; what is in the kernel stays until then"
+)]
+pub(crate) struct Moved {
+    from: PlaceFile,
+    to: PlaceFile,
+}
+
+/// Err when the answer is not the place this agent runs at.
+fn unmoved(from: &PlaceFile, to: PlaceFile) -> Result<(), Moved> {
+    if *from == to { Ok(()) } else { Err(Moved { from: from.clone(), to }) }
+}
+
+/// States this node every 20 s, until it has been moved or the loop is gone.
 pub(crate) async fn keep_reporting(
     channel: Channel,
     report: ReportRequest,
     place: PlaceFile,
-    failed: mpsc::Sender<Option<String>>,
-) -> Result<()> {
+    reporting: mpsc::Sender<Reporting>,
+) {
     let mut client = AgentClient::new(channel);
     let mut wait = EVERY;
     let mut well = true;
     loop {
         tokio::time::sleep(wait).await;
-        match send(&mut client, &report).await {
-            Ok(now) if now != place => bail!(
-                "the API server gives this node another place in the mesh: {now:?} instead of {place:?}. \
-                 fix: start the agent again, it will move there"
-            ),
-            Ok(_) => {
-                wait = EVERY;
-                if !std::mem::replace(&mut well, true) && failed.send(None).await.is_err() {
-                    return Ok(());
-                }
-            }
-            Err(reason) => {
-                wait = RETRY_MOST;
-                let reason = format!("this node cannot be stated to its API server: {reason}");
-                if std::mem::replace(&mut well, false) && failed.send(Some(reason)).await.is_err() {
-                    return Ok(());
-                }
-            }
+        let word = match send(&mut client, &report).await.map(|now| unmoved(&place, now)) {
+            Ok(Ok(())) => Reporting::Well,
+            Ok(Err(moved)) => Reporting::Moved(moved),
+            Err(reason) => Reporting::Failing(format!(
+                "this node cannot be stated to its API server: {}",
+                chain(&reason)
+            )),
+        };
+        let is_well = word == Reporting::Well;
+        wait = if is_well { EVERY } else { RETRY_MOST };
+        let news = matches!(word, Reporting::Moved(_)) || std::mem::replace(&mut well, is_well) != is_well;
+        if news && reporting.send(word).await.is_err() {
+            return;
         }
     }
 }
@@ -167,7 +201,32 @@ pub(crate) async fn keep_renewing(mut member: Member, state: Arc<StateDir>) {
                 tracing::info!(not_after = %leaf.not_after, "certificate renewed");
                 (member.identity, member.leaf) = (identity, leaf);
             }
-            Err(error) => tracing::warn!("the certificate could not be renewed, trying again: {error:#}"),
+            Err(error) => {
+                tracing::warn!("the certificate could not be renewed, trying again: {}", chain(&error))
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(index: u32) -> PlaceFile {
+        PlaceFile {
+            index,
+            max_connected_clusters: 255,
+            mesh_ula: "fd00::/40".into(),
+            mesh_ipv4: "240.0.0.0/8".into(),
+        }
+    }
+
+    #[test]
+    fn another_place_ends_the_agent_and_an_answer_that_is_no_place_does_not() {
+        assert_eq!(unmoved(&at(1), at(1)), Ok(()));
+        let moved = unmoved(&at(1), at(2)).unwrap_err();
+        assert!(moved.to_string().contains("fix: start the agent again"), "{moved}");
+        parse(&at(1)).unwrap();
+        assert!(parse(&at(0)).is_err(), "an index that is none is no place to move to");
     }
 }

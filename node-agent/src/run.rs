@@ -84,16 +84,11 @@ async fn start(
     let (followers, heard) = Followers::new(member.dialer.channel(), own);
     let (looker, links) = Looker::open()?;
     let (ask, questions) = mpsc::channel(64);
-    let (failed, reporting) = mpsc::channel(4);
+    let (told, reporting) = mpsc::channel(4);
     let api = local_api::serve(&config.socket, ask)?;
     let mut tasks = tokio::task::JoinSet::new();
     let channel = member.dialer.channel();
-    tasks.spawn(async move {
-        if let Err(error) = place::keep_reporting(channel, report, here, failed.clone()).await {
-            tracing::error!("{error:#}");
-            let _ = failed.send(Some(error.to_string())).await;
-        }
-    });
+    tasks.spawn(place::keep_reporting(channel, report, here, told));
     tasks.spawn(place::keep_renewing(member, state.clone()));
     let sources = Sources { heard, questions, links, reporting };
     let looker = Arc::new(looker);
