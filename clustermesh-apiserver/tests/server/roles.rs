@@ -6,7 +6,8 @@ use hawser_api::agent::*;
 use hawser_etcd::client::Client;
 use hawser_etcd::pb;
 use hawser_kvstore::KeyRange;
-use tonic::Code;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
 
 /// One client of each role, and one whose certificate means nothing here.
 struct Clients {
@@ -94,6 +95,62 @@ async fn etcd_calls(client: &Client) -> Vec<(&'static str, bool)> {
         ("lease keep alive", allowed(client.lease_keep_alive(1).await.map(drop))),
         ("status", allowed(client.status(pb::StatusRequest::default()).await.map(drop))),
     ]
+}
+
+/// The calls that `Client` does not make, on the own keyspace or the one of `cluster`.
+async fn other_etcd_calls(
+    channel: Channel,
+    cluster: Option<&str>,
+) -> Vec<(&'static str, Result<(), Status>)> {
+    fn of<T>(message: T, cluster: Option<&str>) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(cluster) = cluster {
+            request.metadata_mut().insert("hawser-cluster", cluster.parse().unwrap());
+        }
+        request
+    }
+    let mut leases = pb::lease_client::LeaseClient::new(channel.clone());
+    let mut members = pb::cluster_client::ClusterClient::new(channel.clone());
+    let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel);
+    let ttl = of(pb::LeaseTimeToLiveRequest { id: 1, keys: true }, cluster);
+    let once = tokio_stream::iter([pb::LeaseKeepAliveRequest { id: 1 }]);
+    let kept = match leases.lease_keep_alive(of(once, cluster)).await {
+        Ok(replies) => replies.into_inner().message().await.map(drop),
+        Err(status) => Err(status),
+    };
+    vec![
+        ("Lease.LeaseTimeToLive", leases.lease_time_to_live(ttl).await.map(drop)),
+        ("Lease.LeaseLeases", leases.lease_leases(of(pb::LeaseLeasesRequest {}, cluster)).await.map(drop)),
+        ("Lease.LeaseKeepAlive", kept),
+        (
+            "Cluster.MemberList",
+            members.member_list(of(pb::MemberListRequest::default(), cluster)).await.map(drop),
+        ),
+        ("Maintenance.Alarm", maintenance.alarm(of(pb::AlarmRequest::default(), cluster)).await.map(drop)),
+        ("Maintenance.Status", maintenance.status(of(pb::StatusRequest::default(), cluster)).await.map(drop)),
+    ]
+}
+
+#[tokio::test]
+async fn leases_are_for_admins_and_the_server_itself_for_agents_too() {
+    let (clients, _eu) = clients().await;
+    for (role, identity) in clients.all() {
+        for cluster in [None, Some("eu-west")] {
+            let channel = clients.us.channel(identity).await.unwrap();
+            for (rpc, result) in other_etcd_calls(channel, cluster).await {
+                let may = match rpc.starts_with("Lease.") {
+                    true => role == "admin" && cluster.is_none(),
+                    false => matches!(role, "admin" | "agent"),
+                };
+                let denied = result.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied);
+                assert_eq!(denied, !may, "{role}: {rpc} of {cluster:?}: {result:?}");
+                if denied {
+                    let message = result.unwrap_err().message().to_owned();
+                    assert!(message.contains(rpc), "{message}");
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test]
