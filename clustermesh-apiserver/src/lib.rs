@@ -21,6 +21,7 @@ pub mod nodes;
 pub mod objects;
 pub mod own;
 pub mod peers;
+pub mod places;
 pub mod server;
 pub mod status;
 pub mod trust;

@@ -2,7 +2,8 @@
 //!
 //! TLS proves that the client holds its key; whether the certificate means anything here is for `TrustStore::role`, so
 //! that a client is told in a sentence what is wrong with it instead of with an alert number. A client without a
-//! certificate is let as far as `Agent.Join`; one whose certificate means nothing gets no further.
+//! certificate is let as far as `Agent.Join`; one whose certificate means nothing gets no further. Both are guests, who
+//! leave after a while and take no place of anybody else's (`places`).
 
 use std::convert::Infallible;
 use std::io;
@@ -22,7 +23,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::authorize::Caller;
+use crate::places::{Guest, Places, raise_open_files};
 use crate::trust::{Certificates, Trust, now};
 
 /// Until a client has said who it is.
@@ -37,12 +39,14 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client that is gone is noticed after these two together.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at once: 5,000 nodes with a few each.
-const CONNECTIONS: usize = 20_000;
+/// How long a client may stay that shows no certificate, or one that means nothing: enough to join, or to be told.
+const GUEST: Duration = Duration::from_secs(30);
 /// What a request's headers may take.
 const HEADERS: u32 = 16 << 10;
 /// RPCs of one connection: agents watch every cluster, and there are up to 511.
 const STREAMS: u32 = 2_000;
+/// And of a guest's.
+const GUEST_STREAMS: u32 = 16;
 /// How long open RPCs may take when the server is told to stop.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -95,15 +99,11 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::within(raise_open_files());
     let tasks = TaskTracker::new();
     let refusals = Arc::new(Refusals::default());
     let routes = routes.prepare();
     loop {
-        let place = tokio::select! {
-            () = stop.cancelled() => break,
-            place = Arc::clone(&places).acquire_owned() => place,
-        };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -119,15 +119,13 @@ pub async fn serve(
         };
         let connection = Connection {
             refusals: Arc::clone(&refusals),
+            places: places.clone(),
             acceptor: acceptor.clone(),
             trust: trust.clone(),
             routes: routes.clone(),
             stop: stop.clone(),
         };
-        tasks.spawn(async move {
-            connection.run(stream, from).await;
-            drop(place);
-        });
+        tasks.spawn(connection.run(stream, from));
     }
     drop(listener);
     tasks.close();
@@ -157,17 +155,42 @@ impl Refusals {
 
 struct Connection {
     refusals: Arc<Refusals>,
+    places: Places,
     acceptor: TlsAcceptor,
     trust: Trust,
     routes: Routes,
     stop: CancellationToken,
 }
 
+/// What a connection holds while it lasts.
+enum Place {
+    Guest(Guest),
+    Certified { _permit: OwnedSemaphorePermit },
+}
+
+impl Place {
+    /// Returns when a guest has been here for long enough; never for a certified client.
+    async fn over(&self) {
+        match self {
+            Self::Certified { .. } => std::future::pending().await,
+            Self::Guest(guest) => tokio::select! {
+                () = tokio::time::sleep(GUEST) => {}
+                () = guest.asked_to_go() => {}
+            },
+        }
+    }
+}
+
 impl Connection {
     async fn run(self, stream: TcpStream, from: SocketAddr) {
         let _ = stream.set_nodelay(true);
+        let guest = self.places.guest();
         let handshake = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream));
-        let stream = match handshake.await {
+        let handshake = tokio::select! {
+            handshake = handshake => handshake,
+            () = guest.asked_to_go() => return tracing::debug!(%from, "too many clients in their handshakes"),
+        };
+        let stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%from, %error, "TLS handshake failed"),
             Err(_) => return tracing::debug!(%from, "no TLS handshake"),
@@ -181,11 +204,20 @@ impl Connection {
             Caller::Refused(why) => self.refusals.tell(from, why),
             caller => tracing::debug!(%from, ?caller, "connected"),
         }
+        let place = match &caller {
+            Caller::Known(_) => match self.places.certified() {
+                Some(_permit) => Place::Certified { _permit },
+                None => return tracing::warn!(%from, ?caller, "too many connections; this one is closed"),
+            },
+            Caller::Anonymous | Caller::Refused(_) => Place::Guest(guest),
+        };
+        let mut over = pin!(place.over());
         let end = CancellationToken::new();
         let mut serve = pin!(self.serve(stream, caller.clone(), end.clone()));
         loop {
             tokio::select! {
                 () = &mut serve => return,
+                () = &mut over => return tracing::debug!(%from, ?caller, "connection ended: a guest's time is over"),
                 () = expired(&chain) => return tracing::info!(%from, ?caller, "connection ended: its certificate expired"),
                 // The trust lives as long as the listener.
                 _ = changes.changed() => if identify(&self.trust, &chain) != caller {
@@ -197,6 +229,7 @@ impl Connection {
     }
 
     async fn serve(&self, stream: TlsStream<TcpStream>, caller: Caller, end: CancellationToken) {
+        let streams = if matches!(caller, Caller::Known(_)) { STREAMS } else { GUEST_STREAMS };
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let routes = self.routes.clone();
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
@@ -219,7 +252,7 @@ impl Connection {
             .keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .max_header_list_size(HEADERS)
-            .max_concurrent_streams(STREAMS)
+            .max_concurrent_streams(streams)
             .serve_connection(io, service);
         let mut connection = pin!(connection);
         let result = tokio::select! {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that unwraps reads better")]
 
 mod cluster;
+mod connections;
 mod join;
 mod mesh;
 mod roles;

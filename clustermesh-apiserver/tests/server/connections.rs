@@ -1,0 +1,61 @@
+//! Who stays connected.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+
+use crate::cluster::{Cluster, eventually};
+use clustermesh_apiserver::places::raise_open_files;
+use hawser_api::agent::JoinRequest;
+
+/// Whether the other side has closed it.
+fn closed(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    !matches!(stream.peek(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[tokio::test]
+async fn silent_clients_make_room_for_each_other_and_keep_nobody_out() {
+    // Each takes a file here and one there.
+    raise_open_files();
+    let mut us = Cluster::with_shop("us-east", 1);
+    us.start(&[]).await;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, us.port));
+    let silent: Vec<TcpStream> = (0..1_100).map(|_| TcpStream::connect(address).unwrap()).collect();
+    eventually("the oldest is closed", async || match closed(&silent[0]) {
+        true => Ok(()),
+        false => Err("still open".into()),
+    })
+    .await;
+    us.status().await;
+    us.agent_identity("node-1").await;
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_does_not_stay() {
+    let mut us = Cluster::with_shop("us-east", 1);
+    us.start(&[]).await;
+    let stranger = Cluster::new("ap-south", 3).admin_identity();
+    // Both answer the server's keepalives for as long as they are held.
+    let mut nobody = us.agent(None).await;
+    let _refused = us.channel(Some(&stranger)).await.unwrap();
+    let mut admin = us.admin().await;
+    for caller in ["Anonymous", "Refused"] {
+        eventually(&format!("{caller} is gone"), async || {
+            let log = us.log();
+            let gone =
+                log.lines().any(|line| line.contains("a guest's time is over") && line.contains(caller));
+            if gone { Ok(()) } else { Err("still here".into()) }
+        })
+        .await;
+    }
+    assert!(!us.log().lines().any(|line| line.contains("connection ended") && line.contains("Known")));
+    admin.status(hawser_api::admin::StatusRequest {}).await.unwrap();
+    // Whoever still has something to say comes again.
+    eventually("a join is answered", async || {
+        let request = JoinRequest { node: "node-1".into(), token: "x".into(), csr: Vec::new() };
+        match nobody.join(request).await.unwrap_err() {
+            status if status.code() == tonic::Code::InvalidArgument => Ok(()),
+            other => Err(other.to_string()),
+        }
+    })
+    .await;
+}
