@@ -30,6 +30,8 @@ use crate::{heartbeat, peers};
 
 /// What agents and admins may have waiting at the exporter.
 const COMMANDS: usize = 256;
+/// Addresses that the serving certificate names beside those that are advertised.
+const LOOPBACK: [&str; 2] = ["127.0.0.1", "::1"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
@@ -88,7 +90,9 @@ pub fn certificates(config: &Config, provider: Arc<CryptoProvider>) -> Result<Ce
         let source = CaError::Expired { cluster: config.cluster.name.clone(), not_after, now: now() };
         return Err(PkiError::Ca { dir: dir.clone(), source });
     }
-    let hosts = config.advertise.iter().map(|url| url.host().to_owned()).collect();
+    // This machine itself, for `etcdctl` with the admin's certificate; then where others dial.
+    let here = LOOPBACK.map(str::to_owned).into_iter();
+    let hosts = here.chain(config.advertise.iter().map(|url| url.host().to_owned())).collect();
     Certificates::issue(ca, hosts, provider).map_err(|source| PkiError::Certify { dir: dir.clone(), source })
 }
 

@@ -1,6 +1,8 @@
-//! Who stays connected.
+//! Who stays connected, and how the server is reached from its own machine.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
 
 use crate::cluster::{Cluster, eventually};
 use clustermesh_apiserver::places::raise_open_files;
@@ -58,4 +60,34 @@ async fn a_client_without_a_certificate_does_not_stay() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn etcdctl_works_over_loopback_whatever_is_advertised() {
+    let mut us = Cluster::with_shop("us-east", 1);
+    let config = us.config();
+    let config = config.replace(&format!("https://127.0.0.1:{}", us.port), "https://api.example:2379");
+    us.write_config(&config.replace("listen: 127.0.0.1:", "listen: \"[::]:").replacen(
+        &format!("{}\n", us.port),
+        &format!("{}\"\n", us.port),
+        1,
+    ));
+    us.start(&[]).await;
+    let user = hawser_pki::UserName::parse("bob").unwrap();
+    let admin = us.ca.issue_admin(&user, crate::cluster::now()).unwrap();
+    fs::write(us.path("admin.crt"), admin.cert.pem()).unwrap();
+    fs::write(us.path("admin.key"), admin.key_pem).unwrap();
+    for host in ["127.0.0.1", "[::1]", "localhost"] {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").arg("--endpoints").arg(format!("https://{host}:{}", us.port));
+        command.arg("--cacert").arg(us.path("pki/ca.crt"));
+        command.arg("--cert").arg(us.path("admin.crt")).arg("--key").arg(us.path("admin.key"));
+        let output = command.args(["get", "cilium/cluster-config/us-east", "--keys-only"]).output();
+        let output = output.expect("etcdctl is installed (Debian: etcd-client)");
+        assert!(output.status.success(), "{host}: {output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains("cilium/cluster-config/us-east"),
+            "{host}: {output:?}"
+        );
+    }
 }
