@@ -14,9 +14,9 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 BPF_LINKER_VERSION := 0.10.4
 
 APT_PACKAGES := build-essential ca-certificates conntrack curl etcd-client etcd-server iproute2 iptables \
-	iputils-ping jq nftables procps socat tcpdump wireguard-go wireguard-tools
+	iperf3 iputils-ping jq nftables procps socat tcpdump wireguard-go wireguard-tools
 
-.PHONY: help setup build demo test check fmt lint doc unit lab layers clean
+.PHONY: help setup build demo bench-lb bench-tunnel test check fmt lint doc unit lab layers clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,12 @@ build: setup ## the binaries, with the kernel programs in them
 
 demo: build ## the main job, in a lab of namespaces on this machine
 	@target/debug/hawser-lab demo $(if $(KEEP),--keep) $(if $(ETCD),--etcd)
+
+bench-lb: build ## short connections: Hawser, no service, iptables as kube-proxy writes it
+	@target/debug/hawser-lab bench lb
+
+bench-tunnel: build ## one TCP flow: our engine, wireguard-go, no tunnel
+	@target/debug/hawser-lab bench tunnel
 
 test: setup ## everything that must hold
 	@$(MAKE) --no-print-directory fmt lint layers doc unit lab

@@ -2,6 +2,7 @@
 //!
 //! It talks to the product only through binaries, manifests, configuration files and bundles.
 
+pub mod bench;
 pub mod binaries;
 pub mod cgroup;
 pub mod demo;

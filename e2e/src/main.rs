@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use hawser_e2e::enclave::{self, Inside};
-use hawser_e2e::{demo, enter, place, pod, walk};
+use hawser_e2e::{bench, demo, enter, place, pod, walk};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -29,6 +29,8 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
+    /// Measures us and the peers side by side; writes target/bench/<name>.json.
+    Bench { which: bench::Bench },
     /// Runs a command in a node or pod of a lab that is up: `hawser-lab enter us-east/node-1/client curl ...`.
     Enter {
         /// cluster/node or cluster/node/pod; of the newest lab unless --lab says which.
@@ -57,6 +59,8 @@ enum Verb {
     PodServer(pod::ServerArgs),
     #[command(hide = true)]
     PodClient(pod::ClientArgs),
+    #[command(hide = true)]
+    TunnelEngine(bench::EngineArgs),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +77,7 @@ fn run(cli: Cli) -> Result<u8> {
     match cli.verb {
         Verb::Demo(options) => in_enclave(|| demo::run(options)),
         Verb::Topology { keep } => in_enclave(|| walk::topology(keep)),
+        Verb::Bench { which } => in_enclave(|| bench::run(which)),
         Verb::Enter { place, lab, command } => enter::run(&place, lab, &command),
         Verb::Inside { command } => enclave::run(&command),
         Verb::Pause { host_name, cgroup } => {
@@ -80,6 +85,7 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Verb::PodServer(args) => pod::run_server(&args).map(|()| 0),
         Verb::PodClient(args) => pod::run_client(&args).map(|()| 0),
+        Verb::TunnelEngine(args) => bench::run_engine(&args).map(|()| 0),
     }
 }
 

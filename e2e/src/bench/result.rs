@@ -1,0 +1,152 @@
+//! What a benchmark found: a table for people, `target/bench/<name>.json` for programs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::stats::Estimate;
+use crate::binaries;
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct BenchResult {
+    name: &'static str,
+    machine: Machine,
+    rounds: usize,
+    rows: Vec<Row>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    key: String,
+    value: f64,
+    unit: &'static str,
+    better: &'static str,
+    goal: Option<f64>,
+    peers: BTreeMap<&'static str, f64>,
+    /// Of `value`, 95 %.
+    interval: [f64; 2],
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Machine {
+    cpu: String,
+    cores: usize,
+    kernel: String,
+    /// Of our binaries.
+    profile: &'static str,
+    /// One minute's, before the first round and after the last: above zero at the start, others were at work.
+    load: [String; 2],
+}
+
+/// A way to do the same thing, with one number a round.
+#[derive(Clone, Debug)]
+pub(super) struct Column {
+    pub(super) name: &'static str,
+    pub(super) rounds: Vec<f64>,
+}
+
+impl Column {
+    pub(super) fn new(name: &'static str) -> Self {
+        Self { name, rounds: Vec::new() }
+    }
+}
+
+/// The order of `count` columns in a round: each comes first, second, ... equally often.
+pub(super) fn turn(round: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |place| (round + place) % count)
+}
+
+impl BenchResult {
+    /// The first column is ours; `goals` are for what it has over each of the others, in their order.
+    pub(super) fn new(
+        name: &'static str,
+        what: &str,
+        unit: &'static str,
+        load_before: String,
+        columns: &[Column],
+        goals: &[Option<f64>],
+    ) -> Self {
+        let (ours, peers) = columns.split_first().expect("a benchmark has our column");
+        let better = "higher";
+        let medians = peers.iter().map(|peer| (peer.name, Estimate::of(&peer.rounds).median)).collect();
+        let rate = Estimate::of(&ours.rounds);
+        let mut rows = vec![row(what.to_owned(), rate, unit, better, None, medians)];
+        for (peer, goal) in peers.iter().zip(goals) {
+            let ratio = Estimate::of_ratios(&ours.rounds, &peer.rounds);
+            let key = format!("{} / {}", ours.name, peer.name);
+            rows.push(row(key, ratio, "ratio", better, *goal, BTreeMap::new()));
+        }
+        let machine = Machine::describe(load_before);
+        Self { name, machine, rounds: ours.rounds.len(), rows }
+    }
+
+    pub(super) fn print(&self) {
+        let Machine { cpu, cores, kernel, profile, load } = &self.machine;
+        let what = self.rows.first().map_or("", |row| &row.key);
+        println!("\n{what}, on {cpu}, {cores} cores, Linux {kernel}, profile {profile}");
+        println!(
+            "{} rounds, interleaved; medians with 95 % intervals; load average {} before, {} after\n",
+            self.rounds, load[0], load[1]
+        );
+        println!("{:<24} {:>10}  {:<21} {:>6}  unit", "", "median", "95 %", "goal");
+        for row in &self.rows {
+            let [low, high] = row.interval.map(digits);
+            let goal = row.goal.map_or_else(|| "-".to_owned(), |goal| goal.to_string());
+            let interval = format!("{low} .. {high}");
+            let label = if row.peers.is_empty() { &row.key } else { "hawser" };
+            println!("{label:<24} {:>10}  {interval:<21} {goal:>6}  {}", digits(row.value), row.unit);
+            for (name, value) in &row.peers {
+                println!("{name:<24} {:>10}  {:<21} {:>6}  {}", digits(*value), "", "", row.unit);
+            }
+        }
+    }
+
+    pub(super) fn write(&self) -> Result<PathBuf> {
+        let dir = binaries::target_dir()?.join("bench");
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let path = dir.join(format!("{}.json", self.name));
+        let text = serde_json::to_string_pretty(self).context("encoding the result")?;
+        fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+fn row(
+    key: String,
+    Estimate { median, low, high }: Estimate,
+    unit: &'static str,
+    better: &'static str,
+    goal: Option<f64>,
+    peers: BTreeMap<&'static str, f64>,
+) -> Row {
+    Row { key, value: median, unit, better, goal, peers, interval: [low, high] }
+}
+
+fn digits(value: f64) -> String {
+    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+}
+
+impl Machine {
+    fn describe(load_before: String) -> Self {
+        let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self {
+            cpu: model.map_or_else(|| "an unnamed CPU".to_owned(), |(_, name)| name.to_owned()),
+            cores: available_parallelism().map_or(0, usize::from),
+            kernel: kernel.trim().to_owned(),
+            profile: if cfg!(debug_assertions) { "dev" } else { "release" },
+            load: [load_before, load()],
+        }
+    }
+}
+
+/// One minute's load average; `?` where the kernel does not tell.
+pub(super) fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().filter(|load| !load.is_empty()).unwrap_or("?").to_owned()
+}
