@@ -120,8 +120,8 @@ fn admit_node(peer: &PeerRecord, node: &Node) -> Result<(), Refusal> {
             AddressKind::InternalIp => peer.node("IPAddresses", address.ip)?,
             // Cilium's own router address is one of the node's pod addresses.
             AddressKind::CiliumInternalIp => peer.pod_or_node("IPAddresses", address.ip)?,
-            // Public or NAT addresses lie in no CIDR of the cluster, and what is reached there still has to hold the
-            // node's key; addresses of the mesh or of the peer's pods are never such.
+            // A public or NAT address often lies in no CIDR of the cluster and is only information then: agents aim
+            // tunnels inside the node CIDRs alone. Addresses of the mesh or of the peer's pods are never such.
             AddressKind::ExternalIp => {
                 if peer.mesh.contains(address.ip) || peer.holds_pod(address.ip) {
                     let (cluster, ip) = (peer.cluster.clone(), address.ip);

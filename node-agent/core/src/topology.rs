@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use hawser_discovery::NodeId;
-use hawser_model::{Endpoint, MeshAddresses, NodeName, Peer, TunnelEnd};
+use hawser_model::{AddressKind, Endpoint, MeshAddresses, Node, NodeName, Peer, TunnelEnd};
 use hawser_tunnels::PrefixTable;
 use ipnet::IpNet;
 
@@ -94,6 +94,17 @@ pub(crate) fn remotes<'a>(
     remotes
 }
 
+/// Where its tunnel goes: handshakes go out before any key is proven, so only to what its cluster was admitted with.
+fn underlay(peer: &Peer, node: &Node) -> Option<IpAddr> {
+    let of_family = |v6| {
+        let stated = node.addresses.iter().filter(|address| address.ip.is_ipv6() == v6);
+        let within: Vec<_> = stated.filter(|address| admitted(&peer.node_cidrs, address.ip)).collect();
+        let of_kind = |kind| within.iter().find(|address| address.kind == kind).map(|address| address.ip);
+        of_kind(AddressKind::InternalIp).or_else(|| of_kind(AddressKind::ExternalIp))
+    };
+    of_family(false).or_else(|| of_family(true))
+}
+
 fn remote<'a>(
     peer: &'a Peer,
     view: &'a ClusterView,
@@ -113,8 +124,11 @@ fn remote<'a>(
             break;
         }
         let Some(node) = view.nodes.get(name) else { continue };
-        let Some(underlay) = node.underlay(false).or_else(|| node.underlay(true)) else {
-            notes.push(format!("{}/{name} states no InternalIP or ExternalIP and gets no tunnel", view.name));
+        let Some(underlay) = underlay(peer, node) else {
+            notes.push(format!(
+                "{}/{name} states no InternalIP or ExternalIP inside the node CIDRs of its cluster and gets no tunnel. fix: add the range to nodeCIDRs there, and connect it again with a new bundle",
+                view.name
+            ));
             continue;
         };
         let pod_cidrs: Vec<_> = node.pod_cidrs.iter().map(IpNet::trunc).collect();

@@ -80,6 +80,27 @@ fn a_node_without_a_key_or_an_address_gets_no_tunnel() {
 }
 
 #[test]
+fn no_handshake_is_aimed_outside_of_the_node_cidrs_a_cluster_was_admitted_with() {
+    let mut mesh = Mesh::of_three();
+    let external = |address: &str| NodeAddress { kind: AddressKind::ExternalIp, ip: ip(address) };
+    let with = |n: u32, addresses: Vec<NodeAddress>| {
+        let mut entries = mk_node(2, n);
+        let Entry::Node(node) = &mut entries[0] else { unreachable!() };
+        node.addresses = addresses;
+        entries
+    };
+    mesh.say(2, with(3, vec![external("203.0.113.9")]));
+    mesh.say(2, with(4, vec![external("203.0.113.9"), external("172.16.2.104")]));
+    mesh.settle();
+    let of_eu_west = |name: &str| mesh.tunnels().peers.iter().find(|peer| peer.name.to_string() == name);
+    assert!(of_eu_west("eu-west/node-3").is_none());
+    let said = "eu-west/node-3 states no InternalIP or ExternalIP inside the node CIDRs";
+    assert!(mesh.agent.problems().iter().any(|problem| problem.contains(said)));
+    let fourth = of_eu_west("eu-west/node-4").unwrap();
+    assert_eq!(fourth.endpoint, "172.16.2.104:51871".parse().unwrap());
+}
+
+#[test]
 fn a_cluster_that_is_not_complete_is_guarded_and_not_used() {
     let mut mesh = Mesh::of_three();
     mesh.say(1, [mk_peer(4)]);
