@@ -37,8 +37,9 @@ fn api_server(lab: &Lab, cluster: &str) -> Result<Output> {
 
 fn agent(lab: &Lab, cluster: &str, before: &[&str]) -> Result<Output> {
     let node = &lab.cluster(cluster).nodes[0];
-    let mut command = node.place.command(before.first().unwrap_or(&"timeout"));
-    command.args(before.get(1..).unwrap_or(&["5"])).arg(binaries::find("hawser-node-agent")?);
+    // An agent that is not refused would run forever.
+    let mut command = node.place.command("timeout");
+    command.arg("5").args(before).arg(binaries::find("hawser-node-agent")?);
     output(command.args(["--config", "/etc/hawser/agent.yaml"]))
 }
 
