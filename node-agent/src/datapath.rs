@@ -35,8 +35,20 @@ impl Datapath {
         Ok(Self { clock, inner: Mutex::new(Inner { loaded, applied: None }) })
     }
 
+    /// Whether the kernel takes our programs and maps: all of them are loaded in a place of their own, attached to
+    /// nothing, and taken away again. About a second.
+    pub(crate) fn probe(mounts: &Mounts, config: &Config) -> Result<()> {
+        let place = probe_config(mounts, config);
+        // An earlier probe may have been killed.
+        uninstall(&place).context("removing an earlier probe of the kernel")?;
+        let loaded = Loaded::load(&place).map(drop);
+        uninstall(&place).context("removing the probe of the kernel")?;
+        loaded.context("probing the kernel")
+    }
+
     /// Takes everything out of the kernel.
     pub(crate) fn remove(mounts: &Mounts, config: &Config) -> Result<()> {
+        uninstall(&probe_config(mounts, config)).context("removing a probe of the kernel")?;
         uninstall(&load_config(mounts, config)).context("removing the datapath")
     }
 
@@ -119,6 +131,12 @@ fn load_config(mounts: &Mounts, config: &Config) -> LoadConfig {
         cgroup2: mounts.cgroup2.clone(),
         tc: TcKind::of_this_kernel(),
     }
+}
+
+/// Nobody else's: not the real one's, nor that of an agent with another device.
+fn probe_config(mounts: &Mounts, config: &Config) -> LoadConfig {
+    let real = load_config(mounts, config);
+    LoadConfig { directory: format!("{}-probe-{}", real.directory, real.device), ..real }
 }
 
 fn attachments(desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Attachments {

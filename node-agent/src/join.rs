@@ -32,10 +32,15 @@ pub(crate) struct Member {
 }
 
 /// The member this node is already, or becomes now. Waits for an API server that is away; ends when it refuses.
-pub(crate) async fn member(config: &Config, state: &StateDir) -> Result<Member> {
+/// `probe` says whether this node can run us at all; it is asked before the token is used, for that goes only once.
+pub(crate) async fn member(
+    config: &Config,
+    state: &StateDir,
+    probe: impl FnOnce() -> Result<()>,
+) -> Result<Member> {
     match existing(config, state)? {
         Some(member) => Ok(member),
-        None => join(config, state).await,
+        None => join(config, state, probe).await,
     }
 }
 
@@ -82,7 +87,7 @@ fn dialer(cluster: &ClusterFile, ca: &str, identity: Option<&Identity>) -> Resul
     Ok(Dialer::new(&name, servers, CaCert::from_pem(ca)?, identity)?)
 }
 
-async fn join(config: &Config, state: &StateDir) -> Result<Member> {
+async fn join(config: &Config, state: &StateDir, probe: impl FnOnce() -> Result<()>) -> Result<Member> {
     let text = std::fs::read_to_string(&config.join).with_context(|| {
         format!(
             "this node is no member yet and {} cannot be read. fix: `hawser ca token --node {} -o join.yaml`, and bring it here",
@@ -99,6 +104,7 @@ async fn join(config: &Config, state: &StateDir) -> Result<Member> {
             config.node
         );
     }
+    probe().context("this node cannot run the agent, and its token is still good")?;
     let key = load_or_make_key(state)?;
     let csr = csr(&key)?;
     let dialer = Dialer::new(&file.cluster.name, file.servers.clone(), file.ca.clone(), None)?;
@@ -211,4 +217,35 @@ pub(crate) async fn renew(member: &Member, state: &StateDir) -> Result<(Identity
     let identity = Identity { certificate: reply.certificate, key: member.identity.key.clone() };
     member.dialer.use_identity(&identity)?;
     Ok((identity, leaf))
+}
+
+#[cfg(test)]
+mod tests {
+    use hawser_model::{ClusterId, ClusterIdWidth, ClusterRef};
+    use hawser_pki::{Ca, Token};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_cannot_run_us_is_refused_before_its_token_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&dir.path().join("agent")).unwrap();
+        let path = dir.path().join("join.yaml");
+        let text = format!("join: {}", path.display());
+        let config = Config::parse(&text, &dir.path().join("agent.yaml"), "node-1").unwrap();
+        let name = ClusterName::parse("us-east").unwrap();
+        let file = JoinFile {
+            ca: Ca::create(&name, clock::wall()).unwrap().cert().clone(),
+            cluster: ClusterRef { name, id: ClusterId::new(1, ClusterIdWidth::Bits8).unwrap() },
+            node: config.node.clone(),
+            // Nobody listens here: an agent that asked would wait for ever.
+            servers: vec![ServerUrl::parse("https://127.0.0.1:1").unwrap()],
+            token: Token::create(&mut rand::rng()),
+        };
+        std::fs::write(&path, file.to_yaml()).unwrap();
+        let refused = member(&config, &state, || bail!("no BTF")).await.unwrap_err();
+        let said = crate::causes::chain(&refused);
+        assert!(said.contains("its token is still good: no BTF"), "{said}");
+        assert_eq!(state.read(KEY).unwrap(), None, "nothing was made for it");
+    }
 }

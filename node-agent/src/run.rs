@@ -27,9 +27,10 @@ const WIREGUARD_KEY: &str = "wireguard.key";
 pub async fn run(config: Config) -> Result<()> {
     preflight::root()?;
     let mounts = preflight::mounts()?;
-    let state = Arc::new(StateDir::open(&config.state)?);
-    preflight::free_port(config.port)?;
     preflight::kernel()?;
+    preflight::free_port(config.port)?;
+    // From here on something is changed: a node that cannot run us has been refused by now.
+    let state = Arc::new(StateDir::open(&config.state)?);
     let mut stop = stop_signal()?;
     let work = start(config, mounts, state);
     let (driver, sources, _running) = tokio::select! {
@@ -62,7 +63,7 @@ async fn start(
     state: Arc<StateDir>,
 ) -> Result<(Driver, Sources, Beside)> {
     let clock = Clock::start();
-    let mut member = join::member(&config, &state).await?;
+    let mut member = join::member(&config, &state, || Datapath::probe(&mounts, &config)).await?;
     let key = PrivateKey::load_or_create(&state.path(WIREGUARD_KEY))?;
     let report = place::report_of(&config, key.public())?;
     let here = place::learn(&mut member, &state, &report).await?;
