@@ -216,8 +216,8 @@ mod tests {
         PlaceFile {
             index,
             max_connected_clusters: 255,
-            mesh_ula: "fd00::/40".into(),
-            mesh_ipv4: "240.0.0.0/8".into(),
+            mesh_ula: MeshPlan::default().ula().to_string(),
+            mesh_ipv4: MeshPlan::default().ipv4().to_string(),
         }
     }
 
