@@ -1,6 +1,6 @@
 //! The lab: clusters, nodes and pods as network namespaces on one machine, the product's real binaries in them.
 //!
-//! It talks to the product only through binaries, manifests, configuration files and bundles.
+//! It talks to the product only through binaries, manifests, configuration files and bundles; `bench-tunnel` alone links to the engine.
 
 pub mod bench;
 pub mod binaries;

@@ -13,7 +13,8 @@ use crate::process::run_with_input;
 
 const HOME: &str = "us-east";
 /// Many and short: what else happens on the machine then meets all ways alike.
-const ROUNDS: usize = 80;
+const ROUNDS: usize = 200;
+const ROUNDS_A_LINE: usize = 20;
 const REQUESTS: u64 = 500;
 const WARM_UP: u64 = 100;
 const CONCURRENCY: u32 = 8;
@@ -45,8 +46,11 @@ pub(super) fn measure() -> Result<BenchResult> {
                 .with_context(|| format!("{name}, round {}", round + 1))?;
             columns[index].rounds.push(rate(&report)?);
         }
-        let rates = columns.each_ref().map(|column| format!("{} {:.0}", column.name, column.rounds[round]));
-        println!("round {:>2}, connections/s: {}", round + 1, rates.join(", "));
+        if (round + 1) % ROUNDS_A_LINE == 0 {
+            let rates =
+                columns.each_ref().map(|column| format!("{} {:.0}", column.name, column.rounds[round]));
+            println!("round {:>3}, connections/s: {}", round + 1, rates.join(", "));
+        }
     }
     lab.check_alive()?;
     Ok(BenchResult::new("lb", "short connections", "connections/s", before, &columns, &GOALS))
