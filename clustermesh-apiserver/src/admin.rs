@@ -148,6 +148,8 @@ impl admin_server::Admin for AdminService {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         admin(request, "Admin.Status")?;
         let facts = self.board.read();
+        let problems = facts.source_problems.iter().chain(&facts.export_problems);
+        let source_errors = problems.chain(&facts.heartbeat_problem).cloned().collect();
         Ok(Response::new(StatusReply {
             cluster: self.config.cluster.name.to_string(),
             cluster_id: self.config.cluster.id.get().into(),
@@ -159,7 +161,7 @@ impl admin_server::Admin for AdminService {
             services: facts.services,
             identities: facts.identities,
             endpoints: facts.endpoints,
-            source_errors: facts.source_problems.into_iter().chain(facts.export_problems).collect(),
+            source_errors,
         }))
     }
 }

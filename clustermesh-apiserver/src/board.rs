@@ -10,6 +10,8 @@ use hawser_model::NodeName;
 pub struct Facts {
     pub source_problems: Vec<String>,
     pub export_problems: Vec<String>,
+    /// The heartbeat is written even when nothing is exported: a store that fails is seen there within a minute.
+    pub heartbeat_problem: Option<String>,
     pub identities: u32,
     pub endpoints: u32,
     pub services: u32,

@@ -2,6 +2,7 @@
 //!
 //! The only key with a lease: a server that is gone must stop looking alive, and nothing else of it may vanish.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hawser_etcd::server::WriteError;
@@ -10,6 +11,7 @@ use hawser_model::Timestamp;
 use hawser_wire::{encode_heartbeat, prefix};
 use tokio_util::sync::CancellationToken;
 
+use crate::board::Board;
 use crate::own::Own;
 
 const EVERY: Duration = Duration::from_secs(60);
@@ -17,12 +19,16 @@ const EVERY: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(2);
 const TTL_SECONDS: i64 = 15 * 60;
 
-pub async fn run(own: Own, stop: CancellationToken) {
+pub async fn run(own: Own, board: Arc<Board>, stop: CancellationToken) {
     let mut lease = None;
     let mut failing = false;
     loop {
         let wait = match beat(&own, &mut lease).await {
             Ok(()) => {
+                if failing {
+                    tracing::info!("the heartbeat is written again");
+                    board.update(|facts| facts.heartbeat_problem = None);
+                }
                 failing = false;
                 EVERY
             }
@@ -31,6 +37,12 @@ pub async fn run(own: Own, stop: CancellationToken) {
                     tracing::warn!(%error, "the heartbeat could not be written; peers will take this cluster for dead");
                 }
                 failing = true;
+                board.update(|facts| {
+                    facts.heartbeat_problem = Some(format!(
+                        "the heartbeat could not be written, and peers will take this cluster for dead: {error}; fix: see \
+                         that the store works and its disk has room"
+                    ));
+                });
                 AGAIN
             }
         };

@@ -187,9 +187,9 @@ impl Server {
         let peers = peers::admitted(&own, &config).len();
         tracing::info!(cluster = %config.cluster, listen = %config.listen, store = describe, peers, "serving");
         let mut tasks = JoinSet::new();
-        let exports = Exporter::new(Arc::clone(&config), own.clone(), board, accept_mass_delete);
+        let exports = Exporter::new(Arc::clone(&config), own.clone(), Arc::clone(&board), accept_mass_delete);
         tasks.spawn(exports.run(source, commands, stop.clone()));
-        tasks.spawn(heartbeat::run(own, stop.clone()));
+        tasks.spawn(heartbeat::run(own, Arc::clone(&board), stop.clone()));
         tasks.spawn(mirrors.run(stop.clone()));
         tasks.spawn(certificates.keep_fresh(stop.clone()));
         tasks.spawn(listen::serve(listener, tls, trust, routes, stop.clone()));
