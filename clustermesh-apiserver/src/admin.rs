@@ -9,7 +9,7 @@ use hawser_api::admin::{
 };
 use hawser_model::{ClusterName, NodeName, Peer};
 use hawser_pki::{Admission, Bundle, BundleFacts, JoinFile, OwnFacts, StoredToken, Token, check_admission};
-use hawser_wire::{Entry, prefix};
+use hawser_wire::{Entry, encode_synced, prefix};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
@@ -18,14 +18,12 @@ use crate::authorize::Caller;
 use crate::board::Board;
 use crate::config::Config;
 use crate::exporter::Command;
+use crate::exposure::named;
 use crate::mirrors::Mirrors;
 use crate::own::Own;
 use crate::peers;
 use crate::status;
 use crate::trust::{Certificates, now};
-
-/// Exposed pods that a refusal names; it says how many more there are.
-const NAMED: usize = 3;
 
 #[derive(Debug)]
 pub struct AdminService {
@@ -89,12 +87,16 @@ impl admin_server::Admin for AdminService {
             self.check_exposure(&bundle.facts.cluster.name).await?;
         }
         let peer = admission.peer();
+        if !request.dry_run {
+            self.note_bypass(&peer.cluster.name, request.policy_bypass_accepted, unchanged).await?;
+        }
         if !request.dry_run && !unchanged {
             let value = Entry::LocalPeer(peer.clone()).encode();
             self.own.put(peers::key(&peer.cluster.name), value).await.map_err(store_failed)?;
             // So that whoever was told may rely on it.
             self.mirrors.follow_list();
         }
+        self.peers_changed().await;
         Ok(Response::new(ConnectReply {
             cluster: peer.cluster.name.to_string(),
             cluster_id: peer.cluster.id.get().into(),
@@ -120,7 +122,9 @@ impl admin_server::Admin for AdminService {
         if !self.own.delete(&peers::key(&cluster)).await.map_err(store_failed)? {
             return Err(unknown(cluster.as_str()));
         }
+        self.own.delete(&peers::bypass_key(cluster.as_str())).await.map_err(store_failed)?;
         self.mirrors.follow_list();
+        self.peers_changed().await;
         Ok(Response::new(DisconnectReply {}))
     }
 
@@ -191,17 +195,28 @@ impl AdminService {
         if exposures.is_empty() {
             return Ok(());
         }
-        let named: Vec<String> = exposures.iter().take(NAMED).map(ToString::to_string).collect();
-        let more = match exposures.len().saturating_sub(NAMED) {
-            0 => String::new(),
-            more => format!(", and {more} more"),
-        };
         Err(refused(format!(
             "connecting {peer} would let the mesh reach pods that a NetworkPolicy guards, and Hawser does not enforce \
-             NetworkPolicy yet: {}{more}; fix: set hawser.io/shared: \"false\" on the service, or say \
+             NetworkPolicy yet: {}; fix: set hawser.io/shared: \"false\" on the service, or say \
              --policy-bypass-accepted",
-            named.join(", ")
+            named(&exposures)
         )))
+    }
+
+    /// Acceptance is for as long as the cluster stays connected; it can be said later, too.
+    async fn note_bypass(&self, peer: &ClusterName, accepted: bool, unchanged: bool) -> Result<(), Status> {
+        let key = peers::bypass_key(peer.as_str());
+        if accepted {
+            self.own.put(key, encode_synced(now())).await.map_err(store_failed)?;
+        } else if !unchanged {
+            self.own.delete(&key).await.map_err(store_failed)?;
+        }
+        Ok(())
+    }
+
+    async fn peers_changed(&self) {
+        // Refused by a server that is shutting down alone.
+        let _ = self.exporter.send(Command::PeersChanged).await;
     }
 
     /// Tokens nobody used go when their day is over.

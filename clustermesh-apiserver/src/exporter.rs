@@ -18,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 use crate::board::{Board, NodeFacts};
 use crate::config::Config;
 use crate::export::{self, Export, Held, NodeReport, PREFIXES, RESOURCES, Step, diff};
-use crate::exposure::{Exposure, exposures};
+use crate::exposure::{Exposure, exposures, named};
 use crate::identity::Allocator;
 use crate::nodes::Indices;
 use crate::objects::{Objects, Touched};
 use crate::own::Own;
+use crate::peers;
 
 /// How often everything is compared again: a foreign edit lives no longer than this.
 const REASSERT: Duration = Duration::from_secs(300);
@@ -34,8 +35,16 @@ const BATCH: usize = 100_000;
 /// What services ask of the exporter.
 #[derive(Debug)]
 pub enum Command {
-    Report { node: NodeName, report: NodeReport, reply: oneshot::Sender<Result<NodeIndex, ReportError>> },
-    Exposures { reply: oneshot::Sender<Result<Vec<Exposure>, NotReady>> },
+    Report {
+        node: NodeName,
+        report: NodeReport,
+        reply: oneshot::Sender<Result<NodeIndex, ReportError>>,
+    },
+    /// For the problems that depend on who is connected.
+    PeersChanged,
+    Exposures {
+        reply: oneshot::Sender<Result<Vec<Exposure>, NotReady>>,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +77,9 @@ pub struct Exporter {
     /// Config and canaries of this life are written.
     announced: bool,
     store_problem: Option<String>,
+    /// As of the last change of the source.
+    exposures: Vec<Exposure>,
+    exposed: bool,
     told: BTreeSet<String>,
     started: Instant,
 }
@@ -108,6 +120,8 @@ impl Exporter {
             withheld: None,
             announced: false,
             store_problem: None,
+            exposures: Vec::new(),
+            exposed: false,
             told: BTreeSet::new(),
             started,
         }
@@ -140,6 +154,7 @@ impl Exporter {
                 }
                 command = commands.recv() => {
                     let Some(command) = command else { return };
+                    news = matches!(command, Command::PeersChanged);
                     touched = touched.and(self.handle(command, &mut replies));
                 }
                 () = tokio::time::sleep(wait) => touched = touched.and(Touched { endpoints: true, ..Touched::default() }),
@@ -182,11 +197,15 @@ impl Exporter {
             let Some(event) = source.try_next() else { break };
             touched = touched.and(self.objects.apply(event));
         }
+        if self.objects.complete() {
+            self.exposures = exposures(&self.objects);
+        }
         touched
     }
 
     fn handle(&mut self, command: Command, replies: &mut Vec<Answer>) -> Touched {
         match command {
+            Command::PeersChanged => Touched::default(),
             Command::Exposures { reply } => {
                 let answer =
                     if self.objects.complete() { Ok(exposures(&self.objects)) } else { Err(NotReady) };
@@ -301,6 +320,28 @@ impl Exporter {
         None
     }
 
+    /// A policy that came after the cluster was connected: nothing refused it, so it is said here. Which pods it are
+    /// changes with every rollout; it is logged when it begins and when it ends.
+    fn exposed(&mut self) -> Option<String> {
+        let peers = if self.exposures.is_empty() { Vec::new() } else { peers::without_bypass(&self.own) };
+        let exposed = !peers.is_empty();
+        let was = std::mem::replace(&mut self.exposed, exposed);
+        if !exposed {
+            if was {
+                tracing::info!("the mesh passes by no NetworkPolicy any more, or that is accepted");
+            }
+            return None;
+        }
+        let (peers, named) = (peers.join(", "), named(&self.exposures));
+        if !was {
+            tracing::warn!(peers, exposed = named, "the mesh reaches pods that a NetworkPolicy guards");
+        }
+        Some(format!(
+            "{peers} can reach pods that a NetworkPolicy guards, and Hawser does not enforce NetworkPolicy yet: {named}; \
+             fix: set hawser.io/shared: \"false\" on the service, or connect again with --policy-bypass-accepted"
+        ))
+    }
+
     /// Problems are logged when they come and when they go, and shown while they last. Cost: the nodes.
     fn tell(&mut self) {
         let source = bounded(self.objects.problems.values().map(ToString::to_string));
@@ -314,12 +355,13 @@ impl Exporter {
             tracing::info!(problem, "solved");
         }
         self.told = told;
+        let exposed = self.exposed();
         let (identities, endpoints, services) = self.export.counts();
         let plan = self.config.plan;
         let cluster = self.config.cluster.id;
         self.board.update(|facts| {
             facts.source_problems = source;
-            facts.export_problems = export;
+            facts.export_problems = export.into_iter().chain(exposed).collect();
             (facts.identities, facts.endpoints, facts.services) = (identities, endpoints, services);
             facts.nodes.retain(|name, _| self.objects.nodes.contains_key(name));
             for name in self.objects.nodes.keys() {

@@ -1,7 +1,8 @@
 //! Which pods the mesh would reach though a NetworkPolicy of this cluster means to guard them.
 //!
 //! Hawser does not enforce NetworkPolicy yet, and the cluster's own enforcer never sees mesh traffic: so connecting is
-//! refused while such a pod is behind an exported global service, unless the operator says that is understood.
+//! refused while such a pod is behind an exported global service, unless the operator says that is understood. A policy
+//! that comes later closes nothing either, and is told as a problem.
 
 use std::fmt;
 
@@ -24,9 +25,23 @@ impl fmt::Display for Exposure {
     }
 }
 
-/// Cost: all pods once, and the backends of exported services times the policies of their namespace.
+/// The first of them, and how many more there are.
+pub fn named(exposures: &[Exposure]) -> String {
+    const NAMED: usize = 3;
+    let named: Vec<String> = exposures.iter().take(NAMED).map(ToString::to_string).collect();
+    let named = named.join(", ");
+    match exposures.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named}, and {more} more"),
+    }
+}
+
+/// Cost: nothing without a policy; else all pods once, and the backends of exported services times the policies of their namespace.
 pub fn exposures(objects: &Objects) -> Vec<Exposure> {
     let mut found = Vec::new();
+    if objects.policies.is_empty() {
+        return found;
+    }
     let pods = objects.pods_by_ip();
     for service in objects.services.values() {
         if !Wishes::read(&service.annotations).0.exported() {

@@ -28,6 +28,21 @@ pub fn admitted(own: &Own, config: &Config) -> Vec<(Peer, SharedKv)> {
     own.list(prefix::LOCAL_PEERS).into_iter().filter_map(read).collect()
 }
 
+/// Where it is written that somebody understood, for this peer, what the mesh passes by.
+pub fn bypass_key(peer: &str) -> String {
+    format!("{}policy-bypass/v1/{peer}", prefix::PRIVATE)
+}
+
+/// Connected clusters for which nobody did.
+pub fn without_bypass(own: &Own) -> Vec<String> {
+    let name = |kv: SharedKv| {
+        let name = kv.key.strip_prefix(prefix::LOCAL_PEERS.as_bytes())?;
+        Some(String::from_utf8_lossy(name).into_owned())
+    };
+    let peers = own.list(prefix::LOCAL_PEERS).into_iter().filter_map(name);
+    peers.filter(|peer| own.get(&bypass_key(peer)).is_none()).collect()
+}
+
 pub fn key(peer: &ClusterName) -> String {
     Key::LocalPeer(peer.clone()).to_string()
 }

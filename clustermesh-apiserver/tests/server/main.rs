@@ -5,5 +5,6 @@ mod cluster;
 mod connections;
 mod join;
 mod mesh;
+mod policies;
 mod roles;
 mod startup;
