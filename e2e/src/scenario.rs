@@ -3,11 +3,15 @@
 use std::any::type_name;
 use std::env;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 
 use crate::enclave::{self, Inside};
 use crate::{binaries, lab};
+
+/// Labs can run side by side, but three clusters on two cores want the machine for themselves.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs `body` inside a new lab, as PID 1. To be called at once in a `#[test]` function, with a closure.
 ///
@@ -22,6 +26,7 @@ pub fn run<F: FnOnce() -> Result<()>>(body: F) {
         }
         return;
     }
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let name = test_name(type_name::<F>());
     let exe = env::current_exe().expect("a test has an executable");
     let lab = binaries::find("hawser-lab").unwrap_or_else(|error| panic!("{error:#}"));
