@@ -16,7 +16,7 @@ BPF_LINKER_VERSION := 0.10.4
 APT_PACKAGES := build-essential ca-certificates conntrack curl etcd-client etcd-server iproute2 iptables \
 	iperf3 iputils-ping jq nftables procps socat tcpdump wireguard-go wireguard-tools
 
-.PHONY: help setup build demo bench-lb bench-tunnel test check fmt lint doc unit lab layers clean
+.PHONY: help setup build demo bench-lb bench-tunnel test check fmt lint doc unit layers clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -49,7 +49,7 @@ bench-tunnel: build ## one TCP flow: our engine, wireguard-go, no tunnel
 	@target/debug/hawser-lab bench tunnel
 
 test: setup ## everything that must hold
-	@$(MAKE) --no-print-directory fmt lint layers doc unit lab
+	@$(MAKE) --no-print-directory fmt lint layers doc unit
 
 check: fmt lint layers ## the quick half of test
 
@@ -67,11 +67,8 @@ layers: ## the crate graph, the shape of files
 	cargo xtask layers
 	cargo xtask tidy
 
-unit: build ## every test but the lab's
-	cargo test --locked --workspace --exclude hawser-e2e
-
-lab: build ## the lab's scenarios, with the real binaries
-	cargo test --locked -p hawser-e2e -- --test-threads=1
+unit: setup ## every test, the lab's scenarios with the real binaries among them
+	cargo test --locked --workspace
 
 clean: ## what was built here
 	cargo clean
