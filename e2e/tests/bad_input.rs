@@ -246,7 +246,7 @@ fn an_expired_certificate_is_named() {
         let key = rcgen::KeyPair::generate()?;
         place.write("/etc/hawser/pki/admin.crt", &params.signed_by(&key, &issuer)?.pem())?;
         place.write("/etc/hawser/pki/admin.key", &key.serialize_pem())?;
-        refused("an expired certificate", &us.hawser(&["service", "list"])?, &["expired"])
-            .or_else(|_| refused("an expired certificate", &us.hawser(&["status"])?, &["expired"]))
+        let output = us.hawser(&["ca", "bundle", "--for", "eu-west"])?;
+        refused("an expired certificate", &output, &["expired"])
     });
 }
