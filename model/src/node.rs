@@ -122,14 +122,6 @@ pub struct Node {
     pub annotations: BTreeMap<String, String>,
 }
 
-impl Node {
-    /// Where tunnels to this node end: its first InternalIP of the family, else its first ExternalIP.
-    pub fn underlay(&self, v6: bool) -> Option<IpAddr> {
-        let of = |kind| self.addresses.iter().find(|a| a.kind == kind && a.ip.is_ipv6() == v6).map(|a| a.ip);
-        of(AddressKind::InternalIp).or_else(|| of(AddressKind::ExternalIp))
-    }
-}
-
 /// What a Hawser node says of itself beyond `nodes/v1`: `hawser/state/nodes/v1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelNode {
