@@ -19,7 +19,7 @@ APT_PACKAGES := build-essential ca-certificates conntrack curl etcd-client etcd-
 .PHONY: help setup build demo bench-lb bench-tunnel test check fmt lint doc unit layers clean
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 setup: ## install what is missing: Debian packages, rust-src, bpf-linker
 	@installed=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(APT_PACKAGES) 2>/dev/null | awk '/ok installed/ {print $$1}' || true); \
