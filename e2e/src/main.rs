@@ -29,7 +29,7 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
-    /// Measures us and the peers side by side; writes target/bench/<name>.json.
+    /// Measures us and the peers side by side; writes `target/bench/NAME.json`.
     Bench { which: bench::Bench },
     /// Runs a command in a node or pod of a lab that is up: `hawser-lab enter us-east/node-1/client curl ...`.
     Enter {
