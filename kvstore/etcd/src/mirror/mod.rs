@@ -5,7 +5,7 @@
 //! restarts of the process, too.
 //!
 //! The origin is a Hawser server. A foreign etcd (each Cilium replica counts its own revisions) needs revisions of our
-//! own in a lineage of our own; it will be another way to turn [`FollowEvent`]s into records, beside [`fill`].
+//! own in a lineage of our own; it will be another way to turn `FollowEvent`s into records, beside `fill`.
 
 pub(crate) mod fill;
 mod keep;
