@@ -1,4 +1,4 @@
-//! Kubernetes' types to ours: the only file that knows both.
+//! Kubernetes' fields to our types: the only file that knows both.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,13 +7,10 @@ use hawser_model::{
     AddressFamily, AddressKind, BootId, IpNet, NodeAddress, NodeName, PortName, Protocol, ServiceKey,
     ServicePort, SliceEndpoint, SliceKey, SlicePort,
 };
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use crate::fields::{self, Text};
 use crate::{Expression, Kind, Namespace, Node, Object, Pod, PodPhase, Policy, Selector, Service, Slice};
 
 #[derive(Debug, thiserror::Error)]
@@ -33,18 +30,18 @@ fn value<E: std::fmt::Display>(field: &'static str) -> impl FnOnce(E) -> Convert
 /// Reads one object whose kind is known.
 pub(crate) fn read<'de, D: Deserializer<'de>>(kind: Kind, from: D) -> Result<Object, D::Error> {
     match kind {
-        Kind::Namespace => namespace(core::Namespace::deserialize(from)?),
-        Kind::Node => node(core::Node::deserialize(from)?),
-        Kind::Pod => pod(core::Pod::deserialize(from)?),
-        Kind::Service => service(core::Service::deserialize(from)?),
-        Kind::EndpointSlice => slice(discovery::EndpointSlice::deserialize(from)?),
-        Kind::NetworkPolicy => policy(networking::NetworkPolicy::deserialize(from)?),
+        Kind::Namespace => namespace(fields::Namespace::deserialize(from)?),
+        Kind::Node => node(fields::Node::deserialize(from)?),
+        Kind::Pod => pod(fields::Pod::deserialize(from)?),
+        Kind::Service => service(fields::Service::deserialize(from)?),
+        Kind::EndpointSlice => slice(fields::EndpointSlice::deserialize(from)?),
+        Kind::NetworkPolicy => policy(fields::NetworkPolicy::deserialize(from)?),
     }
     .map_err(D::Error::custom)
 }
 
 /// Kubernetes' name for "no namespace given" is the namespace `default`.
-fn names(meta: &meta::ObjectMeta) -> Result<(String, String), ConvertError> {
+fn names(meta: &fields::Meta) -> Result<(String, String), ConvertError> {
     let name = meta.name.clone().filter(|name| !name.is_empty()).ok_or(ConvertError::NoName)?;
     let namespace = meta.namespace.clone().filter(|ns| !ns.is_empty());
     let namespace = namespace.unwrap_or_else(|| "default".into());
@@ -55,6 +52,13 @@ fn names(meta: &meta::ObjectMeta) -> Result<(String, String), ConvertError> {
         }
     }
     Ok((namespace, name))
+}
+
+/// Without the copy of the whole object that `kubectl apply` leaves there.
+fn annotations(given: Option<Text>) -> Text {
+    let mut annotations = given.unwrap_or_default();
+    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    annotations
 }
 
 fn address(field: &'static str, text: &str) -> Result<IpAddr, ConvertError> {
@@ -73,12 +77,12 @@ fn protocol(field: &'static str, text: Option<&str>) -> Result<Protocol, Convert
     Protocol::parse(text.unwrap_or("TCP")).map_err(value(field))
 }
 
-fn namespace(from: core::Namespace) -> Result<Object, ConvertError> {
+fn namespace(from: fields::Namespace) -> Result<Object, ConvertError> {
     let (_, name) = names(&from.metadata)?;
     Ok(Object::Namespace(Namespace { name, labels: from.metadata.labels.unwrap_or_default() }))
 }
 
-fn node(from: core::Node) -> Result<Object, ConvertError> {
+fn node(from: fields::Node) -> Result<Object, ConvertError> {
     let (_, name) = names(&from.metadata)?;
     let spec = from.spec.unwrap_or_default();
     let status = from.status.unwrap_or_default();
@@ -111,14 +115,14 @@ fn node(from: core::Node) -> Result<Object, ConvertError> {
     Ok(Object::Node(Node {
         name: NodeName::parse(&name).map_err(value("metadata.name"))?,
         labels: from.metadata.labels.unwrap_or_default(),
-        annotations: from.metadata.annotations.unwrap_or_default(),
+        annotations: annotations(from.metadata.annotations),
         addresses,
         pod_cidrs,
         boot_id,
     }))
 }
 
-fn pod(from: core::Pod) -> Result<Object, ConvertError> {
+fn pod(from: fields::Pod) -> Result<Object, ConvertError> {
     let (namespace, name) = names(&from.metadata)?;
     let spec = from.spec.unwrap_or_default();
     let status = from.status.unwrap_or_default();
@@ -150,7 +154,7 @@ fn pod(from: core::Pod) -> Result<Object, ConvertError> {
     }))
 }
 
-fn service(from: core::Service) -> Result<Object, ConvertError> {
+fn service(from: fields::Service) -> Result<Object, ConvertError> {
     let (namespace, name) = names(&from.metadata)?;
     let spec = from.spec.unwrap_or_default();
     let mut given = spec.cluster_ips.unwrap_or_default();
@@ -176,8 +180,9 @@ fn service(from: core::Service) -> Result<Object, ConvertError> {
     }
     Ok(Object::Service(Service {
         key: ServiceKey::new(&namespace, &name).map_err(value("metadata"))?,
+        uid: from.metadata.uid.unwrap_or_default(),
         labels: from.metadata.labels.unwrap_or_default(),
-        annotations: from.metadata.annotations.unwrap_or_default(),
+        annotations: annotations(from.metadata.annotations),
         selector: spec.selector.unwrap_or_default(),
         cluster_ips,
         ports,
@@ -185,7 +190,7 @@ fn service(from: core::Service) -> Result<Object, ConvertError> {
     }))
 }
 
-fn slice(from: discovery::EndpointSlice) -> Result<Object, ConvertError> {
+fn slice(from: fields::EndpointSlice) -> Result<Object, ConvertError> {
     let (namespace, name) = names(&from.metadata)?;
     let family = match from.address_type.as_str() {
         "IPv4" => Some(AddressFamily::V4),
@@ -213,16 +218,16 @@ fn slice(from: discovery::EndpointSlice) -> Result<Object, ConvertError> {
     Ok(Object::EndpointSlice(Slice {
         key: SliceKey::new(&namespace, &name).map_err(value("metadata"))?,
         labels: from.metadata.labels.unwrap_or_default(),
-        annotations: from.metadata.annotations.unwrap_or_default(),
+        annotations: annotations(from.metadata.annotations),
         family,
         endpoints,
         ports,
     }))
 }
 
-fn slice_endpoint(from: discovery::Endpoint, family: AddressFamily) -> Result<SliceEndpoint, ConvertError> {
+fn slice_endpoint(from: fields::Endpoint, family: AddressFamily) -> Result<SliceEndpoint, ConvertError> {
     let mut addresses = Vec::new();
-    for text in &from.addresses {
+    for text in from.addresses.iter().flatten() {
         let ip = address("endpoints.addresses", text)?;
         if AddressFamily::of(ip) != family {
             return Err(ConvertError::Field {
@@ -247,7 +252,7 @@ fn slice_endpoint(from: discovery::Endpoint, family: AddressFamily) -> Result<Sl
     })
 }
 
-fn policy(from: networking::NetworkPolicy) -> Result<Object, ConvertError> {
+fn policy(from: fields::NetworkPolicy) -> Result<Object, ConvertError> {
     let (namespace, name) = names(&from.metadata)?;
     let spec = from.spec.unwrap_or_default();
     // Kubernetes: with no policyTypes, Ingress always applies.
@@ -257,7 +262,7 @@ fn policy(from: networking::NetworkPolicy) -> Result<Object, ConvertError> {
     Ok(Object::NetworkPolicy(Policy { namespace, name, pods, ingress }))
 }
 
-fn selector(from: meta::LabelSelector) -> Result<Selector, ConvertError> {
+fn selector(from: fields::LabelSelector) -> Result<Selector, ConvertError> {
     let mut expressions: Vec<_> = from
         .match_labels
         .unwrap_or_default()

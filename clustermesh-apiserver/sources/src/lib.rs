@@ -6,6 +6,7 @@
 mod convert;
 mod dir;
 mod event;
+mod fields;
 mod files;
 mod manifest;
 mod object;
@@ -15,5 +16,7 @@ pub use dir::{DirSource, WatchError};
 pub use event::{Problem, SourceEvent};
 pub use files::{Change, Files};
 pub use manifest::{ManifestError, parse};
-pub use object::{Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, Service, Slice};
+pub use object::{
+    Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, SOURCE_CLUSTER_LABEL, Service, Slice,
+};
 pub use selector::{Expression, Selector};

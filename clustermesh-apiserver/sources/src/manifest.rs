@@ -1,4 +1,4 @@
-//! One manifest file's text to objects: multi-document YAML (so JSON too), and `kind: List` as kubectl prints it.
+//! One manifest file's text to objects: multi-document YAML, or JSON, and `kind: List` as kubectl prints it.
 //!
 //! A document is read for its kinds, then straight into the type of each kind, so that an error has the line of the
 //! field that is wrong. Cost: linear in the text.
@@ -125,6 +125,11 @@ struct ItemHead {
 
 fn parse_document(text: &str) -> Result<Vec<Object>, Box<serde_saphyr::Error>> {
     use serde::de::Error as _;
+    if text.trim_start().starts_with('{')
+        && let Some(objects) = parse_json(text)
+    {
+        return Ok(objects);
+    }
     let options = || {
         serde_saphyr::options! {
             // Files are the operator's own and bounded by size; aliases stay bounded by their own limits.
@@ -138,27 +143,42 @@ fn parse_document(text: &str) -> Result<Vec<Object>, Box<serde_saphyr::Error>> {
         Some(head) => head,
         None => serde_saphyr::from_str_with_options(text, options())?,
     };
+    let plan = plan_of(head);
+    if plan.nameless() {
+        let reason = "apiVersion or kind is missing: not a Kubernetes object";
+        return Err(Box::new(serde_saphyr::Error::custom(reason)));
+    }
+    if matches!(plan, Plan::Skip) {
+        return Ok(Vec::new());
+    }
+    let read = |from: serde_saphyr::Deserializer<'_, '_>| plan.deserialize(from);
+    Ok(serde_saphyr::with_deserializer_from_str_with_options(text, options(), read)?)
+}
+
+/// The same for JSON, an order of magnitude faster. None for whatever is wrong: the YAML parser finds it again, and says
+/// where.
+fn parse_json(text: &str) -> Option<Vec<Object>> {
+    let plan = plan_of(serde_json::from_str(text).ok()?);
+    if plan.nameless() {
+        return None;
+    }
+    let mut from = serde_json::Deserializer::from_str(text);
+    let objects = plan.deserialize(&mut from).ok()?;
+    from.end().ok()?;
+    Some(objects)
+}
+
+fn plan_of(head: Head) -> Plan {
     let kind_of = |version: &Option<String>, kind: &Option<String>| match (version, kind) {
         (Some(version), Some(kind)) => Kind::of(version, kind).map_or(Plan::Skip, Plan::One),
         _ => Plan::Nameless,
     };
-    let plan = match (head.api_version.as_deref(), head.kind.as_deref()) {
+    match (head.api_version.as_deref(), head.kind.as_deref()) {
         (Some("v1"), Some("List")) => {
             let items = head.items.unwrap_or_default();
             Plan::Items(items.iter().map(|item| kind_of(&item.api_version, &item.kind)).collect())
         }
         _ => kind_of(&head.api_version, &head.kind),
-    };
-    let missing =
-        || Box::new(serde_saphyr::Error::custom("apiVersion or kind is missing: not a Kubernetes object"));
-    match plan {
-        Plan::Skip => Ok(Vec::new()),
-        Plan::Nameless => Err(missing()),
-        Plan::Items(ref items) if items.iter().any(|item| matches!(item, Plan::Nameless)) => Err(missing()),
-        plan => {
-            let read = |from: serde_saphyr::Deserializer<'_, '_>| plan.deserialize(from);
-            Ok(serde_saphyr::with_deserializer_from_str_with_options(text, options(), read)?)
-        }
     }
 }
 
@@ -168,6 +188,16 @@ enum Plan {
     Nameless,
     One(Kind),
     Items(Vec<Plan>),
+}
+
+impl Plan {
+    fn nameless(&self) -> bool {
+        match self {
+            Self::Nameless => true,
+            Self::Items(items) => items.iter().any(|item| matches!(item, Self::Nameless)),
+            Self::Skip | Self::One(_) => false,
+        }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Plan {

@@ -11,6 +11,9 @@ use hawser_model::{
 
 use crate::Selector;
 
+/// MCS-API's label of an imported slice; Cilium's and ours carry it.
+pub const SOURCE_CLUSTER_LABEL: &str = "multicluster.kubernetes.io/source-cluster";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Namespace,
@@ -126,6 +129,8 @@ impl Pod {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     pub key: ServiceKey,
+    /// What an object that belongs to it names; empty where a manifest leaves it out.
+    pub uid: String,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub selector: BTreeMap<String, String>,
@@ -148,8 +153,12 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// The service that it belongs to.
+    /// The service that it belongs to. None for a slice that some mesh wrote for another cluster's endpoints: read back
+    /// as this cluster's own, they would be told to the cluster they came from.
     pub fn service(&self) -> Option<ServiceKey> {
+        if self.labels.contains_key(SOURCE_CLUSTER_LABEL) {
+            return None;
+        }
         ServiceKey::new(self.key.namespace(), self.labels.get(EndpointSlice::SERVICE_LABEL)?).ok()
     }
 }
