@@ -12,6 +12,7 @@ mod driver;
 mod engine;
 mod key;
 mod net;
+mod offload;
 mod tun;
 mod uapi;
 mod userspace;

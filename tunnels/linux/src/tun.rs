@@ -1,12 +1,24 @@
-//! A persistent TUN device: interface, routes and attached programs outlive the process that reads it.
+//! A persistent TUN device: interface, routes and attached programs outlive the process that reads it. Each packet has
+//! a [`vnet::Header`] before it, so that one read or write can be a whole superpacket.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use hawser_tunnels::DeviceName;
 use nix::errno::Errno;
+
+use crate::offload::vnet;
+
+/// The largest that a read can give.
+pub(crate) const LARGEST_READ: usize = vnet::LENGTH + 65535;
+
+/// What the kernel may leave to us, widest first: checksums, TCP segments of both families, and UDP segments, which
+/// kernels before 6.2 do not know (`linux/if_tun.h`).
+const OFFLOADS: [libc::c_uint; 2] = [TCP_OFFLOADS | libc::TUN_F_USO4 | libc::TUN_F_USO6, TCP_OFFLOADS];
+const TCP_OFFLOADS: libc::c_uint =
+    libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 
 #[derive(Debug)]
 pub(crate) struct Tun {
@@ -25,7 +37,7 @@ impl Tun {
         let mut request = libc::ifreq {
             ifr_name: [0; libc::IFNAMSIZ],
             ifr_ifru: libc::__c_anonymous_ifr_ifru {
-                ifru_flags: (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short,
+                ifru_flags: (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short,
             },
         };
         for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
@@ -35,7 +47,24 @@ impl Tun {
         Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
         let tun = Self { file };
         tun.set_persistent(true)?;
+        tun.set_offloads()?;
         Ok(tun)
+    }
+
+    /// The widest set that this kernel takes.
+    fn set_offloads(&self) -> io::Result<()> {
+        let mut refused = Errno::EINVAL;
+        for offloads in OFFLOADS {
+            // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes its argument by value.
+            let set = unsafe {
+                libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads))
+            };
+            match Errno::result(set) {
+                Ok(_) => return Ok(()),
+                Err(errno) => refused = errno,
+            }
+        }
+        Err(refused.into())
     }
 
     /// Without persistence the device goes when its last descriptor is closed.
@@ -51,13 +80,26 @@ impl Tun {
         self.set_persistent(true).is_ok()
     }
 
-    /// One packet; `EAGAIN` when there is none.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        nix::unistd::read(&self.file, buffer)
+    /// A header and one packet, at most [`LARGEST_READ`]; `EAGAIN` when there is none.
+    pub(crate) fn read<'a>(
+        &self,
+        buffer: &'a mut [u8; LARGEST_READ],
+    ) -> Result<(vnet::Header, &'a mut [u8]), Errno> {
+        let length = nix::unistd::read(&self.file, buffer.as_mut_slice())?;
+        let Some((header, packet)) = buffer[..length].split_first_chunk_mut() else {
+            return Err(Errno::EAGAIN);
+        };
+        Ok((vnet::Header::parse(header), packet))
     }
 
-    pub(crate) fn write(&self, packet: &[u8]) -> Result<usize, Errno> {
-        nix::unistd::write(&self.file, packet)
+    /// A header and the pieces of one packet.
+    pub(crate) fn write(&self, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+        loop {
+            match nix::sys::uio::writev(&self.file, pieces) {
+                Err(Errno::EINTR) => {}
+                written => return written,
+            }
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) enum Reason {
     /// From the TUN: neither IPv4 nor IPv6.
     NotIp,
+    /// From the TUN: longer than the tunnel carries, and nothing that could be cut.
+    TooBig,
     /// From the TUN: no peer owns the destination.
     NoPeerForDestination,
     /// From the TUN: the peer's endpoint is not known yet.
@@ -40,8 +42,9 @@ pub(crate) enum Reason {
     Panicked,
 }
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "not-ip",
+    "too-big",
     "no-peer-for-destination",
     "no-endpoint",
     "queue-full",

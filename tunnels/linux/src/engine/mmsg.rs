@@ -1,4 +1,4 @@
-//! Many datagrams in one system call, in buffers that are made once.
+//! Many datagrams in one system call, and many of one peer in one message, in buffers that are made once.
 
 use std::io;
 use std::mem;
@@ -12,8 +12,25 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use super::counters::{Counters, Reason};
 use super::sockets::Sockets;
 
-/// Datagrams per call. More gains nothing measurable; fewer costs calls.
-pub(crate) const BATCH: usize = 64;
+/// Datagrams on their way out at once: two of the largest superpackets at an MTU of 1420.
+pub(crate) const BATCH: usize = 128;
+/// Datagrams of a usual path in it; of jumbo frames fewer fit.
+const USUAL: usize = 1536;
+/// `UDP_MAX_SEGMENTS` before kernel 6.9.
+const MOST_SEGMENTS: usize = 64;
+/// What IPv4 leaves of 64 KiB for a UDP payload; IPv6 leaves more.
+const LARGEST_MESSAGE: usize = 65507;
+/// Messages taken in at once. With GRO one of them is up to 64 KiB; without it this many calls are saved.
+const RECEIVE: usize = 32;
+
+/// Room for one control message with an `int`, aligned as `cmsghdr` is.
+type Control = [u64; 4];
+const _: () = {
+    // SAFETY: CMSG_SPACE only computes.
+    let needed = unsafe { libc::CMSG_SPACE(mem::size_of::<libc::c_int>() as libc::c_uint) };
+    assert!(mem::size_of::<Control>() >= needed as usize);
+    assert!(mem::align_of::<Control>() >= mem::align_of::<libc::cmsghdr>());
+};
 
 /// Datagrams on their way out, laid end to end.
 pub(crate) struct SendBatch {
@@ -23,19 +40,36 @@ pub(crate) struct SendBatch {
     largest: usize,
     to: Vec<SockaddrStorage>,
     lengths: Vec<usize>,
+    /// Some device on the way does not segment: each datagram is a message of its own from then on.
+    single: bool,
+    messages: Vec<Message>,
     iovecs: Vec<libc::iovec>,
+    controls: Vec<Control>,
     headers: Vec<libc::mmsghdr>,
+}
+
+/// Datagrams to one address and of one length, of which the last may be shorter.
+#[derive(Clone, Copy)]
+struct Message {
+    /// Of its datagrams.
+    first: usize,
+    count: usize,
+    start: usize,
+    length: usize,
 }
 
 impl SendBatch {
     pub(crate) fn new(largest: usize) -> Self {
         Self {
-            buffer: vec![0; BATCH * 2048 + largest],
+            buffer: vec![0; BATCH * USUAL + largest],
             used: 0,
             largest,
             to: Vec::with_capacity(BATCH),
             lengths: Vec::with_capacity(BATCH),
+            single: false,
+            messages: Vec::with_capacity(BATCH),
             iovecs: Vec::with_capacity(BATCH),
+            controls: Vec::with_capacity(BATCH),
             headers: Vec::with_capacity(BATCH),
         }
     }
@@ -59,105 +93,200 @@ impl SendBatch {
 
     /// Sends everything, in order; what the underlay refuses is counted and left behind. Blocks while a socket is full.
     pub(crate) fn flush(&mut self, sockets: &Sockets, counters: &Counters) {
-        if self.to.is_empty() {
-            return;
-        }
-        self.iovecs.clear();
-        let mut rest = &mut self.buffer[..];
-        for length in &self.lengths {
-            let (datagram, after) = rest.split_at_mut(*length);
-            self.iovecs.push(libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: *length });
-            rest = after;
-        }
-        self.headers.clear();
-        for (iovec, to) in self.iovecs.iter_mut().zip(&self.to) {
-            // SAFETY: `mmsghdr` is plain integers and pointers, for all of which zero is a value.
-            let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
-            header.msg_hdr.msg_name = to.as_ptr().cast_mut().cast();
-            header.msg_hdr.msg_namelen = to.len();
-            header.msg_hdr.msg_iov = iovec;
-            header.msg_hdr.msg_iovlen = 1;
-            self.headers.push(header);
-        }
         let mut from = 0;
         while from < self.to.len() {
             let v6 = is_v6(&self.to[from]);
             let run = self.to[from..].iter().take_while(|to| is_v6(to) == v6).count();
-            send_run(sockets, v6, &mut self.headers[from..from + run], counters);
+            match sockets.of(v6) {
+                Some(socket) => self.send(socket, from, from + run, counters),
+                None => (0..run).for_each(|_| counters.count(Reason::SendFailed)),
+            }
             from += run;
         }
         self.used = 0;
         self.to.clear();
         self.lengths.clear();
     }
+
+    fn send(&mut self, socket: &impl AsRawFd, mut from: usize, to: usize, counters: &Counters) {
+        while from < to {
+            self.gather(from, to);
+            match self.send_messages(socket) {
+                Ok(()) => return,
+                Err((at, errno)) => {
+                    let failed = self.messages[at];
+                    from = failed.first + failed.count;
+                    if failed.count == 1 {
+                        counters.count(Reason::SendFailed);
+                        continue;
+                    }
+                    // EIO: the device does not segment, now or ever. Anything else may be one datagram's fault.
+                    self.single |= errno == Errno::EIO;
+                    self.send_one_by_one(socket, failed, counters);
+                }
+            }
+        }
+    }
+
+    /// Lays the datagrams from `from` to `to` out as messages.
+    fn gather(&mut self, from: usize, to: usize) {
+        self.messages.clear();
+        let mut start: usize = self.lengths[..from].iter().sum();
+        let mut first = from;
+        while first < to {
+            let size = self.lengths[first];
+            let (mut count, mut length) = (1, size);
+            while !self.single && first + count < to {
+                let next = self.lengths[first + count];
+                let ended = self.lengths[first + count - 1] < size;
+                let full = count == MOST_SEGMENTS || length + next > LARGEST_MESSAGE;
+                if ended || full || next > size || self.to[first + count] != self.to[first] {
+                    break;
+                }
+                (count, length) = (count + 1, length + next);
+            }
+            self.messages.push(Message { first, count, start, length });
+            (first, start) = (first + count, start + length);
+        }
+    }
+
+    /// Sends the messages; the one that failed, and why, when one did: those before it are sent.
+    fn send_messages(&mut self, socket: &impl AsRawFd) -> Result<(), (usize, Errno)> {
+        self.iovecs.clear();
+        self.controls.clear();
+        self.headers.clear();
+        // All that the headers point to is in place before the first of them is made.
+        for message in &self.messages {
+            let bytes = &mut self.buffer[message.start..message.start + message.length];
+            self.iovecs.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
+            self.controls.push(segment_control(self.lengths[message.first]));
+        }
+        for ((message, iovec), control) in self.messages.iter().zip(&mut self.iovecs).zip(&mut self.controls)
+        {
+            let to = &self.to[message.first];
+            // SAFETY: `mmsghdr` is plain integers and pointers, for all of which zero is a value.
+            let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+            header.msg_hdr.msg_name = to.as_ptr().cast_mut().cast();
+            header.msg_hdr.msg_namelen = to.len();
+            header.msg_hdr.msg_iov = iovec;
+            header.msg_hdr.msg_iovlen = 1;
+            if message.count > 1 {
+                header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+                // SAFETY: CMSG_SPACE only computes.
+                header.msg_hdr.msg_controllen = unsafe { libc::CMSG_SPACE(SEGMENT_LENGTH) } as usize;
+            }
+            self.headers.push(header);
+        }
+        let mut done = 0;
+        while done < self.headers.len() {
+            let headers = &mut self.headers[done..];
+            // SAFETY: each header points to one address, one iovec and one control of the batch, which outlive the call
+            // and do not move during it; the count is the slice's length.
+            let sent = unsafe {
+                libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as libc::c_uint, 0)
+            };
+            match Errno::result(sent) {
+                // A short count means that the next one failed; the next call says why.
+                Ok(sent) => done += sent as usize,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err((done, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A message that was refused as a whole.
+    fn send_one_by_one(&self, socket: &impl AsRawFd, message: Message, counters: &Counters) {
+        let mut start = message.start;
+        for at in message.first..message.first + message.count {
+            let (bytes, to) = (&self.buffer[start..start + self.lengths[at]], &self.to[at]);
+            start += bytes.len();
+            loop {
+                // SAFETY: both pointers are to whole values with their lengths, which outlive the call.
+                let sent = unsafe {
+                    libc::sendto(
+                        socket.as_raw_fd(),
+                        bytes.as_ptr().cast(),
+                        bytes.len(),
+                        0,
+                        to.as_ptr(),
+                        to.len(),
+                    )
+                };
+                match Errno::result(sent) {
+                    Err(Errno::EINTR) => {}
+                    Err(_) => break counters.count(Reason::SendFailed),
+                    Ok(_) => break,
+                }
+            }
+        }
+    }
+}
+
+const SEGMENT_LENGTH: libc::c_uint = mem::size_of::<u16>() as libc::c_uint;
+
+/// `UDP_SEGMENT`: where the kernel or the device cuts a message into datagrams (`udp(7)`).
+fn segment_control(size: usize) -> Control {
+    let mut control = Control::default();
+    let header: *mut libc::cmsghdr = control.as_mut_ptr().cast();
+    // SAFETY: `Control` is aligned as `cmsghdr` and has room for it and a `u16` behind it (asserted above).
+    unsafe {
+        (*header).cmsg_level = libc::SOL_UDP;
+        (*header).cmsg_type = libc::UDP_SEGMENT;
+        (*header).cmsg_len = libc::CMSG_LEN(SEGMENT_LENGTH) as usize;
+        libc::CMSG_DATA(header).cast::<u16>().write_unaligned(size as u16);
+    }
+    control
 }
 
 fn is_v6(to: &SockaddrStorage) -> bool {
     to.as_sockaddr_in6().is_some()
 }
 
-fn send_run(sockets: &Sockets, v6: bool, mut headers: &mut [libc::mmsghdr], counters: &Counters) {
-    let Some(socket) = sockets.of(v6) else {
-        headers.iter().for_each(|_| counters.count(Reason::SendFailed));
-        return;
-    };
-    while !headers.is_empty() {
-        // SAFETY: each header points to one address and one iovec of the batch, which outlive the call and do not move
-        // during it; the count is the slice's length.
-        let sent = unsafe {
-            libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as libc::c_uint, 0)
-        };
-        match Errno::result(sent) {
-            // A short count means that the next one failed; the next call says why.
-            Ok(sent) => headers = &mut headers[sent as usize..],
-            Err(Errno::EINTR) => {}
-            Err(_) => {
-                counters.count(Reason::SendFailed);
-                headers = &mut headers[1..];
-            }
-        }
-    }
-}
-
-/// Room for a batch of datagrams from the underlay.
+/// Room for a batch of messages from the underlay.
 pub(crate) struct ReceiveBatch {
-    slot: usize,
     buffer: Vec<u8>,
     from: Vec<libc::sockaddr_storage>,
+    controls: Vec<Control>,
     iovecs: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
 }
 
+/// The largest message that UDP has.
+const SLOT: usize = 1 << 16;
+
 impl ReceiveBatch {
-    pub(crate) fn new(largest: usize) -> Self {
+    /// The kernel gives memory only to what was once written.
+    pub(crate) fn new() -> Self {
         // SAFETY: these C structures are plain integers and pointers, for all of which zero is a value.
         let (from, iovec, header) = unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
         Self {
-            slot: largest,
-            buffer: vec![0; BATCH * largest],
-            from: vec![from; BATCH],
-            iovecs: vec![iovec; BATCH],
-            headers: vec![header; BATCH],
+            buffer: vec![0; RECEIVE * SLOT],
+            from: vec![from; RECEIVE],
+            controls: vec![Control::default(); RECEIVE],
+            iovecs: vec![iovec; RECEIVE],
+            headers: vec![header; RECEIVE],
         }
     }
 
-    /// Takes what is there without waiting; returns how many.
+    /// Takes what is there without waiting; returns how many messages.
     pub(crate) fn receive(&mut self, socket: &impl AsRawFd) -> Result<usize, Errno> {
-        let slots = self.buffer.chunks_exact_mut(self.slot);
-        for (((header, iovec), from), slot) in
-            self.headers.iter_mut().zip(&mut self.iovecs).zip(&mut self.from).zip(slots)
-        {
+        let slots = self.buffer.chunks_exact_mut(SLOT);
+        let parts = self.iovecs.iter_mut().zip(&mut self.from).zip(&mut self.controls).zip(slots);
+        for (header, (((iovec, from), control), slot)) in self.headers.iter_mut().zip(parts) {
             *iovec = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
             header.msg_hdr.msg_name = ptr::from_mut(from).cast();
             header.msg_hdr.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
             header.msg_hdr.msg_iov = iovec;
             header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+            header.msg_hdr.msg_controllen = mem::size_of::<Control>();
             header.msg_hdr.msg_flags = 0;
             header.msg_len = 0;
         }
         let count = self.headers.len() as libc::c_uint;
-        // SAFETY: each header points to its own address, iovec and slot of this batch, which outlive the call; nothing
-        // else refers to them meanwhile; the count is the vector's length.
+        // SAFETY: each header points to its own address, iovec, control and slot of this batch, which outlive the call;
+        // nothing else refers to them meanwhile; the count is the vector's length.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -170,15 +299,33 @@ impl ReceiveBatch {
         Errno::result(received).map(|received| received as usize)
     }
 
-    /// The datagram in slot `at` of the last batch and where it came from; none if it was cut off or has no address.
-    pub(crate) fn datagram(&self, at: usize) -> Option<(&[u8], SocketAddr)> {
+    /// The datagrams of message `at` of the last batch and where they came from; none if it was cut off or has no address.
+    pub(crate) fn datagrams(&self, at: usize) -> Option<(impl Iterator<Item = &[u8]>, SocketAddr)> {
         let header = self.headers.get(at)?;
         if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
             return None;
         }
-        let data = self.buffer.get(at * self.slot..)?.get(..header.msg_len as usize)?;
-        Some((data, address(&self.from[at], header.msg_hdr.msg_namelen)?))
+        let data = self.buffer.get(at * SLOT..)?.get(..header.msg_len as usize)?;
+        let size = gro_size(&header.msg_hdr).filter(|size| *size > 0).unwrap_or(SLOT);
+        Some((data.chunks(size), address(&self.from[at], header.msg_hdr.msg_namelen)?))
     }
+}
+
+/// `UDP_GRO`: the length of all datagrams of the message but the last; none when it is one.
+fn gro_size(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the kernel wrote `msg_controllen` bytes of control messages to where `msg_control` points, in a batch that
+    // is borrowed; the macros stay within that length.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            if ((*message).cmsg_level, (*message).cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO) {
+                let size = libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned();
+                return usize::try_from(size).ok();
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    None
 }
 
 fn address(storage: &libc::sockaddr_storage, length: libc::socklen_t) -> Option<SocketAddr> {

@@ -8,7 +8,6 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519;
 use hawser_model::PublicKey;
-use nix::errno::Errno;
 
 use super::counters::Reason;
 use super::mmsg::{ReceiveBatch, SendBatch, send_one};
@@ -17,6 +16,7 @@ use super::sockets::Sockets;
 use super::state::State;
 use super::transmit::LARGEST_DATAGRAM;
 use super::{Shared, wait};
+use crate::offload::join::Joiner;
 use crate::tun::Tun;
 
 /// `REJECT_AFTER_MESSAGES` (whitepaper §6.1). boringtun does not know it, and its replay window would overflow on a
@@ -28,8 +28,8 @@ const SMALLEST_IPV6: usize = 40;
 
 pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
     let mut receiver =
-        Receiver { shared, plain: vec![0; LARGEST_DATAGRAM], out: SendBatch::new(LARGEST_DATAGRAM) };
-    let mut batch = ReceiveBatch::new(LARGEST_DATAGRAM);
+        Receiver { shared, plain: Joiner::new(LARGEST_DATAGRAM), out: SendBatch::new(LARGEST_DATAGRAM) };
+    let mut batch = ReceiveBatch::new();
     while shared.running() {
         let (tun, sockets) = (shared.tun(), shared.sockets());
         let fds: Vec<_> = sockets.both().map(AsFd::as_fd).collect();
@@ -37,6 +37,7 @@ pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
         for (socket, _) in sockets.both().zip(ready).filter(|(_, ready)| *ready) {
             if let Ok(count @ 1..) = batch.receive(socket) {
                 receiver.take(&batch, count, &tun, &sockets);
+                receiver.deliver(&tun);
                 receiver.out.flush(&sockets, &shared.counters);
             }
         }
@@ -45,7 +46,8 @@ pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
 
 struct Receiver<'a> {
     shared: &'a Shared,
-    plain: Vec<u8>,
+    /// Decrypted, and on its way to the TUN.
+    plain: Joiner,
     out: SendBatch,
 }
 
@@ -54,17 +56,30 @@ impl Receiver<'_> {
     fn take(&mut self, batch: &ReceiveBatch, count: usize, tun: &Tun, sockets: &Sockets) {
         let state = self.shared.state();
         for at in 0..count {
-            let Some((datagram, from)) = batch.datagram(at) else {
+            let Some((datagrams, from)) = batch.datagrams(at) else {
                 self.shared.counters.count(Reason::Truncated);
                 continue;
             };
-            if !self.out.has_room() {
-                self.out.flush(sockets, &self.shared.counters);
-            }
-            if let Err(why) = self.datagram(&state, datagram, from, tun, sockets) {
-                self.shared.counters.count(why);
+            for datagram in datagrams {
+                if !self.out.has_room() {
+                    self.out.flush(sockets, &self.shared.counters);
+                }
+                if !self.plain.has_room() {
+                    self.deliver(tun);
+                }
+                if let Err(why) = self.datagram(&state, datagram, from, sockets) {
+                    self.shared.counters.count(why);
+                }
             }
         }
+    }
+
+    fn deliver(&mut self, tun: &Tun) {
+        self.plain.drain(|packet| {
+            if tun.write(packet).is_err() {
+                self.shared.counters.count(Reason::TunFailed);
+            }
+        });
     }
 
     fn datagram(
@@ -72,9 +87,11 @@ impl Receiver<'_> {
         state: &State,
         datagram: &[u8],
         from: SocketAddr,
-        tun: &Tun,
         sockets: &Sockets,
     ) -> Result<(), Reason> {
+        if datagram.len() > LARGEST_DATAGRAM {
+            return Err(Reason::Truncated);
+        }
         let peer = match Tunn::parse_incoming_packet(datagram).map_err(|_| Reason::Malformed)? {
             Packet::PacketData(data) => {
                 let counter = datagram[8..16].try_into().map_or(u64::MAX, u64::from_le_bytes);
@@ -90,7 +107,7 @@ impl Receiver<'_> {
             },
         };
         let mut noise = peer.lock();
-        let result = noise.decapsulate(datagram, &mut self.plain);
+        let result = noise.decapsulate(datagram, self.plain.space());
         if let TunnResult::Err(error) = &result {
             return Err(reason(error));
         }
@@ -110,7 +127,9 @@ impl Receiver<'_> {
             _ => None,
         };
         if let Some((packet, source, smallest)) = inner {
-            deliver(state, &peer, packet, source, smallest, tun)?;
+            let length = packet.len();
+            admit(state, &peer, length, source, smallest)?;
+            self.plain.push(length);
         }
         self.proven(&peer, &mut noise, datagram[0]);
         Ok(())
@@ -163,25 +182,18 @@ fn by_index(state: &State, receiver: u32) -> Result<Arc<Peer>, Reason> {
 }
 
 /// Cryptokey routing: the longest prefix over the inner source must be this peer's.
-fn deliver(
+fn admit(
     state: &State,
     peer: &Arc<Peer>,
-    packet: &[u8],
+    length: usize,
     source: IpAddr,
     smallest: usize,
-    tun: &Tun,
 ) -> Result<(), Reason> {
-    if packet.len() < smallest {
+    if length < smallest {
         return Err(Reason::InnerNotIp);
     }
-    if !state.owners.lookup(source).is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
-        return Err(Reason::BadSource);
-    }
-    loop {
-        match tun.write(packet) {
-            Err(Errno::EINTR) => {}
-            Err(_) => return Err(Reason::TunFailed),
-            Ok(_) => return Ok(()),
-        }
+    match state.owners.lookup(source) {
+        Some(owner) if Arc::ptr_eq(owner, peer) => Ok(()),
+        _ => Err(Reason::BadSource),
     }
 }

@@ -65,6 +65,8 @@ fn open(family: AddressFamily, address: &dyn SockaddrLike) -> Result<UdpSocket, 
     }
     setsockopt(&fd.as_fd(), sockopt::RcvBufForce, &BUFFER)?;
     setsockopt(&fd.as_fd(), sockopt::SndBufForce, &BUFFER)?;
+    // Datagrams of one peer come as one, in kernels >= 5.0; where they do not, each comes by itself.
+    let _ = setsockopt(&fd.as_fd(), sockopt::UdpGroSegment, &true);
     bind(fd.as_raw_fd(), address)?;
     Ok(fd.into())
 }

@@ -52,12 +52,31 @@ pub(super) fn set_up(netlink: &mut Netlink, index: u32, mtu: u16) -> io::Result<
     let refused = netlink.request(RouteNetlinkMessage::SetLink(quiet), 0);
     unless(refused, &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::EINVAL])?;
 
+    // What does not know it (kernels before 4.16) sends a superpacket in two messages instead of one.
+    let mut whole = LinkMessage::default();
+    whole.header.index = index;
+    whole.attributes.push(LinkAttribute::GsoMaxSize(gso_max_size(mtu)));
+    unless(netlink.request(RouteNetlinkMessage::SetLink(whole), 0), &[libc::EOPNOTSUPP, libc::EINVAL])?;
+
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::Mtu(mtu.into()));
     netlink.request(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// The largest superpacket whose segments, encrypted, are one UDP message: at an MTU of 1420 that is 45 of them
+/// (`tunnel-engine.md`).
+fn gso_max_size(mtu: u16) -> u32 {
+    /// Of an IPv4 UDP message.
+    const MESSAGE: u32 = 65507;
+    /// Around a packet in a data message.
+    const OVERHEAD: u32 = 32;
+    /// Inner headers with the usual options.
+    const HEADERS: u32 = 60;
+    let mtu = u32::from(mtu);
+    (MESSAGE / (mtu + OVERHEAD)).min(64) * mtu.saturating_sub(HEADERS)
 }
 
 /// Without link-local ones.
