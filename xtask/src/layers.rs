@@ -30,6 +30,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("node-agent", 4),
     ("node-agent/core", 2),
     ("pki", 1),
+    ("telemetry", 3),
     ("tunnels", 1),
     ("tunnels/linux", 3),
     ("xtask", 5),
