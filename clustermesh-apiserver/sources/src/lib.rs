@@ -1,17 +1,20 @@
 //! Kubernetes objects in, as typed events: whichever way they come, a consumer sees [`SourceEvent`]s and nothing else.
 //!
-//! The directory source reads the YAML that `kubectl get -o yaml` prints. A watcher of a Kubernetes API server fits
-//! behind the same events: it sends `Upsert` and `Remove`, and `Synced` after its first full list.
+//! The directory source reads the YAML that `kubectl get -o yaml` prints; the Kubernetes source lists and watches an API
+//! server. Both send `Upsert` and `Remove`, and `Synced` once everything that was there at the start is sent.
 
 mod convert;
 mod dir;
 mod event;
 mod fields;
 mod files;
+mod kube;
 mod manifest;
 mod object;
 mod selector;
+mod source;
 
+pub use self::kube::{ConnectError, KubeOptions, KubeSource, Pace, connect};
 pub use dir::{DirSource, WatchError};
 pub use event::{Problem, SourceEvent};
 pub use files::{Change, Files};
@@ -20,3 +23,4 @@ pub use object::{
     Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, SOURCE_CLUSTER_LABEL, Service, Slice,
 };
 pub use selector::{Expression, Selector};
+pub use source::Source;
