@@ -5,9 +5,12 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Instant;
 
 use hawser_model::NodeName;
+use hawser_telemetry::Watchdog;
 
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
+    /// The source was read whole and is in the keyspace: by this process.
+    pub exported: bool,
     pub source_problems: Vec<String>,
     pub export_problems: Vec<String>,
     /// The heartbeat is written even when nothing is exported: a store that fails is seen there within a minute.
@@ -27,14 +30,22 @@ pub struct NodeFacts {
 }
 
 #[derive(Debug, Default)]
-pub struct Board(RwLock<Facts>);
+pub struct Board {
+    facts: RwLock<Facts>,
+    watchdog: Watchdog,
+}
 
 impl Board {
     pub fn read(&self) -> Facts {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where tasks say that they turn.
+    pub fn watchdog(&self) -> &Watchdog {
+        &self.watchdog
     }
 
     pub fn update<R>(&self, f: impl FnOnce(&mut Facts) -> R) -> R {
-        f(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.facts.write().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -25,6 +25,8 @@ pub struct Config {
     pub width: ClusterIdWidth,
     pub plan: MeshPlan,
     pub encryption: Encryption,
+    /// Where /metrics, /livez and /readyz are served; nowhere without it.
+    pub metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,8 @@ struct Text {
     mesh: MeshText,
     #[serde(default)]
     encryption: Option<String>,
+    #[serde(default)]
+    metrics: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -158,6 +162,10 @@ impl Text {
             let reason = format!("{encryption} is not built yet; fix: write wireguard");
             return Err(("encryption", reason));
         }
+        let metrics = self.metrics.map(|text| {
+            let fix = "fix: write it like 127.0.0.1:9880";
+            text.parse().map_err(|_| ("metrics", format!("{text:?} is not address:port; {fix}")))
+        });
         let store = self.store.parse().map_err(refuse("store"))?;
         Ok(Config {
             cluster: ClusterRef { name, id },
@@ -172,6 +180,7 @@ impl Text {
             width,
             plan,
             encryption,
+            metrics: metrics.transpose()?,
         })
     }
 }
@@ -279,6 +288,7 @@ source:
         assert!(refused(&format!("{GOOD}store: redis://x\n")).contains("neither with embedded:"));
         assert!(refused(&format!("{GOOD}mesh: {{maxConnectedClusters: 300}}\n")).contains("300"));
         assert!(refused(&format!("{GOOD}encryption: none\n")).contains("encryption: "));
+        assert!(refused(&format!("{GOOD}metrics: 9880\n")).contains("metrics: \"9880\" is not address:port"));
         assert!(refused(&format!("{GOOD}encryption: ipsec\n")).contains("not built yet"));
     }
 

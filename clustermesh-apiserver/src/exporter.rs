@@ -11,9 +11,11 @@ use std::time::{Duration, Instant, SystemTime};
 use hawser_etcd::server::WriteError;
 use hawser_model::{NodeIndex, NodeName, Time, Timestamp};
 use hawser_sources::{DirSource, SourceEvent};
+use hawser_telemetry::{Pulse, span};
 use hawser_wire::{Context, Entry, Key, decode, encode_synced, prefix};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::board::{Board, NodeFacts};
 use crate::config::Config;
@@ -31,6 +33,8 @@ const REASSERT: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(1);
 /// Source events taken at once before they are written.
 const BATCH: usize = 100_000;
+/// What the work of one turn may take, writes not counted; a million keys take a few seconds.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// What services ask of the exporter.
 #[derive(Debug)]
@@ -82,6 +86,7 @@ pub struct Exporter {
     exposed: bool,
     told: BTreeSet<String>,
     started: Instant,
+    pulse: Pulse,
 }
 
 impl Exporter {
@@ -109,6 +114,7 @@ impl Exporter {
         for (node, report) in reports {
             export.remember(node, report);
         }
+        let pulse = board.watchdog().task("exporter", STUCK);
         Self {
             config,
             own,
@@ -124,6 +130,7 @@ impl Exporter {
             exposed: false,
             told: BTreeSet::new(),
             started,
+            pulse,
         }
     }
 
@@ -143,6 +150,7 @@ impl Exporter {
         let mut touched = Touched::default();
         loop {
             let wait = self.wait(touched);
+            self.pulse.idle();
             let mut replies = Vec::new();
             let mut news = false;
             tokio::select! {
@@ -163,7 +171,11 @@ impl Exporter {
                     touched = Touched::ALL;
                 }
             }
-            let result = if touched.any() { self.reconcile(touched).await } else { Ok(()) };
+            let result = if touched.any() {
+                self.reconcile(touched).instrument(span!("export.reconcile")).await
+            } else {
+                Ok(())
+            };
             for (reply, index) in replies {
                 let answer = match (&result, index) {
                     (Err(error), _) => Err(ReportError::Store(error.to_string())),
@@ -192,6 +204,7 @@ impl Exporter {
     }
 
     fn take(&mut self, event: SourceEvent, source: &mut DirSource) -> Touched {
+        self.pulse.busy();
         let mut touched = self.objects.apply(event);
         for _ in 0..BATCH {
             let Some(event) = source.try_next() else { break };
@@ -204,6 +217,7 @@ impl Exporter {
     }
 
     fn handle(&mut self, command: Command, replies: &mut Vec<Answer>) -> Touched {
+        self.pulse.busy();
         match command {
             Command::PeersChanged => Touched::default(),
             Command::Exposures { reply } => {
@@ -245,6 +259,7 @@ impl Exporter {
         if !self.objects.synced {
             return Ok(());
         }
+        self.pulse.busy();
         let settle = self.objects.complete() && self.withheld.is_none();
         let now = self.now();
         self.export.update(&self.objects, touched, settle, now);
@@ -253,7 +268,10 @@ impl Exporter {
         if self.withheld.is_some() {
             steps.retain(|step| matches!(step, Step::Put { .. }));
         }
-        let result = self.write(steps).await;
+        // How long a write takes is the store's affair.
+        self.pulse.idle();
+        let result = self.write(steps).instrument(span!("store.commit")).await;
+        self.pulse.busy();
         self.store_problem = result.as_ref().err().map(ToString::to_string);
         if result.is_err() {
             // How much of it was written is not known.
@@ -279,6 +297,7 @@ impl Exporter {
         if !self.announced {
             self.announce().await?;
             self.announced = true;
+            self.board.update(|facts| facts.exported = true);
             tracing::info!(keys = self.held.len(), "the source is exported");
         }
         Ok(())

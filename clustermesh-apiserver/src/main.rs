@@ -1,17 +1,16 @@
 //! `clustermesh-apiserver`: reads its configuration, refuses or serves.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use clustermesh_apiserver::config::Config;
 use clustermesh_apiserver::server::{self, Server, StartError};
+use hawser_telemetry::Telemetry;
 use rustls::crypto::CryptoProvider;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 const REFUSED: u8 = 64;
 const FAILED: u8 = 1;
@@ -23,7 +22,8 @@ const FAILED: u8 = 1;
     about = "The API server of one cluster in a Hawser mesh",
     after_help = "Examples:\n  \
         clustermesh-apiserver --config /etc/hawser/cluster.yaml --check-config\n  \
-        RUST_LOG=debug clustermesh-apiserver --log-format json\n\n\
+        clustermesh-apiserver --log-level debug --log-format json\n  \
+        clustermesh-apiserver --metrics 127.0.0.1:9880    and then: curl '127.0.0.1:9880/readyz?verbose'\n\n\
         Exit codes: 0 done, 1 failed at run time, 64 bad arguments or bad configuration (nothing was changed)."
 )]
 struct Args {
@@ -36,15 +36,8 @@ struct Args {
     /// Let more than half of all exported keys be deleted at once
     #[arg(long)]
     accept_mass_delete: bool,
-    /// How log lines look; which ones there are is said by RUST_LOG (default "info")
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
+    #[command(flatten)]
+    telemetry: hawser_telemetry::Args,
 }
 
 fn main() -> ExitCode {
@@ -55,13 +48,12 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS };
         }
     };
-    log(args.log_format);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     if CryptoProvider::install_default((*provider).clone()).is_err() {
         return fail(FAILED, &"a crypto provider was installed before main");
     }
     let config = match Config::load(&args.config) {
-        Ok(config) => config,
+        Ok(config) => Config { metrics: args.telemetry.metrics.or(config.metrics), ..config },
         Err(error) => return fail(REFUSED, &error),
     };
     if args.check_config {
@@ -77,7 +69,17 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(FAILED, &format!("the runtime cannot start: {error}")),
     };
-    match runtime.block_on(run(config, provider, args.accept_mass_delete)) {
+    let telemetry = {
+        let _runtime = runtime.enter();
+        Telemetry::start(&args.telemetry, "clustermesh-apiserver")
+    };
+    let telemetry = match telemetry {
+        Ok(telemetry) => telemetry,
+        Err(error) => return fail(REFUSED, &error),
+    };
+    let ended = runtime.block_on(run(config, provider, args.accept_mass_delete));
+    telemetry.end();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ StartError::Pki(_)) => fail(REFUSED, &error),
         Err(error) => fail(FAILED, &error),
@@ -106,20 +108,6 @@ async fn stop_at_signal(stop: CancellationToken) {
     }
     tracing::info!("told to stop");
     stop.cancel();
-}
-
-fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Colours are for terminals; in a file they are noise. NO_COLOR is heeded there too.
-    let builder = match std::io::stderr().is_terminal() {
-        true => builder,
-        false => builder.with_ansi(false),
-    };
-    match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {

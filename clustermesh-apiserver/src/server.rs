@@ -23,10 +23,12 @@ use crate::board::Board;
 use crate::config::Config;
 use crate::exporter::Exporter;
 use crate::listen::{self, ListenError};
+use crate::metrics::Commits;
 use crate::mirrors::Mirrors;
 use crate::own::Own;
+use crate::probes::{Open, Probes, watch_lock};
 use crate::trust::{Certificates, CertifyError, Trust, now};
-use crate::{heartbeat, peers};
+use crate::{export, heartbeat, peers};
 
 /// What agents and admins may have waiting at the exporter.
 const COMMANDS: usize = 256;
@@ -70,6 +72,8 @@ pub enum StartError {
     Pki(#[from] PkiError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Metrics(#[from] hawser_telemetry::ListenError),
     #[error(transparent)]
     Store(#[from] OpenStoreError),
     #[error(transparent)]
@@ -115,6 +119,8 @@ pub struct Server {
     store: OwnStore,
     source: DirSource,
     accept_mass_delete: bool,
+    board: Arc<Board>,
+    probes: Arc<Probes>,
 }
 
 impl Server {
@@ -126,6 +132,13 @@ impl Server {
     ) -> Result<Self, StartError> {
         let certificates = Arc::new(certificates(&config, Arc::clone(&provider))?);
         let listener = listen::bind(config.listen).await?;
+        let board = Arc::new(Board::default());
+        let probes = Probes::new(Arc::clone(&board));
+        if let Some(address) = config.metrics {
+            let metrics = hawser_telemetry::bind(address).await?;
+            // For as long as the process lives: whoever probes wants to know why the store does not open, too.
+            tokio::spawn(hawser_telemetry::serve(metrics, probes.clone()));
+        }
         let store = open_store(&config.store, config.cluster.name.as_str()).await?;
         let source = DirSource::start(&config.source_dir)?;
         Ok(Self {
@@ -136,6 +149,8 @@ impl Server {
             store,
             source,
             accept_mass_delete,
+            board,
+            probes,
         })
     }
 
@@ -145,10 +160,22 @@ impl Server {
 
     /// Serves until told to stop.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ListenError> {
-        let Self { config, provider, certificates, listener, store, source, accept_mass_delete } = self;
+        let Self {
+            config,
+            provider,
+            certificates,
+            listener,
+            store,
+            source,
+            accept_mass_delete,
+            board,
+            probes,
+        } = self;
         let describe = store.describe().to_owned();
-        let keyspaces = Keyspaces::new(store.handle.clone());
-        let own = Own::new(store.handle.clone());
+        let commits = Commits::default();
+        let handle = commits.around(&store.handle);
+        let keyspaces = Keyspaces::new(handle.clone());
+        let own = Own::new(handle);
         let trust =
             Trust::new(TrustStore::new(config.cluster.name.clone(), certificates.ca().cert().clone()));
         let mirrors = Mirrors::new(
@@ -161,7 +188,6 @@ impl Server {
         );
         // Before the first connection, so that an admitted peer is never taken for a stranger.
         mirrors.follow_list();
-        let board = Arc::new(Board::default());
         let (exporter, commands) = mpsc::channel(COMMANDS);
         let agent = AgentService {
             config: Arc::clone(&config),
@@ -179,6 +205,16 @@ impl Server {
             board: Arc::clone(&board),
             admitting: Mutex::default(),
         };
+        probes.opened(Open {
+            store: describe.clone(),
+            announced: export::cluster_config(&config).key(&config.cluster).to_string(),
+            keyspaces: keyspaces.clone(),
+            own: own.clone(),
+            mirrors: mirrors.clone(),
+            certificates: Arc::clone(&certificates),
+            commits,
+            counted: Default::default(),
+        });
         let advertise = config.advertise.iter().map(ToString::to_string).collect();
         let etcd = EtcdServer::new(keyspaces, Arc::new(Roles::new(config.cluster.name.clone())), advertise);
         let routes = Routes::new(AgentServer::new(agent)).add_service(AdminServer::new(admin));
@@ -189,6 +225,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         let exports = Exporter::new(Arc::clone(&config), own.clone(), Arc::clone(&board), accept_mass_delete);
         tasks.spawn(exports.run(source, commands, stop.clone()));
+        tasks.spawn(watch_lock(own.clone(), board.watchdog().clone(), stop.clone()));
         tasks.spawn(heartbeat::run(own, Arc::clone(&board), stop.clone()));
         tasks.spawn(mirrors.run(stop.clone()));
         tasks.spawn(certificates.keep_fresh(stop.clone()));

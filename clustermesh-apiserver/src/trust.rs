@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use hawser_model::{ClusterName, Timestamp};
-use hawser_pki::{Ca, CaCert, CaError, IssuedWithKey, TrustStore};
+use hawser_pki::{Ca, CaCert, CaError, IssuedWithKey, Leaf, TrustStore};
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
@@ -80,6 +80,14 @@ impl Certificates {
 
     pub fn remote(&self) -> Arc<dyn ResolvesClientCert> {
         self.remote.clone()
+    }
+
+    /// When the certificates end that others see: the listener's, the one shown to peers, and the CA that signed both.
+    pub fn ends(&self) -> [(&'static str, Option<Timestamp>); 3] {
+        let of = |slot: &Slot| {
+            slot.get().cert.first().and_then(|der| Leaf::from_der(der).ok()).map(|leaf| leaf.not_after)
+        };
+        [("server", of(&self.server)), ("remote", of(&self.remote)), ("ca", Some(self.ca.cert().not_after()))]
     }
 
     fn renew(&self) -> Result<Timestamp, CertifyError> {

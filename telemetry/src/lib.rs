@@ -18,7 +18,7 @@ pub use metrics::{Family, Histogram, Labels, render, seconds_histogram};
 pub use probes::{Check, report};
 pub use process::families as process_families;
 pub use traces::{OtlpEndpoint, TARGET as TRACE_TARGET, TraceError};
-pub use watchdog::{Pulse, Turn, Watchdog};
+pub use watchdog::{Pulse, Watchdog};
 
 /// A span that is exported when `--otlp-endpoint` is given, and costs one comparison when it is not.
 #[macro_export]

@@ -29,11 +29,6 @@ struct Task {
 #[derive(Clone, Debug)]
 pub struct Pulse(Arc<Task>);
 
-/// One turn, from being woken to waiting again; dropping it ends it.
-#[derive(Debug)]
-#[must_use]
-pub struct Turn<'a>(&'a Pulse);
-
 impl Default for Watchdog {
     fn default() -> Self {
         Self(Arc::new(Inner { started: Instant::now(), tasks: Mutex::default() }))
@@ -76,25 +71,14 @@ impl Task {
 }
 
 impl Pulse {
-    /// Cost: one look at the clock and one store.
-    pub fn turn(&self) -> Turn<'_> {
-        let turn = Turn(self);
-        turn.progress();
-        turn
+    /// Works from now on, or gets on with a long turn. Cost: one look at the clock and one store.
+    pub fn busy(&self) {
+        self.0.busy_since.store(self.0.millis(Instant::now()), Ordering::Relaxed);
     }
-}
 
-impl Turn<'_> {
-    /// A long turn says so that it gets on.
-    pub fn progress(&self) {
-        let task = &self.0.0;
-        task.busy_since.store(task.millis(Instant::now()), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.0.busy_since.store(0, Ordering::Relaxed);
+    /// Waits from now on, for work or for somebody whom a new start would not hurry.
+    pub fn idle(&self) {
+        self.0.busy_since.store(0, Ordering::Relaxed);
     }
 }
 
@@ -108,7 +92,8 @@ mod tests {
     fn a_task_that_waits_is_well_however_long_it_waits() {
         let watchdog = Watchdog::default();
         let pulse = watchdog.task("exporter", LIMIT);
-        drop(pulse.turn());
+        pulse.busy();
+        pulse.idle();
         let later = Instant::now() + Duration::from_secs(1_000_000);
         assert_eq!(watchdog.checks(later), [Check::ok("exporter", "")]);
     }
@@ -117,12 +102,12 @@ mod tests {
     fn a_turn_that_does_not_end_is_told_after_its_limit_and_not_before() {
         let watchdog = Watchdog::default();
         let pulse = watchdog.task("exporter", LIMIT);
-        let turn = pulse.turn();
+        pulse.busy();
         assert!(watchdog.checks(Instant::now() + LIMIT - Duration::from_secs(1))[0].is_ok());
         let stuck = watchdog.checks(Instant::now() + LIMIT + Duration::from_secs(5));
         let why = stuck[0].state.as_ref().unwrap_err();
         assert!(why.starts_with("stuck: no progress in 3") && why.ends_with("30 s are allowed"), "{why}");
-        drop(turn);
+        pulse.idle();
         assert!(watchdog.checks(Instant::now() + LIMIT * 2)[0].is_ok(), "it got on after all");
     }
 }

@@ -86,6 +86,8 @@ pub struct Stats {
     pub open_watches: u64,
     /// Watches ended because their reader fell behind the history.
     pub fell_behind: u64,
+    /// Events sent: each as often as watches were sent it.
+    pub events: u64,
 }
 
 #[derive(Debug, Default)]
@@ -95,6 +97,7 @@ pub(crate) struct Counters {
     pub(crate) watches: AtomicU64,
     pub(crate) closed_watches: AtomicU64,
     pub(crate) fell_behind: AtomicU64,
+    pub(crate) events: AtomicU64,
 }
 
 impl Counters {
@@ -148,6 +151,7 @@ impl KeyspaceHandle {
             watches,
             open_watches: watches.saturating_sub(closed),
             fell_behind: get(&self.counters.fell_behind),
+            events: get(&self.counters.events),
         }
     }
 

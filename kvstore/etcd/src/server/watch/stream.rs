@@ -13,6 +13,7 @@ use hawser_kvstore::{Cursor, Event, EventKind, KeyRange, PullLimits, Pulled, Rev
 use std::collections::BTreeMap;
 use std::future::ready;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -233,6 +234,7 @@ impl WatchStream {
         let sent = !events.is_empty();
         if sent {
             watch.busy = true;
+            self.keyspace.counters().events.fetch_add(events.len() as u64, Ordering::Relaxed);
             header.revision = revision;
             let head = pb::WatchResponse { header: Some(header), watch_id: id, ..Default::default() };
             permit.send(Outgoing::Message(Message::events(&head, &events, watch.prev_kv)));
