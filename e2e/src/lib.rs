@@ -1,6 +1,7 @@
 //! The lab: clusters, nodes and pods as network namespaces on one machine, the product's real binaries in them.
 //!
-//! It talks to the product only through binaries, manifests, configuration files and bundles; `bench-tunnel` alone links to the engine.
+//! It talks to the product only through binaries, manifests, configuration files and bundles; `bench-tunnel` links to the engine,
+//! and `history` to our etcd client.
 
 pub mod bench;
 pub mod binaries;
@@ -8,6 +9,7 @@ pub mod cgroup;
 pub mod demo;
 pub mod enclave;
 pub mod enter;
+pub mod history;
 pub mod lab;
 pub mod net;
 pub mod place;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use hawser_e2e::enclave::{self, Inside};
-use hawser_e2e::{bench, demo, enter, place, pod, walk};
+use hawser_e2e::{bench, demo, enter, history, place, pod, walk};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -31,6 +31,8 @@ enum Verb {
     },
     /// Measures us and the peers side by side; writes `target/bench/NAME.json`.
     Bench { which: bench::Bench },
+    /// Writers, watchers and faults from a seed: is every acknowledged write seen exactly once and in order?
+    Soak(history::Options),
     /// Runs a command in a node or pod of a lab that is up: `hawser-lab enter us-east/node-1/client curl ...`.
     Enter {
         /// cluster/node or cluster/node/pod; of the newest lab unless --lab says which.
@@ -78,6 +80,7 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Demo(options) => in_enclave(|| demo::run(options)),
         Verb::Topology { keep } => in_enclave(|| walk::topology(keep)),
         Verb::Bench { which } => in_enclave(|| bench::run(which)),
+        Verb::Soak(options) => in_enclave(|| history::run(&options)),
         Verb::Enter { place, lab, command } => enter::run(&place, lab, &command),
         Verb::Inside { command } => enclave::run(&command),
         Verb::Pause { host_name, cgroup } => {

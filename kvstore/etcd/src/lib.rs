@@ -1,6 +1,7 @@
 //! The etcd v3 API over `hawser-kvstore`: a server of many keyspaces, a client, a durable log, mirrors.
 
 pub mod client;
+pub mod clock;
 pub mod durable;
 pub mod mirror;
 pub mod pb;

@@ -28,7 +28,7 @@ impl SharedKeyspace {
 
     /// The keyspace's clock: what its lease deadlines are counted in.
     pub fn now(&self) -> Duration {
-        self.0.started.elapsed()
+        crate::clock::since(self.0.started)
     }
 
     /// Never hold anything across an await: `f` gets a reference and gives it back.
