@@ -2,7 +2,7 @@
 
 pub mod client;
 mod client_main;
-mod server;
+pub mod server;
 
 pub use client_main::{ClientArgs, run as run_client};
 pub use server::{ServerArgs, run as run_server};

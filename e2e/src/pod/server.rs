@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 /// A request line or header longer than this ends the connection.
 const LINE_BYTES_MAX: u64 = 8192;
 const IDLE: Duration = Duration::from_secs(60);
+const BULK_MOST: usize = 256 << 20;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServerArgs {
@@ -82,18 +83,34 @@ fn serve(stream: TcpStream, args: &ServerArgs) -> io::Result<()> {
         println!("{peer} {request}");
         let answer =
             Answer { cluster: args.cluster.clone(), node: args.node.clone(), pod: args.pod.clone(), peer };
-        let body = serde_json::to_string(&answer)?;
+        let body = match bulk(&request) {
+            Some(bytes) => bytes,
+            None => serde_json::to_vec(&answer)?,
+        };
         let connection = if close { "close" } else { "keep-alive" };
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n",
             body.len()
         );
-        writer.write_all((head + &body).as_bytes())?;
+        writer.write_all(head.as_bytes())?;
+        writer.write_all(&body)?;
         if close {
             break;
         }
     }
     Ok(())
+}
+
+/// `GET /bytes/N` is answered with [`pattern`] instead.
+fn bulk(request: &str) -> Option<Vec<u8>> {
+    let count = request.strip_prefix("GET /bytes/")?.split(' ').next()?.parse().ok()?;
+    (count <= BULK_MOST).then(|| pattern(count))
+}
+
+/// Bytes of which no two stretches of a packet's length are alike.
+pub fn pattern(count: usize) -> Vec<u8> {
+    let words = (0u64..).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    words.take(count).collect()
 }
 
 /// `None` at the end of the stream.
