@@ -36,6 +36,9 @@ struct Args {
     /// Let more than half of all exported keys be deleted at once
     #[arg(long)]
     accept_mass_delete: bool,
+    /// For tests: a file with the seconds by which this process's clock is off
+    #[arg(long, hide = true, value_name = "FILE")]
+    test_clock: Option<PathBuf>,
     #[command(flatten)]
     telemetry: hawser_telemetry::Args,
 }
@@ -77,6 +80,9 @@ fn main() -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(error) => return fail(REFUSED, &error),
     };
+    if let Some(file) = args.test_clock {
+        hawser_etcd::clock::follow_file(file);
+    }
     let ended = runtime.block_on(run(config, provider, args.accept_mass_delete));
     telemetry.end();
     match ended {

@@ -1,7 +1,6 @@
 //! Who is who: the CAs this cluster believes, and the certificates it shows, both replaced while connections live.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
 
 use hawser_model::{ClusterName, Timestamp};
 use hawser_pki::{Ca, CaCert, CaError, IssuedWithKey, Leaf, TrustStore};
@@ -15,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub fn now() -> Timestamp {
-    Timestamp::from_system(SystemTime::now())
+    Timestamp::from_system(hawser_etcd::clock::wall())
 }
 
 /// The CAs believed now. Connections watch it and end when their role changes.
