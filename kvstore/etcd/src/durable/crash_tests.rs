@@ -204,7 +204,9 @@ fn damage_in_the_middle_is_refused_with_the_file_the_place_and_what_to_do() {
     let before = disk.read(name).unwrap();
     let said = open(&disk).unwrap_err().to_string();
     assert!(
-        said.contains(name) && said.contains("from byte 60 on") && said.contains("fix: restore"),
+        said.contains(name)
+            && said.contains("from byte 60 on")
+            && said.contains("clustermesh-apiserver repair"),
         "{said}"
     );
     assert_eq!(disk.read(name).unwrap(), before, "nothing was changed");

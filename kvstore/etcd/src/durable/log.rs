@@ -14,7 +14,7 @@ use super::frame::{self, Tail};
 use super::snapshot;
 
 const LOG_MAGIC: [u8; 8] = *b"HWSRLOG1";
-const LOG_HEADER: usize = 28;
+pub(super) const LOG_HEADER: usize = 28;
 
 /// What a store holds at start.
 #[derive(Debug)]
@@ -41,8 +41,7 @@ pub enum OpenError {
     },
     #[error(
         "the store {place} is damaged: {file} {what}. Nothing was changed. \
-         fix: restore the directory from a backup, or move it away and start with an empty one \
-         (peers and agents then take the new store over by themselves)"
+         fix: restore the directory from a backup, or see what `clustermesh-apiserver repair --store {place}` would save"
     )]
     Damaged { place: String, file: String, what: String },
 }
@@ -345,22 +344,30 @@ fn header(lineage: u64, first: u64) -> [u8; LOG_HEADER] {
     header
 }
 
-const LOG: &str = "log-";
-const SNAPSHOT: &str = "snapshot-";
+/// Whose log this is; nothing when it does not begin as one.
+pub(super) fn lineage_of(bytes: &[u8]) -> Option<u64> {
+    let first: &[u8; LOG_HEADER] = bytes.first_chunk()?;
+    let lineage = u64::from_le_bytes(*first[8..].first_chunk()?);
+    let number = u64::from_le_bytes(*first[16..].first_chunk()?);
+    (*first == header(lineage, number)).then_some(lineage)
+}
 
-fn log_name(first: u64) -> String {
+pub(super) const LOG: &str = "log-";
+pub(super) const SNAPSHOT: &str = "snapshot-";
+
+pub(super) fn log_name(first: u64) -> String {
     format!("{LOG}{first:020}")
 }
 
-fn snapshot_name(at: u64) -> String {
+pub(super) fn snapshot_name(at: u64) -> String {
     format!("{SNAPSHOT}{at:020}")
 }
 
-fn numbered(name: &str, kind: &str) -> Option<u64> {
+pub(super) fn numbered(name: &str, kind: &str) -> Option<u64> {
     name.strip_prefix(kind)?.parse().ok()
 }
 
-fn sorted(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
+pub(super) fn sorted(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
     let mut numbers: Vec<u64> = numbers.collect();
     numbers.sort_unstable();
     numbers
