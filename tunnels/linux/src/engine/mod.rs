@@ -1,11 +1,13 @@
 //! WireGuard in user space: boringtun's handshakes and sessions between a persistent TUN and a marked UDP port.
 //!
 //! ```text
-//! thread `tun`     TUN ──lookup destination──> peer ──encrypt──> batch ──sendmmsg──> underlay
-//! thread `udp`     underlay ──recvmmsg──> index ──> peer ──decrypt──> lookup source ──> TUN
+//! thread `tun`     TUN ──lookup destination──> peer ──cut──encrypt──> batch ──sendmmsg──> underlay
+//! thread `udp`     underlay ──recvmmsg──> index ──> peer ──decrypt──> lookup source ──join──> TUN
 //! thread `timers`  every 250 ms: handshakes, keepalives, expiry
 //! thread `uapi`    one client at a time; a whole `set` under one lock
 //! ```
+//! One read or write of the TUN is up to 64 KiB of a TCP stream ([`crate::offload`]), and one message on the underlay is
+//! as many datagrams as `UDP_SEGMENT` and `UDP_GRO` allow; where the kernel or a device does neither, each goes alone.
 //! No allocation per packet. A peer's session is behind one mutex, so both directions of one peer share it.
 
 mod counters;
