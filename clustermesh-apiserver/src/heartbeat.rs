@@ -38,10 +38,7 @@ pub async fn run(own: Own, board: Arc<Board>, stop: CancellationToken) {
                 }
                 failing = true;
                 board.update(|facts| {
-                    facts.heartbeat_problem = Some(format!(
-                        "the heartbeat could not be written, and peers will take this cluster for dead: {error}; fix: see \
-                         that the store works and its disk has room"
-                    ));
+                    facts.heartbeat_problem = Some(problem(&error.to_string()));
                 });
                 AGAIN
             }
@@ -51,6 +48,13 @@ pub async fn run(own: Own, board: Arc<Board>, stop: CancellationToken) {
             () = tokio::time::sleep(wait) => {}
         }
     }
+}
+
+/// In the store's own words where it has a fix, for it knows better what fails.
+fn problem(error: &str) -> String {
+    let fix =
+        if error.contains("fix:") { "" } else { "; fix: see that the store works and its disk has room" };
+    format!("the heartbeat could not be written, and peers will take this cluster for dead: {error}{fix}")
 }
 
 async fn beat(own: &Own, lease: &mut Option<LeaseId>) -> Result<(), WriteError> {
@@ -71,4 +75,16 @@ async fn beat(own: &Own, lease: &mut Option<LeaseId>) -> Result<(), WriteError> 
     };
     let now = Timestamp::from_system(SystemTime::now());
     own.put_leased(prefix::HEARTBEAT, encode_heartbeat(now), id).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_fix_is_told_the_one_of_who_knows_best() {
+        for error in ["no space left on device", "the disk is full; fix: make room in /var/lib/hawser"] {
+            assert_eq!(problem(error).matches("fix:").count(), 1, "{}", problem(error));
+        }
+    }
 }

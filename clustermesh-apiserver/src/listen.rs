@@ -12,7 +12,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hawser_pki::Leaf;
+use hawser_pki::session::LABEL;
+use hawser_telemetry::{News, span};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -29,9 +30,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
+use tracing::Instrument as _;
 
 use crate::authorize::Caller;
 use crate::places::{Guest, Places, raise_open_files};
+use crate::session::Session;
 use crate::trust::{Certificates, Trust, now};
 
 /// Until a client has said who it is.
@@ -101,7 +104,7 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(tls);
     let places = Places::within(raise_open_files());
     let tasks = TaskTracker::new();
-    let refusals = Arc::new(Refusals::default());
+    let news = Arc::new(News::default());
     let routes = routes.prepare();
     loop {
         let accepted = tokio::select! {
@@ -111,14 +114,16 @@ pub async fn serve(
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                if news.is_new(&error.to_string(), Instant::now()) {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                }
                 // Out of file descriptors, most likely: it takes a moment until some are free.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
         let connection = Connection {
-            refusals: Arc::clone(&refusals),
+            news: Arc::clone(&news),
             places: places.clone(),
             acceptor: acceptor.clone(),
             trust: trust.clone(),
@@ -134,27 +139,17 @@ pub async fn serve(
     }
 }
 
-/// Anybody can be refused as often as he likes, but not fill the log: one line in a while, and how many there were.
-#[derive(Debug, Default)]
-struct Refusals(std::sync::Mutex<(Option<Instant>, u64)>);
-
-impl Refusals {
-    const EVERY: Duration = Duration::from_secs(10);
-
-    fn tell(&self, from: SocketAddr, why: &str) {
-        let mut told = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (last, untold) = &mut *told;
-        if last.is_some_and(|last| last.elapsed() < Self::EVERY) {
-            *untold += 1;
-            return;
-        }
-        tracing::warn!(%from, why, others = *untold, "a client's certificate is refused");
-        (*last, *untold) = (Some(Instant::now()), 0);
+/// Says a refusal once, with its fix; a peer that is connected on one side alone comes again every few seconds.
+fn tell_refusal(news: &News, from: SocketAddr, why: &str) {
+    if news.is_new(why, Instant::now()) {
+        tracing::warn!(%from, why, "a client's certificate is refused; the same is said once an hour");
+    } else {
+        tracing::debug!(%from, why, "a client's certificate is refused");
     }
 }
 
 struct Connection {
-    refusals: Arc<Refusals>,
+    news: Arc<News>,
     places: Places,
     acceptor: TlsAcceptor,
     trust: Trust,
@@ -197,30 +192,40 @@ impl Connection {
         };
         // Watched from before the role is decided, so that no change falls between.
         let mut changes = self.trust.subscribe();
-        let chain: Vec<CertificateDer<'static>> =
-            stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-        let caller = identify(&self.trust, &chain);
+        let tls = stream.get_ref().1;
+        let shown = tls.peer_certificates().unwrap_or_default().first().cloned();
+        let session = match tls.export_keying_material([0; 32], LABEL, None) {
+            Ok(binding) => Session::new(binding, shown),
+            Err(error) => return tracing::debug!(%from, %error, "TLS exports no keys"),
+        };
+        let caller = identify(&self.trust, &session);
         match &caller {
-            Caller::Refused(why) => self.refusals.tell(from, why),
+            Caller::Refused(why) => tell_refusal(&self.news, from, why),
             caller => tracing::debug!(%from, ?caller, "connected"),
         }
         let place = match &caller {
             Caller::Known(_) => match self.places.certified() {
                 Some(_permit) => Place::Certified { _permit },
-                None => return tracing::warn!(%from, ?caller, "too many connections; this one is closed"),
+                None => {
+                    if self.news.is_new("too many connections", Instant::now()) {
+                        tracing::warn!(%from, ?caller, "too many connections; this one is closed");
+                    }
+                    return;
+                }
             },
             Caller::Anonymous | Caller::Refused(_) => Place::Guest(guest),
         };
         let mut over = pin!(place.over());
         let end = CancellationToken::new();
-        let mut serve = pin!(self.serve(stream, caller.clone(), end.clone()));
+        let mut serve = pin!(self.serve(stream, caller.clone(), Arc::clone(&session), end.clone()));
         loop {
             tokio::select! {
                 () = &mut serve => return,
                 () = &mut over => return tracing::debug!(%from, ?caller, "connection ended: a guest's time is over"),
-                () = expired(&chain) => return tracing::info!(%from, ?caller, "connection ended: its certificate expired"),
+                // A refused one may have expired long ago, and is still to be told so.
+                () = session.expired(), if matches!(caller, Caller::Known(_)) => return tracing::info!(%from, ?caller, "connection ended: its certificate expired"),
                 // The trust lives as long as the listener.
-                _ = changes.changed() => if identify(&self.trust, &chain) != caller {
+                _ = changes.changed() => if identify(&self.trust, &session) != caller {
                     return tracing::info!(%from, ?caller, "connection ended: its role changed");
                 },
                 () = self.stop.cancelled(), if !end.is_cancelled() => end.cancel(),
@@ -228,14 +233,25 @@ impl Connection {
         }
     }
 
-    async fn serve(&self, stream: TlsStream<TcpStream>, caller: Caller, end: CancellationToken) {
+    async fn serve(
+        &self,
+        stream: TlsStream<TcpStream>,
+        caller: Caller,
+        session: Arc<Session>,
+        end: CancellationToken,
+    ) {
         let streams = if matches!(caller, Caller::Known(_)) { STREAMS } else { GUEST_STREAMS };
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let routes = self.routes.clone();
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(caller.clone());
+            request.extensions_mut().insert(Arc::clone(&session));
             let mut routes = routes.clone();
-            async move { tower::Service::call(&mut routes, request).await.map_err(|never: Infallible| never) }
+            let span = span!("rpc", method = request.uri().path(), caller = ?caller);
+            let answer = async move {
+                tower::Service::call(&mut routes, request).await.map_err(|never: Infallible| never)
+            };
+            answer.instrument(span)
         });
         let service = TowerToHyperService::new(service);
         let io = TokioIo::new(stream);
@@ -268,27 +284,11 @@ impl Connection {
     }
 }
 
-fn identify(trust: &Trust, chain: &[CertificateDer<'_>]) -> Caller {
-    if chain.is_empty() {
-        return Caller::Anonymous;
-    }
-    match trust.current().role(chain, now()) {
+fn identify(trust: &Trust, session: &Session) -> Caller {
+    let Some(shown) = session.shown() else { return Caller::Anonymous };
+    match trust.current().role(std::slice::from_ref(&shown), now()) {
         Ok(role) => Caller::Known(role),
         Err(error) => Caller::Refused(error.to_string()),
-    }
-}
-
-/// Returns when the client's certificate has ended; never without one.
-async fn expired(chain: &[CertificateDer<'_>]) {
-    const LOOK: Duration = Duration::from_secs(60);
-    let leaf = chain.first().and_then(|der| Leaf::from_der(der).ok());
-    let Some(leaf) = leaf else { return std::future::pending().await };
-    // A refused one may have expired long ago, and is still to be told so.
-    if now() >= leaf.not_after {
-        return std::future::pending().await;
-    }
-    while now() < leaf.not_after {
-        tokio::time::sleep(LOOK).await;
     }
 }
 

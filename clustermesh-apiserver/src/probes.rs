@@ -71,7 +71,7 @@ impl Probes {
             store(&open.store, &facts),
             source(&facts, || open.own.get(&open.announced).is_some()),
             certificates(open.certificates.ends(), now()),
-            mirrors(&statuses, self.started.elapsed()),
+            mirrors(waiting(&statuses), self.started.elapsed()),
         ]
     }
 }
@@ -150,7 +150,8 @@ fn certificates(ends: [(&'static str, Option<Timestamp>); 3], now: Timestamp) ->
     }
 }
 
-fn mirrors(statuses: &[(Peer, Result<MirrorStatus, String>)], since_start: Duration) -> Check {
+/// Clusters of which nothing is served yet, and why.
+fn waiting(statuses: &[(Peer, Result<MirrorStatus, String>)]) -> Vec<String> {
     let waits = |(peer, status): &(Peer, Result<MirrorStatus, String>)| {
         let name = &peer.cluster.name;
         match status {
@@ -165,7 +166,10 @@ fn mirrors(statuses: &[(Peer, Result<MirrorStatus, String>)], since_start: Durat
             Err(_) => None,
         }
     };
-    let waiting: Vec<_> = statuses.iter().filter_map(waits).collect();
+    statuses.iter().filter_map(waits).collect()
+}
+
+fn mirrors(waiting: Vec<String>, since_start: Duration) -> Check {
     if waiting.is_empty() {
         return Check::ok("mirrors", "");
     }
@@ -205,6 +209,17 @@ mod tests {
         assert!(certificates(ends(60), at(50)).is_ok());
         let why = certificates(ends(40), at(50)).state.unwrap_err();
         assert!(why.starts_with("the server certificate ended at 1970-01-01T00:00:40"), "{why}");
+    }
+
+    #[test]
+    fn a_cluster_that_cannot_be_reached_holds_readiness_for_a_minute_and_is_named_ever_after() {
+        let lost = || vec!["eu-west (connection refused)".to_owned()];
+        let early = mirrors(lost(), Duration::from_secs(59));
+        assert_eq!(early.state.unwrap_err(), "not synced: eu-west (connection refused)");
+        let late = mirrors(lost(), Duration::from_secs(60)).state.unwrap();
+        assert_eq!(late, "not synced, and not waited for any longer: eu-west (connection refused)");
+        let many = (0..255).map(|n| format!("c{n}")).collect();
+        assert!(mirrors(many, Duration::ZERO).state.unwrap_err().ends_with("c4 and 250 more"));
     }
 
     #[test]

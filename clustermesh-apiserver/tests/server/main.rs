@@ -5,6 +5,7 @@ mod cluster;
 mod connections;
 mod join;
 mod mesh;
+mod observed;
 mod policies;
 mod roles;
 mod startup;
