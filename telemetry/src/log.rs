@@ -13,6 +13,7 @@ use crate::traces::{OtlpEndpoint, TraceError, Traces};
 /// The same flags for every binary.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "What it says of itself")]
+#[group(id = "telemetry")]
 pub struct Args {
     /// Serve /metrics, /livez and /readyz over plain HTTP here; overrides `metrics:` in the configuration
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -56,8 +57,9 @@ impl Telemetry {
     pub fn start(args: &Args, service: &'static str) -> Result<Self, TraceError> {
         let traces =
             args.otlp_endpoint.as_ref().map(|endpoint| Traces::start(endpoint, service)).transpose()?;
-        // It was parsed when the arguments were.
-        let filter = EnvFilter::new(&args.log_level);
+        // It was parsed when the arguments were. kube's client logs each answer that is an error as one of its own; what
+        // comes of it is said by whoever asked.
+        let filter = EnvFilter::new(format!("kube_client::client::builder=off,{}", args.log_level));
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         // Colours are for terminals; in a file they are noise. NO_COLOR is heeded there too.
         let lines = match std::io::stderr().is_terminal() {
