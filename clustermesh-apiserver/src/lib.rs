@@ -24,6 +24,7 @@ pub mod own;
 pub mod peers;
 pub mod places;
 pub mod probes;
+pub mod repair;
 pub mod server;
 pub mod status;
 pub mod trust;

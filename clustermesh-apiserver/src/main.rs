@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{Parser, Subcommand, ValueEnum};
 use clustermesh_apiserver::config::Config;
+use clustermesh_apiserver::repair;
 use clustermesh_apiserver::server::{self, Server, StartError};
 use hawser_telemetry::Telemetry;
 use rustls::crypto::CryptoProvider;
@@ -23,10 +24,14 @@ const FAILED: u8 = 1;
     after_help = "Examples:\n  \
         clustermesh-apiserver --config /etc/hawser/cluster.yaml --check-config\n  \
         clustermesh-apiserver --log-level debug --log-format json\n  \
-        clustermesh-apiserver --metrics 127.0.0.1:9880    and then: curl '127.0.0.1:9880/readyz?verbose'\n\n\
-        Exit codes: 0 done, 1 failed at run time, 64 bad arguments or bad configuration (nothing was changed)."
+        clustermesh-apiserver --metrics 127.0.0.1:9880    and then: curl '127.0.0.1:9880/readyz?verbose'\n  \
+        clustermesh-apiserver repair --store /var/lib/hawser/store\n\n\
+        Exit codes: 0 done, 1 failed at run time, 64 bad arguments or bad configuration (nothing was changed).",
+    args_conflicts_with_subcommands = true
 )]
 struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// The cluster's configuration
     #[arg(long, default_value = "/etc/hawser/cluster.yaml")]
     config: PathBuf,
@@ -43,6 +48,36 @@ struct Args {
     telemetry: hawser_telemetry::Args,
 }
 
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Say what of a damaged embedded store can be saved; with --yes, save it
+    #[command(after_help = "\
+The server must be stopped. Without --yes nothing is changed, and damage is exit code 64. A repaired store lacks writes that were
+acknowledged, so it is a new store to its readers: they list it anew by themselves. The files as they were are kept beside it.
+
+Examples:
+  clustermesh-apiserver repair --store /var/lib/hawser/store
+  clustermesh-apiserver repair --store /var/lib/hawser/store --yes
+  clustermesh-apiserver repair --store /var/lib/hawser/store -o json | jq .lost")]
+    Repair {
+        /// The directory of `store: embedded:DIR`
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// Give up what cannot be read
+        #[arg(long)]
+        yes: bool,
+        /// Text for people, JSON for programs
+        #[arg(long, short, value_enum, default_value_t = Format::Text)]
+        output: Format,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -51,6 +86,15 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS };
         }
     };
+    if let Some(Verb::Repair { store, yes, output }) = args.verb {
+        return match repair::run(&store, yes, output == Format::Json) {
+            Ok(outcome) => {
+                println!("{}", outcome.report);
+                if outcome.refused { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS }
+            }
+            Err(error) => fail(FAILED, &error),
+        };
+    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     if CryptoProvider::install_default((*provider).clone()).is_err() {
         return fail(FAILED, &"a crypto provider was installed before main");
