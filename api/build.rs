@@ -1,7 +1,7 @@
 //! Compiles the protobufs with protox, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["proto/hawser/admin.proto", "proto/hawser/agent.proto", "proto/hawser/local.proto"];
+    let files = ["admin", "agent", "local", "session"].map(|name| format!("proto/hawser/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     // Without `connect` helpers: an RPC of ours has that name, and channels are built where TLS is known.
     let descriptors = protox::compile(files, ["proto"])?;

@@ -16,6 +16,11 @@ pub mod admin {
     tonic::include_proto!("hawser.admin.v1");
 }
 
+/// `Session`: a client about its own connection.
+pub mod session {
+    tonic::include_proto!("hawser.session.v1");
+}
+
 /// `Local`: whoever may open the node agent's socket.
 pub mod local {
     tonic::include_proto!("hawser.local.v1");

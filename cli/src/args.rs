@@ -136,6 +136,35 @@ pub(crate) enum CaVerb {
         #[arg(short, long = "out", value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Another CA in the place of this one, without a connection dropped
+    #[command(after_help = "\
+Goes through its phases by itself and waits in each until everybody has taken it: prepare (the new CA is trusted beside the
+old one), issue (the new one signs, every certificate is made anew), retire (the old one is no longer trusted). Peers follow by
+themselves. Killed or timed out, it goes on where it was when it is said again. Run it where the server's `pki` directory is.
+
+For a CA key that somebody stole, do not rotate: make a new CA and connect the clusters anew.
+
+Examples:
+  hawser ca rotate
+  hawser ca rotate --status -o json | jq '.members[] | select(.lacks != \"\")'
+  hawser ca rotate --abandon agent/node-3 --abandon peer/eu-west
+  hawser ca rotate --abort")]
+    Rotate(RotateArgs),
+    /// This admin's certificate anew, or a directory for another admin
+    #[command(after_help = "\
+Offline: needs ca.crt and ca.key in --pki. An admin's certificate is good for a year and is not renewed by itself.
+
+Examples:
+  hawser ca admin                            renews admin.crt for the key that is there
+  hawser ca admin --user bob --out ./bob     ca.crt, admin.crt and admin.key for bob, who uses them with --pki")]
+    Admin {
+        /// Another admin: CN `admin-USER`
+        #[arg(long, requires = "out")]
+        user: Option<String>,
+        /// The directory for it
+        #[arg(long, requires = "user", value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
     /// This cluster's public bundle for one other cluster, signed by the CA
     #[command(after_help = "Example:\n  hawser ca bundle --for eu-west -o us-east-for-eu-west.yaml")]
     Bundle {
@@ -146,6 +175,33 @@ pub(crate) enum CaVerb {
         #[arg(short, long = "out", value_name = "FILE")]
         out: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RotateArgs {
+    /// Say where it stands and whom it waits for, change nothing
+    #[arg(long)]
+    pub(crate) status: bool,
+    /// Back to the old CA; possible until `retire`
+    #[arg(long, conflicts_with = "status")]
+    pub(crate) abort: bool,
+    /// Do not wait for this one, which has to join or be connected anew: agent/NODE, peer/CLUSTER, replica/NAME
+    #[arg(long, value_name = "KIND/NAME")]
+    pub(crate) abandon: Vec<String>,
+    /// When the wait is over, go on without those that are not there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How long to wait in each phase, seconds
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    wait: u64,
+    #[command(flatten)]
+    pub(crate) shape: Shape,
+}
+
+impl RotateArgs {
+    pub(crate) fn timeout(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.wait)
+    }
 }
 
 #[derive(Debug, Subcommand)]

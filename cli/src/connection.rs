@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use hawser_api::admin::admin_client::AdminClient;
 use hawser_api::local::local_client::LocalClient;
 use hawser_model::ServerUrl;
-use hawser_pki::CaCert;
+use hawser_pki::CaSet;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -59,14 +59,15 @@ fn tls(pki: &Path) -> Result<(TlsConnector, ServerName<'static>)> {
             ))
         })
     };
-    let ca = CaCert::from_pem(&read("ca.crt")?).context("ca.crt")?;
-    let cluster = ca
-        .name()
-        .strip_prefix("CN=ca-")
-        .ok_or_else(|| anyhow!("ca.crt is not a CA of hawser: {}", ca.name()))?;
+    let cas = CaSet::from_pem(&read("ca.crt")?).context("ca.crt")?;
+    let name = cas.newest().name();
+    let cluster =
+        name.strip_prefix("CN=ca-").ok_or_else(|| anyhow!("ca.crt is not a CA of hawser: {name}"))?;
     let name = ServerName::try_from(format!("{cluster}.mesh.hawser.io"))?;
     let mut roots = RootCertStore::empty();
-    roots.add(ca.der().clone())?;
+    for ca in cas.iter() {
+        roots.add(ca.der().clone())?;
+    }
     let certificates: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(read("admin.crt")?.as_bytes())
             .collect::<Result<_, _>>()

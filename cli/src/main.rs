@@ -5,6 +5,7 @@ mod ca;
 mod connection;
 mod mesh;
 mod output;
+mod rotate;
 mod services;
 mod status;
 
@@ -56,6 +57,10 @@ async fn run(args: &Args) -> Result<()> {
         Verb::Ca { verb: CaVerb::Token { node, out } } => ca::token(global, node, out.as_deref()).await,
         Verb::Ca { verb: CaVerb::Bundle { for_cluster, out } } => {
             ca::bundle(global, for_cluster, out.as_deref()).await
+        }
+        Verb::Ca { verb: CaVerb::Rotate(rotate) } => rotate::rotate(global, rotate).await,
+        Verb::Ca { verb: CaVerb::Admin { user, out } } => {
+            rotate::admin_certificate(&global.pki, user.as_deref(), out.as_deref())
         }
         Verb::Connect { bundle, dry_run, policy_bypass_accepted } => {
             mesh::connect(global, bundle, *dry_run, *policy_bypass_accepted).await

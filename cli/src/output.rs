@@ -54,6 +54,23 @@ pub(crate) fn write(path: &Path, text: &str, secret: bool) -> Result<()> {
     file.write_all(text.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))
 }
 
+/// Puts a file in the place of one that others read: the old one or the new one is there, whole, whatever happens.
+pub(crate) fn replace(path: &Path, text: &str, secret: bool) -> Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = Path::new(&beside);
+    // With the mode that it is to have: one left by a crash may have another.
+    let _ = std::fs::remove_file(beside);
+    write(beside, text, secret)?;
+    let done = || {
+        std::fs::File::open(beside)?.sync_all()?;
+        std::fs::rename(beside, path)?;
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::File::open(dir)?.sync_all()
+    };
+    done().with_context(|| format!("{} cannot be replaced", path.display()))
+}
+
 /// Every cause once, outermost first.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut said = String::new();

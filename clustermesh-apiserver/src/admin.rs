@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hawser_api::admin::{
-    BundleReply, BundleRequest, ConnectReply, ConnectRequest, CreateJoinTokenReply, CreateJoinTokenRequest,
+    BundleReply, BundleRequest, CaStatusReply, CaStatusRequest, ConnectReply, ConnectRequest, CreateJoinTokenReply, CreateJoinTokenRequest,
     DisconnectReply, DisconnectRequest, StatusReply, StatusRequest, admin_server,
 };
 use hawser_model::{ClusterName, NodeName, Peer};
@@ -22,6 +22,7 @@ use crate::exposure::named;
 use crate::mirrors::Mirrors;
 use crate::own::Own;
 use crate::peers;
+use crate::rotation::Rotating;
 use crate::status;
 use crate::trust::{Certificates, now};
 
@@ -34,6 +35,7 @@ pub struct AdminService {
     pub certificates: Arc<Certificates>,
     pub exporter: mpsc::Sender<Command>,
     pub mirrors: Mirrors,
+    pub rotating: Rotating,
     pub board: Arc<Board>,
     /// One admission at a time: each is checked against all before it.
     pub admitting: Mutex<()>,
@@ -72,7 +74,7 @@ impl admin_server::Admin for AdminService {
             mesh: config.plan,
             encryption: config.encryption,
         };
-        let bundle = Bundle::create(self.certificates.ca(), audience, facts, now()).map_err(refused)?;
+        let bundle = Bundle::create(self.certificates.authority().issuing(), audience, facts, now()).map_err(refused)?;
         Ok(Response::new(BundleReply { bundle: bundle.to_yaml(), ca_fingerprint: bundle.fingerprint() }))
     }
 
@@ -144,16 +146,24 @@ impl admin_server::Admin for AdminService {
             node,
             servers: self.config.advertise.clone(),
             token,
-            ca: self.certificates.ca().cert().clone(),
+            ca: self.certificates.authority().trusted(),
         };
         Ok(Response::new(CreateJoinTokenReply { join: file.to_yaml() }))
+    }
+
+    async fn ca_status(
+        &self,
+        request: Request<CaStatusRequest>,
+    ) -> Result<Response<CaStatusReply>, Status> {
+        admin(request, "Admin.CaStatus")?;
+        Ok(Response::new(self.rotating.status()))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         admin(request, "Admin.Status")?;
         let facts = self.board.read();
         let problems = facts.source_problems.iter().chain(&facts.export_problems);
-        let source_errors = problems.chain(&facts.heartbeat_problem).cloned().collect();
+        let source_errors = problems.chain(&facts.heartbeat_problem).chain(&facts.writeback_problem).cloned().collect();
         Ok(Response::new(StatusReply {
             cluster: self.config.cluster.name.to_string(),
             cluster_id: self.config.cluster.id.get().into(),
@@ -181,7 +191,7 @@ impl AdminService {
             width: self.config.width,
             mesh: self.config.plan,
             encryption: self.config.encryption,
-            ca: self.certificates.ca().cert().clone(),
+            ca: self.certificates.authority().trusted(),
         };
         check_admission(&own, &existing, bundle, now()).map_err(refused)
     }

@@ -7,7 +7,7 @@ use hawser_api::agent::{
 };
 use hawser_model::{BootId, Epoch, NodeName, PublicKey, TunnelEnd};
 use hawser_pki::{Issued, Role, StoredToken, Token, TokenError};
-use hawser_wire::prefix;
+use hawser_wire::{limits, prefix};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
@@ -16,6 +16,9 @@ use crate::config::Config;
 use crate::export::NodeReport;
 use crate::exporter::{Command, ReportError};
 use crate::own::Own;
+use crate::rotation;
+use crate::session::Session;
+use crate::tokenreview::{ReviewError, Reviewer};
 use crate::trust::{Certificates, now};
 
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub struct AgentService {
     pub own: Own,
     pub certificates: Arc<Certificates>,
     pub exporter: mpsc::Sender<Command>,
+    /// Where nodes prove themselves by their pod.
+    pub reviewer: Option<Reviewer>,
 }
 
 /// Where a token is kept, hashed.
@@ -56,6 +61,9 @@ impl agent_server::Agent for AgentService {
         }
         let request = request.into_inner();
         let node = NodeName::parse(&request.node).map_err(invalid)?;
+        if !request.service_account_token.is_empty() {
+            return self.join_by_pod(&request, &node).await;
+        }
         let token = Token::parse(&request.token).map_err(invalid)?;
         let unknown =
             || Status::unauthenticated(TokenError::Unknown { id: token.id().to_owned() }.to_string());
@@ -81,13 +89,15 @@ impl agent_server::Agent for AgentService {
 
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportReply>, Status> {
         let node = agent_of(&request, "Agent.Report")?;
-        let request = request.into_inner();
+        let session = request.extensions().get::<Arc<Session>>().cloned();
+        let mut request = request.into_inner();
         if request.node != node.as_str() {
             let said: String = request.node.chars().take(64).collect();
             return Err(Status::permission_denied(format!(
                 "agent of node {node} may not call Agent.Report about node {said:?}: it speaks for its own node alone"
             )));
         }
+        let trusted = bounded(std::mem::take(&mut request.trusted_cas))?;
         let report = read_report(request)?;
         let (reply, answer) = oneshot::channel();
         let gone = |_| Status::unavailable("the server is shutting down");
@@ -101,6 +111,9 @@ impl agent_server::Agent for AgentService {
                 Status::failed_precondition(error.to_string())
             }
         })?;
+        let authority = self.certificates.authority();
+        let issuer = session.and_then(|session| session.issuer(&authority.trusted()));
+        rotation::note_agent(&self.own, &node, issuer, trusted).await.map_err(store_failed)?;
         let plan = self.config.plan;
         let mesh = plan.addresses(self.config.cluster.id, index, &node);
         Ok(Response::new(ReportReply {
@@ -110,23 +123,62 @@ impl agent_server::Agent for AgentService {
             max_connected_clusters: self.config.width.max_clusters().into(),
             mesh_ula: plan.ula().to_string(),
             mesh_ipv4_range: plan.ipv4().to_string(),
+            ca: authority.trusted().pem(),
+            issuer: authority.issuing().cert().fingerprint(),
         }))
     }
 }
 
 impl AgentService {
+    /// The token costs nothing and is not used up: it is the API server's word that this is a pod of ours on that node.
+    async fn join_by_pod(
+        &self,
+        request: &JoinRequest,
+        node: &NodeName,
+    ) -> Result<Response<JoinReply>, Status> {
+        if !request.token.is_empty() {
+            return Err(invalid(
+                "a one-time token and a service account token; fix: prove it by one of them",
+            ));
+        }
+        let Some(reviewer) = &self.reviewer else {
+            return Err(Status::failed_precondition(
+                "this cluster lets nodes in by one-time tokens alone; fix: set `agents` in cluster.yaml, or join with \
+                 `hawser ca token`",
+            ));
+        };
+        reviewer.review(&request.service_account_token, node).await.map_err(|error| match error {
+            ReviewError::Unavailable { .. } | ReviewError::Busy => Status::unavailable(error.to_string()),
+            ReviewError::NotAllowed { .. } => Status::failed_precondition(error.to_string()),
+            ReviewError::NoToken { .. } => invalid(error),
+            ReviewError::Refused(_) => Status::unauthenticated(error.to_string()),
+        })?;
+        let issued = self.issue(&request.csr, node)?;
+        tracing::info!(%node, "joined by its service account");
+        Ok(Response::new(self.reply(&issued)))
+    }
+
     fn issue(&self, csr: &[u8], node: &NodeName) -> Result<Issued, Status> {
-        self.certificates.ca().issue_agent(csr, node, now()).map_err(invalid)
+        self.certificates.authority().issuing().issue_agent(csr, node, now()).map_err(invalid)
     }
 
     fn reply(&self, issued: &Issued) -> JoinReply {
         JoinReply {
             certificate: issued.pem(),
-            ca: self.certificates.ca().cert().pem(),
+            ca: self.certificates.authority().trusted().pem(),
             cluster: self.config.cluster.name.to_string(),
             cluster_id: self.config.cluster.id.get().into(),
         }
     }
+}
+
+/// Fingerprints, as many and as long as they may be.
+fn bounded(trusted: Vec<String>) -> Result<Vec<String>, Status> {
+    let long = |text: &String| text.len() > limits::FINGERPRINT_BYTES;
+    if trusted.len() > limits::CAS || trusted.iter().any(long) {
+        return Err(invalid(format!("trusted_cas is not up to {} fingerprints", limits::CAS)));
+    }
+    Ok(trusted)
 }
 
 fn read_report(request: ReportRequest) -> Result<NodeReport, Status> {

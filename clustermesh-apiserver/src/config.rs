@@ -7,7 +7,11 @@ use hawser_etcd::store::StoreUri;
 use hawser_model::{
     ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, ServerUrl,
 };
+use hawser_sources::KubeOptions;
+use hawser_pki::Lifetime;
 use serde::Deserialize;
+
+use crate::tokenreview::AgentAccount;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -16,17 +20,28 @@ pub struct Config {
     pub advertise: Vec<ServerUrl>,
     pub pod_cidrs: Vec<IpNet>,
     pub node_cidrs: Vec<IpNet>,
-    pub source_dir: PathBuf,
+    pub source: SourceConfig,
+    /// Whose service account tokens let a node in; none: one-time tokens alone do.
+    pub agents: Option<AgentAccount>,
     /// `embedded:<dir>` or `etcd://host:port,...`: it parses as a [`StoreUri`].
     pub store: String,
     /// Where mirrors of other clusters are kept.
     pub mirrors: PathBuf,
     pub pki: PathBuf,
+    /// Of the certificates that renew themselves.
+    pub certificate_lifetime: Lifetime,
     pub width: ClusterIdWidth,
     pub plan: MeshPlan,
     pub encryption: Encryption,
     /// Where /metrics, /livez and /readyz are served; nowhere without it.
     pub metrics: Option<SocketAddr>,
+}
+
+/// Where the cluster's objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    Dir(PathBuf),
+    Kubernetes(KubeOptions),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +69,16 @@ struct Text {
     #[serde(rename = "nodeCIDRs")]
     node_cidrs: Vec<String>,
     source: SourceText,
+    #[serde(default)]
+    agents: Option<AgentsText>,
     #[serde(default = "default_store")]
     store: String,
     #[serde(default)]
     mirrors: Option<PathBuf>,
     #[serde(default = "default_pki")]
     pki: PathBuf,
+    #[serde(default)]
+    certificate_lifetime: Option<String>,
     #[serde(default)]
     mesh: MeshText,
     #[serde(default)]
@@ -78,7 +97,22 @@ struct ClusterText {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SourceText {
-    dir: PathBuf,
+    dir: Option<PathBuf>,
+    kubernetes: Option<KubernetesText>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KubernetesText {
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct AgentsText {
+    namespace: String,
+    service_account: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -166,6 +200,17 @@ impl Text {
             let fix = "fix: write it like 127.0.0.1:9880";
             text.parse().map_err(|_| ("metrics", format!("{text:?} is not address:port; {fix}")))
         });
+        let source = self.source.into_config()?;
+        let agents = self.agents.map(|agents| AgentAccount::new(&agents.namespace, &agents.service_account));
+        let agents = agents.transpose().map_err(refuse("agents"))?;
+        if agents.is_some() && matches!(source, SourceConfig::Dir(_)) {
+            let reason = "their tokens are reviewed by a Kubernetes API server; fix: set source.kubernetes, or leave it out";
+            return Err(("agents", reason.into()));
+        }
+        let certificate_lifetime = self.certificate_lifetime.map_or(Ok(Lifetime::DEFAULT), |text| {
+            let reason = || format!("{text:?} is not 5s to 90d; fix: write it like 24h");
+            Lifetime::parse(&text).ok_or_else(|| ("certificateLifetime", reason()))
+        })?;
         let store = self.store.parse().map_err(refuse("store"))?;
         Ok(Config {
             cluster: ClusterRef { name, id },
@@ -173,15 +218,37 @@ impl Text {
             advertise,
             pod_cidrs,
             node_cidrs,
-            source_dir: self.source.dir,
+            source,
+            agents,
             store: self.store,
             mirrors: self.mirrors.unwrap_or_else(|| default_mirrors(&store)),
             pki: self.pki,
+            certificate_lifetime,
             width,
             plan,
             encryption,
             metrics: metrics.transpose()?,
         })
+    }
+}
+
+impl SourceText {
+    fn into_config(self) -> Result<SourceConfig, Refusal> {
+        match (self.dir, self.kubernetes) {
+            (Some(dir), None) => Ok(SourceConfig::Dir(dir)),
+            (None, Some(KubernetesText { kubeconfig: None, context: Some(context) })) => {
+                let reason = format!("context {context:?} is of no file; fix: name the kubeconfig, too");
+                Err(("source.kubernetes", reason))
+            }
+            (None, Some(KubernetesText { kubeconfig, context })) => {
+                Ok(SourceConfig::Kubernetes(KubeOptions { kubeconfig, context }))
+            }
+            (Some(_), Some(_)) => Err(("source", "names both dir and kubernetes; fix: leave one out".into())),
+            (None, None) => {
+                let reason = "names neither dir nor kubernetes; fix: write dir: PATH, or kubernetes: {}";
+                Err(("source", reason.into()))
+            }
+        }
     }
 }
 
@@ -288,8 +355,42 @@ source:
         assert!(refused(&format!("{GOOD}store: redis://x\n")).contains("neither with embedded:"));
         assert!(refused(&format!("{GOOD}mesh: {{maxConnectedClusters: 300}}\n")).contains("300"));
         assert!(refused(&format!("{GOOD}encryption: none\n")).contains("encryption: "));
+        assert!(refused(&format!("{GOOD}certificateLifetime: 1y\n")).contains("\"1y\" is not 5s to 90d"));
         assert!(refused(&format!("{GOOD}metrics: 9880\n")).contains("metrics: \"9880\" is not address:port"));
         assert!(refused(&format!("{GOOD}encryption: ipsec\n")).contains("not built yet"));
+    }
+
+    #[test]
+    fn a_cluster_has_one_source_and_agents_need_kubernetes() {
+        let with = |source: &str| GOOD.replace("  dir: /etc/hawser/manifests", source);
+        let kubernetes = |kubeconfig: Option<&str>, context: Option<&str>| {
+            let (kubeconfig, context) = (kubeconfig.map(Into::into), context.map(Into::into));
+            SourceConfig::Kubernetes(KubeOptions { kubeconfig, context })
+        };
+        assert_eq!(parse(GOOD).unwrap().source, SourceConfig::Dir("/etc/hawser/manifests".into()));
+        assert_eq!(parse(&with("  kubernetes: {}")).unwrap().source, kubernetes(None, None));
+        let file = parse(&with("  kubernetes: { kubeconfig: /k, context: lab }")).unwrap();
+        assert_eq!(file.source, kubernetes(Some("/k"), Some("lab")));
+        let agents = "agents: { namespace: hawser-system, serviceAccount: hawser-node-agent }\n";
+        let config = parse(&format!("{}{agents}", with("  kubernetes: {}"))).unwrap();
+        assert_eq!(
+            config.agents.unwrap().username(),
+            "system:serviceaccount:hawser-system:hawser-node-agent"
+        );
+        for (text, says) in [
+            (with("  dir: /x\n  kubernetes: {}"), "source: names both"),
+            (GOOD.replace("source:\n  dir: /etc/hawser/manifests", "source: {}"), "source: names neither"),
+            (with("  kubernetes: { context: lab }"), "name the kubeconfig"),
+            (with("  kubernetes: { kubconfig: /k }"), "kubconfig"),
+            (format!("{GOOD}{agents}"), "set source.kubernetes"),
+            (
+                format!("{}{}", with("  kubernetes: {}"), agents.replace("hawser-system", "a:b")),
+                "agents: namespace \"a:b\"",
+            ),
+        ] {
+            let error = refused(&text);
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]

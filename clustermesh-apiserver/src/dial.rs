@@ -1,12 +1,15 @@
 //! Dialling a peer's API server: its name is proven whatever address is dialled, and ours is shown.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use hawser_api::session::PresentRequest;
+use hawser_api::session::session_client::SessionClient;
 use hawser_model::{Peer, ServerUrl};
-use hawser_pki::{CaCert, CertError};
+use hawser_pki::session::{Binding, LABEL};
+use hawser_pki::{CaSet, CertError};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::crypto::CryptoProvider;
@@ -39,66 +42,136 @@ pub enum DialError {
     Name { name: String },
 }
 
-/// A channel to a peer; it connects when it is used, at each of the peer's endpoints in turn.
-pub fn channel(
-    peer: &Peer,
-    certificates: &Certificates,
+/// The way to a peer: whom it has to be, and who we are, can both change while it is in use.
+#[derive(Clone, Debug)]
+pub struct Line {
+    channel: Channel,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cluster: String,
+    name: ServerName<'static>,
+    endpoints: Box<[ServerUrl]>,
+    next: AtomicUsize,
     provider: Arc<CryptoProvider>,
-) -> Result<Channel, DialError> {
-    let cluster = peer.cluster.name.to_string();
-    let ca =
-        CaCert::from_pem(&peer.ca).map_err(|source| DialError::Ca { cluster: cluster.clone(), source })?;
-    let tls_error = |source| DialError::Tls { cluster: cluster.clone(), source };
+    certificates: Arc<Certificates>,
+    tls: RwLock<Arc<ClientConfig>>,
+    /// Of the connection that was made last.
+    binding: Mutex<Option<Binding>>,
+}
+
+impl Line {
+    /// It connects when it is used, at each of the peer's endpoints in turn.
+    pub fn new(
+        peer: &Peer,
+        certificates: &Arc<Certificates>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, DialError> {
+        let cluster = peer.cluster.name.to_string();
+        let tls = RwLock::new(Arc::new(config(&cluster, &peer.ca, certificates, &provider)?));
+        let host = format!("{cluster}.mesh.hawser.io");
+        let bad = |name: &str| DialError::Name { name: name.to_owned() };
+        let name = ServerName::try_from(host.clone()).map_err(|_| bad(&host))?;
+        // The authority chooses the keyspace at the other end: the peer's own.
+        let uri = Uri::builder().scheme("https").authority(host.as_str()).path_and_query("/").build();
+        let uri = uri.map_err(|_| bad(&host))?;
+        let inner = Arc::new(Inner {
+            cluster,
+            name,
+            endpoints: peer.endpoints.clone().into(),
+            next: AtomicUsize::new(0),
+            provider,
+            certificates: Arc::clone(certificates),
+            tls,
+            binding: Mutex::default(),
+        });
+        let dialler = Arc::clone(&inner);
+        let channel = Endpoint::from(uri)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| Arc::clone(&dialler).connect()));
+        Ok(Self { channel, inner })
+    }
+
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// From the next connection on, the peer is who one of these CAs says.
+    pub fn believe(&self, cas: &str) -> Result<(), DialError> {
+        let inner = &self.inner;
+        let config = config(&inner.cluster, cas, &inner.certificates, &inner.provider)?;
+        *inner.tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        Ok(())
+    }
+
+    /// Shows our newest certificate on the connection that there is, so that the peer need not end it. A peer that cannot be told is
+    /// shown it by the next connection.
+    pub async fn present(&self) {
+        let binding = *self.inner.binding.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(binding) = binding else { return };
+        let Some((certificate, proof)) = self.inner.certificates.remote_shown().prove(&binding) else {
+            return;
+        };
+        let mut client = SessionClient::new(self.channel());
+        let presented = client.present(PresentRequest { certificate, proof });
+        let cluster = &self.inner.cluster;
+        match tokio::time::timeout(CONNECT, presented).await {
+            Ok(Ok(_)) => tracing::debug!(cluster, "the connection goes on with our new certificate"),
+            Ok(Err(status)) => {
+                tracing::debug!(
+                    cluster,
+                    why = status.message(),
+                    "our new certificate waits for the next connection"
+                );
+            }
+            Err(_) => tracing::debug!(cluster, "no answer to our new certificate"),
+        }
+    }
+}
+
+fn config(
+    cluster: &str,
+    cas: &str,
+    certificates: &Certificates,
+    provider: &Arc<CryptoProvider>,
+) -> Result<ClientConfig, DialError> {
+    let cas = CaSet::from_pem(cas).map_err(|source| DialError::Ca { cluster: cluster.to_owned(), source })?;
+    let tls_error = |source| DialError::Tls { cluster: cluster.to_owned(), source };
     let mut roots = RootCertStore::empty();
-    roots.add(ca.der().clone()).map_err(tls_error)?;
-    let mut config = ClientConfig::builder_with_provider(provider)
+    for ca in cas.iter() {
+        roots.add(ca.der().clone()).map_err(tls_error)?;
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
         .map_err(tls_error)?
         .with_root_certificates(roots)
         .with_client_cert_resolver(certificates.remote());
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let host = format!("{cluster}.mesh.hawser.io");
-    let bad = |name: &str| DialError::Name { name: name.to_owned() };
-    let name = ServerName::try_from(host.clone()).map_err(|_| bad(&host))?;
-    // The authority chooses the keyspace at the other end: the peer's own.
-    let uri = Uri::builder().scheme("https").authority(host.as_str()).path_and_query("/").build();
-    let uri = uri.map_err(|_| bad(&host))?;
-    let connector = Connector {
-        tls: TlsConnector::from(Arc::new(config)),
-        name,
-        endpoints: peer.endpoints.clone().into(),
-        next: Arc::new(AtomicUsize::new(0)),
-    };
-    Ok(Endpoint::from(uri)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true)
-        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| connector.clone().connect())))
+    Ok(config)
 }
 
-#[derive(Clone)]
-struct Connector {
-    tls: TlsConnector,
-    name: ServerName<'static>,
-    endpoints: Arc<[ServerUrl]>,
-    next: Arc<AtomicUsize>,
-}
-
-impl Connector {
+impl Inner {
     /// One try at the endpoint whose turn it is. The caller tries again, and then it is the next one's.
-    async fn connect(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    async fn connect(self: Arc<Self>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let Some(endpoint) = self.endpoints.get(turn % self.endpoints.len().max(1)) else {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the peer has no endpoint"));
         };
         let at = |error: io::Error| io::Error::new(error.kind(), format!("{endpoint}: {error}"));
         let timeout = || at(io::Error::new(io::ErrorKind::TimedOut, "no answer in 5 s"));
+        let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let dial = async {
             let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
             stream.set_nodelay(true)?;
-            self.tls.connect(self.name.clone(), stream).await
+            TlsConnector::from(tls).connect(self.name.clone(), stream).await
         };
         let stream = tokio::time::timeout(CONNECT, dial).await.map_err(|_| timeout())?.map_err(at)?;
+        let binding = stream.get_ref().1.export_keying_material([0; 32], LABEL, None).ok();
+        *self.binding.lock().unwrap_or_else(PoisonError::into_inner) = binding;
         Ok(TokioIo::new(stream))
     }
 }

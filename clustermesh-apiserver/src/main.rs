@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use clustermesh_apiserver::config::Config;
 use clustermesh_apiserver::repair;
 use clustermesh_apiserver::server::{self, Server, StartError};
+use clustermesh_apiserver::source::OpenSourceError;
 use hawser_telemetry::Telemetry;
 use rustls::crypto::CryptoProvider;
 use tokio::signal::unix::{SignalKind, signal};
@@ -104,7 +105,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(REFUSED, &error),
     };
     if args.check_config {
-        return match server::certificates(&config, provider) {
+        return match server::certificates(Arc::new(config.clone()), provider) {
             Ok(_) => {
                 println!("{}: good, for cluster {}", args.config.display(), config.cluster);
                 ExitCode::SUCCESS
@@ -131,7 +132,7 @@ fn main() -> ExitCode {
     telemetry.end();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ StartError::Pki(_)) => fail(REFUSED, &error),
+        Err(error @ (StartError::Pki(_) | StartError::Source(OpenSourceError::Kubernetes(_)))) => fail(REFUSED, &error),
         Err(error) => fail(FAILED, &error),
     }
 }

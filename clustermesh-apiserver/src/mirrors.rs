@@ -12,15 +12,16 @@ use hawser_etcd::mirror::{Mirror, MirrorConfig, MirrorDir, MirrorState, MirrorSt
 use hawser_etcd::server::Keyspaces;
 use hawser_kvstore::{KeyRange, Limits, RangeQuery, Revision};
 use hawser_model::{ClusterName, Peer};
-use hawser_pki::CaCert;
+use hawser_pki::CaSet;
 use hawser_wire::{Resource, prefix};
 use rustls::crypto::CryptoProvider;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::dial::Line;
 use crate::own::Own;
+use crate::peers;
 use crate::trust::{Certificates, Trust};
-use crate::{dial, peers};
 
 /// How often the state of mirrors is looked at, for the log.
 const LOOK: Duration = Duration::from_secs(1);
@@ -51,8 +52,9 @@ struct Inner {
 #[derive(Debug)]
 struct Running {
     peer: Peer,
-    /// The value it was begun with: another one begins it anew.
+    /// The value it was begun with: another one begins it anew, unless only its CAs are others.
     value: Bytes,
+    line: Option<Line>,
     mirror: Result<Mirror, String>,
     logged: Option<MirrorState>,
 }
@@ -128,36 +130,66 @@ impl Mirrors {
         }
         for (peer, kv) in listed {
             let name = peer.cluster.name.clone();
-            if running.get(&name).is_some_and(|running| running.value == kv.value) {
+            if running.get_mut(&name).is_some_and(|running| self.goes_on(running, &peer, &kv.value)) {
                 continue;
             }
             // The old one ends before the new one goes on with its keyspace.
             let again = running.remove(&name).is_some();
-            let mirror = self.begin(&peer);
+            let (line, mirror) = match self.begin(&peer) {
+                Ok((line, mirror)) => (Some(line), Ok(mirror)),
+                Err(error) => (None, Err(error)),
+            };
             if let Err(error) = &mirror {
                 tracing::error!(cluster = %name, error, "a connected cluster cannot be mirrored");
             }
             tracing::info!(cluster = %name, again, "connected");
-            running.insert(name, Running { peer, value: kv.value.clone(), mirror, logged: None });
+            running.insert(name, Running { peer, value: kv.value.clone(), line, mirror, logged: None });
         }
     }
 
-    fn begin(&self, peer: &Peer) -> Result<Mirror, String> {
+    /// Whether this mirror does for what is now listed. Other CAs are believed from now on, and it goes on.
+    fn goes_on(&self, running: &mut Running, peer: &Peer, value: &Bytes) -> bool {
+        if running.value == *value {
+            return true;
+        }
+        let only_cas = Peer { ca: peer.ca.clone(), ..running.peer.clone() } == *peer;
+        let (Some(line), Ok(cas), true) = (&running.line, CaSet::from_pem(&peer.ca), only_cas) else {
+            return false;
+        };
+        self.0.trust.insert_peer(peer.cluster.name.clone(), cas);
+        let believed = line.believe(&peer.ca).is_ok();
+        if believed {
+            (running.peer, running.value) = (peer.clone(), value.clone());
+        }
+        believed
+    }
+
+    /// Shows our newest certificate to every peer, on the connections that there are.
+    pub async fn present(&self) {
+        let lines: Vec<Line> = {
+            let running = self.0.running.read().unwrap_or_else(PoisonError::into_inner);
+            running.values().filter_map(|running| running.line.clone()).collect()
+        };
+        futures::future::join_all(lines.iter().map(Line::present)).await;
+    }
+
+    fn begin(&self, peer: &Peer) -> Result<(Line, Mirror), String> {
         let inner = &self.0;
-        let ca = CaCert::from_pem(&peer.ca).map_err(|error| error.to_string())?;
-        inner.trust.insert_peer(peer.cluster.name.clone(), ca);
-        let channel = dial::channel(peer, &inner.certificates, Arc::clone(&inner.provider));
-        let channel = channel.map_err(|error| error.to_string())?;
+        let cas = CaSet::from_pem(&peer.ca).map_err(|error| error.to_string())?;
+        inner.trust.insert_peer(peer.cluster.name.clone(), cas);
+        let line = Line::new(peer, &inner.certificates, Arc::clone(&inner.provider));
+        let line = line.map_err(|error| error.to_string())?;
         let config = MirrorConfig {
             cluster: peer.cluster.name.to_string(),
-            client: Client::new(channel),
+            client: Client::new(line.channel()),
             ranges: peers::ranges(&peer.cluster.name),
             admit: peers::admission(peer, &inner.config),
             limits: Limits { quota_bytes: QUOTA, ..Limits::default() },
             pace: Pace::default(),
             keep: inner.kept.as_ref().ok().cloned(),
         };
-        Mirror::start(config, &inner.keyspaces).map_err(|error| error.to_string())
+        let mirror = Mirror::start(config, &inner.keyspaces).map_err(|error| error.to_string())?;
+        Ok((line, mirror))
     }
 
     /// A change of state is worth a line; what happens within one is not.

@@ -97,6 +97,16 @@ impl Own {
         self.commit(vec![compare], vec![TxnOp::DeleteRange(DeleteRange::new(keys))]).await
     }
 
+    /// Replaces the value if the key is still as it was read.
+    pub async fn replace(&self, read: &SharedKv, value: Bytes) -> Result<bool, WriteError> {
+        let compare = Compare {
+            keys: KeyRange::key(read.key.clone()),
+            result: CompareResult::Equal,
+            target: CompareTarget::ModRevision(read.mod_revision),
+        };
+        self.commit(vec![compare], vec![TxnOp::Put(Put::new(read.key.clone(), value))]).await
+    }
+
     async fn commit(&self, compare: Vec<Compare>, success: Vec<TxnOp>) -> Result<bool, WriteError> {
         let txn = Txn { compare, success, failure: Vec::new() };
         let reply = self.0.writer().write(Op::Txn(txn)).await?;

@@ -1,17 +1,17 @@
 //! The whole server, put together in the order in which it can still be refused: configuration, CA, port, store.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hawser_api::admin::admin_server::AdminServer;
 use hawser_api::agent::agent_server::AgentServer;
+use hawser_api::session::session_server::SessionServer;
 use hawser_etcd::server::{EtcdServer, Keyspaces};
 use hawser_etcd::store::{OpenStoreError, OwnStore, open_store};
-use hawser_pki::{Ca, CaError, TrustStore};
-use hawser_sources::{DirSource, WatchError};
+use hawser_pki::TrustStore;
+use hawser_sources::Source;
 use rustls::crypto::CryptoProvider;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -26,45 +26,19 @@ use crate::listen::{self, ListenError};
 use crate::metrics::Commits;
 use crate::mirrors::Mirrors;
 use crate::own::Own;
+use crate::pki_dir::PkiError;
 use crate::probes::{Open, Probes, watch_lock};
-use crate::trust::{Certificates, CertifyError, Trust, now};
+use crate::source::{self, Kubernetes, OpenSourceError};
+use crate::rotation::Rotating;
+use crate::session::SessionService;
+use crate::trust::{Certificates, Trust};
+use crate::writeback::Writeback;
 use crate::{export, heartbeat, peers};
 
 /// What agents and admins may have waiting at the exporter.
 const COMMANDS: usize = 256;
 /// Addresses that the serving certificate names beside those that are advertised.
 const LOOPBACK: [&str; 2] = ["127.0.0.1", "::1"];
-
-#[derive(Debug, thiserror::Error)]
-pub enum PkiError {
-    #[error(
-        "cannot read {path}: {source}; fix: `hawser ca init --cluster {cluster} --id {id}`, or set `pki` in the configuration"
-    )]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-        cluster: String,
-        id: u16,
-    },
-    #[error("the CA in {dir}: {source}{}", if source.to_string().contains("fix:") { "" } else { "; fix: restore ca.crt and ca.key as `hawser ca init` wrote them" })]
-    Ca {
-        dir: PathBuf,
-        #[source]
-        source: CaError,
-    },
-    #[error(
-        "the CA in {dir} is cluster {ca}'s, and the configuration is cluster {cluster}'s; fix: set `pki` to the CA of \
-         {cluster}, or `cluster.name` to {ca}"
-    )]
-    Other { dir: PathBuf, ca: String, cluster: String },
-    #[error("our own certificates cannot be issued from the CA in {dir}: {source}")]
-    Certify {
-        dir: PathBuf,
-        #[source]
-        source: CertifyError,
-    },
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -77,36 +51,15 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] OpenStoreError),
     #[error(transparent)]
-    Source(#[from] WatchError),
+    Source(#[from] OpenSourceError),
 }
 
 /// Reads the CA and issues the server's own certificates.
-pub fn certificates(config: &Config, provider: Arc<CryptoProvider>) -> Result<Certificates, PkiError> {
-    let dir = &config.pki;
-    let ca = Ca::from_pem(&read(config, &dir.join("ca.crt"))?, &read(config, &dir.join("ca.key"))?)
-        .map_err(|source| PkiError::Ca { dir: dir.clone(), source })?;
-    if *ca.cluster() != config.cluster.name {
-        let (ca, cluster) = (ca.cluster().to_string(), config.cluster.name.to_string());
-        return Err(PkiError::Other { dir: dir.clone(), ca, cluster });
-    }
-    let not_after = ca.cert().not_after();
-    if now() > not_after {
-        let source = CaError::Expired { cluster: config.cluster.name.clone(), not_after, now: now() };
-        return Err(PkiError::Ca { dir: dir.clone(), source });
-    }
+pub fn certificates(config: Arc<Config>, provider: Arc<CryptoProvider>) -> Result<Certificates, PkiError> {
     // This machine itself, for `etcdctl` with the admin's certificate; then where others dial.
     let here = LOOPBACK.map(str::to_owned).into_iter();
     let hosts = here.chain(config.advertise.iter().map(|url| url.host().to_owned())).collect();
-    Certificates::issue(ca, hosts, provider).map_err(|source| PkiError::Certify { dir: dir.clone(), source })
-}
-
-fn read(config: &Config, path: &Path) -> Result<String, PkiError> {
-    std::fs::read_to_string(path).map_err(|source| PkiError::Read {
-        path: path.to_owned(),
-        source,
-        cluster: config.cluster.name.to_string(),
-        id: config.cluster.id.get(),
-    })
+    Certificates::open(config, hosts, provider)
 }
 
 /// A server whose port is bound and whose store is open, and that has not begun to serve.
@@ -117,7 +70,8 @@ pub struct Server {
     certificates: Arc<Certificates>,
     listener: TcpListener,
     store: OwnStore,
-    source: DirSource,
+    source: Source,
+    kubernetes: Option<Kubernetes>,
     accept_mass_delete: bool,
     board: Arc<Board>,
     probes: Arc<Probes>,
@@ -130,7 +84,8 @@ impl Server {
         provider: Arc<CryptoProvider>,
         accept_mass_delete: bool,
     ) -> Result<Self, StartError> {
-        let certificates = Arc::new(certificates(&config, Arc::clone(&provider))?);
+        let config = Arc::new(config);
+        let certificates = Arc::new(certificates(Arc::clone(&config), Arc::clone(&provider))?);
         let listener = listen::bind(config.listen).await?;
         let board = Arc::new(Board::default());
         let probes = Probes::new(Arc::clone(&board));
@@ -140,14 +95,15 @@ impl Server {
             tokio::spawn(hawser_telemetry::serve(metrics, probes.clone()));
         }
         let store = open_store(&config.store, config.cluster.name.as_str()).await?;
-        let source = DirSource::start(&config.source_dir)?;
+        let (source, kubernetes) = source::open(&config).await?;
         Ok(Self {
-            config: Arc::new(config),
+            config,
             provider,
             certificates,
             listener,
             store,
             source,
+            kubernetes,
             accept_mass_delete,
             board,
             probes,
@@ -167,6 +123,7 @@ impl Server {
             listener,
             store,
             source,
+            kubernetes,
             accept_mass_delete,
             board,
             probes,
@@ -177,7 +134,7 @@ impl Server {
         let keyspaces = Keyspaces::new(handle.clone());
         let own = Own::new(handle);
         let trust =
-            Trust::new(TrustStore::new(config.cluster.name.clone(), certificates.ca().cert().clone()));
+            Trust::new(TrustStore::new(config.cluster.name.clone(), certificates.authority().trusted()));
         let mirrors = Mirrors::new(
             Arc::clone(&config),
             own.clone(),
@@ -188,12 +145,22 @@ impl Server {
         );
         // Before the first connection, so that an admitted peer is never taken for a stranger.
         mirrors.follow_list();
+        let rotating = Rotating {
+            config: Arc::clone(&config),
+            own: own.clone(),
+            keyspaces: keyspaces.clone(),
+            trust: trust.clone(),
+            certificates: Arc::clone(&certificates),
+            mirrors: mirrors.clone(),
+        };
+        let (client, reviewer) = kubernetes.map(|k| (k.client, k.reviewer)).unzip();
         let (exporter, commands) = mpsc::channel(COMMANDS);
         let agent = AgentService {
             config: Arc::clone(&config),
             own: own.clone(),
             certificates: Arc::clone(&certificates),
             exporter: exporter.clone(),
+            reviewer: reviewer.flatten(),
         };
         let admin = AdminService {
             config: Arc::clone(&config),
@@ -202,6 +169,7 @@ impl Server {
             certificates: Arc::clone(&certificates),
             exporter,
             mirrors: mirrors.clone(),
+            rotating: rotating.clone(),
             board: Arc::clone(&board),
             admitting: Mutex::default(),
         };
@@ -215,20 +183,34 @@ impl Server {
             commits,
             counted: Default::default(),
         });
+        let exports = Exporter::new(Arc::clone(&config), own.clone(), Arc::clone(&board), accept_mass_delete);
+        let writeback = client.map(|client| Writeback {
+            client,
+            config: Arc::clone(&config),
+            mirrors: mirrors.clone(),
+            keyspaces: keyspaces.clone(),
+            board: Arc::clone(&board),
+            asked: exports.asked(),
+            leads: watch::channel(true).1,
+        });
         let advertise = config.advertise.iter().map(ToString::to_string).collect();
         let etcd = EtcdServer::new(keyspaces, Arc::new(Roles::new(config.cluster.name.clone())), advertise);
         let routes = Routes::new(AgentServer::new(agent)).add_service(AdminServer::new(admin));
+        let routes = routes.add_service(SessionServer::new(SessionService { trust: trust.clone() }));
         let routes = etcd.add_to(routes);
         let tls = listen::tls(&certificates, provider)?;
         let peers = peers::admitted(&own, &config).len();
         tracing::info!(cluster = %config.cluster, listen = %config.listen, store = describe, peers, "serving");
         let mut tasks = JoinSet::new();
-        let exports = Exporter::new(Arc::clone(&config), own.clone(), Arc::clone(&board), accept_mass_delete);
+        if let Some(writeback) = writeback {
+            tasks.spawn(writeback.run(stop.clone()));
+        }
         tasks.spawn(exports.run(source, commands, stop.clone()));
         tasks.spawn(watch_lock(own.clone(), board.watchdog().clone(), stop.clone()));
         tasks.spawn(heartbeat::run(own, Arc::clone(&board), stop.clone()));
         tasks.spawn(mirrors.run(stop.clone()));
-        tasks.spawn(certificates.keep_fresh(stop.clone()));
+        tasks.spawn(certificates.keep_fresh(trust.clone(), stop.clone()));
+        tasks.spawn(rotating.run(stop.clone()));
         tasks.spawn(listen::serve(listener, tls, trust, routes, stop.clone()));
         // None of them ends before it is told to: if one does, the process must not go on half alive.
         while let Some(ended) = tasks.join_next().await {

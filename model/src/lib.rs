@@ -13,6 +13,7 @@ mod service;
 mod slice;
 mod time;
 mod timestamp;
+mod trust;
 
 pub use cluster::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, ParseClusterError};
 pub use epoch::Epoch;
@@ -30,5 +31,6 @@ pub use service::{
 pub use slice::{AddressFamily, EndpointSlice, ParseSliceError, SliceEndpoint, SliceKey, SlicePort};
 pub use time::Time;
 pub use timestamp::{ParseTimestampError, Timestamp};
+pub use trust::{TrustNotice, TrustReceipt};
 
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};

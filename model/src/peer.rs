@@ -90,7 +90,7 @@ pub struct Peer {
     pub endpoints: Vec<ServerUrl>,
     pub pod_cidrs: Vec<IpNet>,
     pub node_cidrs: Vec<IpNet>,
-    /// PEM. Trusted for exactly one name, `remote-<cluster>`.
+    /// PEM, during a rotation the old one and the new one. Trusted for exactly one name, `remote-<cluster>`.
     pub ca: String,
     pub admitted: Timestamp,
 }

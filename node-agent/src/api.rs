@@ -7,12 +7,13 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hawser_model::{ClusterName, ServerUrl};
-use hawser_pki::CaCert;
+use hawser_pki::CaSet;
+use hawser_pki::session::{Binding, LABEL};
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -64,8 +65,11 @@ struct Inner {
     servers: Vec<ServerUrl>,
     next: AtomicUsize,
     name: ServerName<'static>,
-    ca: CaCert,
+    trusted: RwLock<CaSet>,
+    identity: RwLock<Option<Identity>>,
     tls: RwLock<Arc<ClientConfig>>,
+    /// Of the connection that was made last.
+    binding: Mutex<Option<Binding>>,
 }
 
 impl Dialer {
@@ -73,7 +77,7 @@ impl Dialer {
     pub(crate) fn new(
         cluster: &ClusterName,
         servers: Vec<ServerUrl>,
-        ca: CaCert,
+        ca: CaSet,
         identity: Option<&Identity>,
     ) -> Result<Self, ApiError> {
         if servers.is_empty() {
@@ -82,14 +86,44 @@ impl Dialer {
         let name = format!("{cluster}.mesh.hawser.io");
         let server = ServerName::try_from(name.clone()).map_err(|source| ApiError::Name { name, source })?;
         let tls = RwLock::new(Arc::new(tls(&ca, identity)?));
-        let inner = Inner { servers, next: AtomicUsize::new(0), name: server, ca, tls };
+        let inner = Inner {
+            servers,
+            next: AtomicUsize::new(0),
+            name: server,
+            trusted: RwLock::new(ca),
+            identity: RwLock::new(identity.cloned()),
+            tls,
+            binding: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// From the next connection on.
     pub(crate) fn use_identity(&self, identity: &Identity) -> Result<(), ApiError> {
-        let config = Arc::new(tls(&self.inner.ca, Some(identity))?);
-        *self.inner.tls.write().unwrap_or_else(PoisonError::into_inner) = config;
+        self.change(self.trusted(), Some(identity.clone()))
+    }
+
+    /// From the next connection on, the server is who one of these CAs says.
+    pub(crate) fn believe(&self, cas: CaSet) -> Result<(), ApiError> {
+        let identity = self.inner.identity.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.change(cas, identity)
+    }
+
+    pub(crate) fn trusted(&self) -> CaSet {
+        self.inner.trusted.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What binds the two ends of the connection that was made last.
+    pub(crate) fn binding(&self) -> Option<Binding> {
+        *self.inner.binding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, cas: CaSet, identity: Option<Identity>) -> Result<(), ApiError> {
+        let config = Arc::new(tls(&cas, identity.as_ref())?);
+        let inner = &self.inner;
+        *inner.tls.write().unwrap_or_else(PoisonError::into_inner) = config;
+        *inner.trusted.write().unwrap_or_else(PoisonError::into_inner) = cas;
+        *inner.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
         Ok(())
     }
 
@@ -112,6 +146,8 @@ impl Dialer {
         tcp.set_nodelay(true)?;
         let config = inner.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let tls = TlsConnector::from(config).connect(inner.name.clone(), tcp).await.map_err(failed)?;
+        let binding = tls.get_ref().1.export_keying_material([0; 32], LABEL, None).ok();
+        *inner.binding.lock().unwrap_or_else(PoisonError::into_inner) = binding;
         Ok(TokioIo::new(tls))
     }
 }
@@ -130,9 +166,11 @@ impl tower::Service<Uri> for Dialer {
     }
 }
 
-fn tls(ca: &CaCert, identity: Option<&Identity>) -> Result<ClientConfig, ApiError> {
+fn tls(cas: &CaSet, identity: Option<&Identity>) -> Result<ClientConfig, ApiError> {
     let mut roots = RootCertStore::empty();
-    roots.add(ca.der().clone())?;
+    for ca in cas.iter() {
+        roots.add(ca.der().clone())?;
+    }
     let builder = ClientConfig::builder().with_root_certificates(roots);
     let mut config = match identity {
         None => builder.with_no_client_auth(),

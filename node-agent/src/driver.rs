@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hawser_agent_core::{Agent, Output, Plan};
-use hawser_api::local::{Operation, PlanReply};
+use hawser_api::local::{Operation, PlanReply, StatusReply};
 use hawser_discovery::{NodeId, Transition};
 use hawser_discovery_net::{Echo, EchoConfig};
 use hawser_model::{ClusterHealth, ClusterName};
+use hawser_telemetry::{Pulse, Watchdog, span};
 use hawser_tunnels_linux::{Driver as _, UserspaceDriver};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -24,6 +25,7 @@ use crate::follow::{Followers, Heard};
 use crate::interfaces::{Found, LookError, Looker};
 use crate::local_api::Question;
 use crate::memory::{self, Memory};
+use crate::metrics::{Meters, Observation};
 use crate::place::Reporting;
 use crate::reconcile::{Outcome, outcome_of, preview, reconcile};
 use crate::state::StateDir;
@@ -34,6 +36,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const LOOK_ANYWAY: Duration = Duration::from_secs(10);
 /// Events taken in at a time before health and deadlines get their turn.
 const BATCH: usize = 256;
+/// What one turn of the loop may take; the largest view is planned in well under a second.
+const STUCK: Duration = Duration::from_secs(30);
 
 /// Everything the loop waits for.
 #[derive(Debug)]
@@ -57,6 +61,20 @@ pub(crate) struct Driver {
     pub looker: Arc<Looker>,
     /// What the last run probed; probing goes on before the first plan.
     pub remembered: Memory,
+    pub pulses: Pulses,
+}
+
+/// Where the loop and its reconciles say that they turn.
+#[derive(Clone, Debug)]
+pub(crate) struct Pulses {
+    turn: Pulse,
+    reconcile: Pulse,
+}
+
+impl Pulses {
+    pub(crate) fn of(watchdog: &Watchdog) -> Self {
+        Self { turn: watchdog.task("loop", STUCK), reconcile: watchdog.task("reconcile", STUCK * 4) }
+    }
 }
 
 /// What is under way, and what the last look and report said.
@@ -76,6 +94,13 @@ struct Now {
     unheard: BTreeMap<ClusterName, String>,
     missing: Vec<IpAddr>,
     report_problem: Option<String>,
+    renewal_problem: Option<String>,
+    meters: Meters,
+    reconcile_began: Option<Instant>,
+    /// How the last reconcile went.
+    reconciled: Option<bool>,
+    /// Its problems, which are logged when they come and when they go.
+    told: BTreeSet<String>,
 }
 
 /// What a task of the loop came back with.
@@ -92,18 +117,21 @@ impl Driver {
         self.start_echo(&mut now).await;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
+            self.pulses.turn.busy();
             self.drain(&mut now, &done);
             self.look_if_due(&mut now, &done);
+            self.pulses.turn.idle();
             let deadline = self.agent.poll_deadline().map(|d| d.at.since(self.clock.now()));
             tokio::select! {
                 biased;
                 _ = &mut stop => return Ok(()),
-                Some(transition) = next_verdict(&mut now.echo) => self.verdict(transition),
+                Some(transition) = next_verdict(&mut now.echo) => self.verdict(transition, &mut now.meters),
                 Some(done) = finished.recv() => self.finish(done, &mut now).await,
                 Some(question) = sources.questions.recv() => self.answer(question, &now),
                 Some(word) = sources.reporting.recv() => match word {
                     Reporting::Well => now.report_problem = None,
                     Reporting::Failing(problem) => now.report_problem = Some(problem),
+                    Reporting::Renewal(problem) => now.renewal_problem = problem,
                     Reporting::Moved(moved) => return Err(moved.into()),
                 },
                 Some(()) = sources.links.recv() => now.look_at = Some(soonest(now.look_at, LOOK_AGAIN)),
@@ -113,6 +141,7 @@ impl Driver {
                 }
                 taken = sources.heard.recv_many(&mut batch, BATCH), if batch.is_empty() => {
                     anyhow::ensure!(taken > 0, "the followers are gone");
+                    self.pulses.turn.busy();
                     for heard in batch.drain(..) {
                         self.followers.tell(&mut self.agent, heard, self.clock.now());
                     }
@@ -154,7 +183,8 @@ impl Driver {
         }
     }
 
-    fn verdict(&mut self, transition: Transition) {
+    fn verdict(&mut self, transition: Transition, meters: &mut Meters) {
+        meters.flip(transition.to);
         let (about, from, to, because) =
             (transition.about, transition.from, transition.to, transition.because);
         match to {
@@ -177,7 +207,11 @@ impl Driver {
         let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
         let (underlay, done) = (now.underlay.clone(), done.clone());
         let planned = plan.clone();
-        let work = tokio::task::spawn_blocking(move || reconcile(&planned, &underlay, &tunnels, &datapath));
+        now.reconcile_began = Some(Instant::now());
+        self.pulses.reconcile.busy();
+        let work = tokio::task::spawn_blocking(move || {
+            span!("agent.reconcile").in_scope(|| reconcile(&planned, &underlay, &tunnels, &datapath))
+        });
         tokio::spawn(async move {
             let outcome = outcome_of(work).await;
             // The loop is gone only when the agent stops.
@@ -190,10 +224,9 @@ impl Driver {
             Done::Looked(result) => self.looked(result, now),
             Done::Reconciled { plan, outcome } => {
                 now.reconciling = false;
-                for problem in &outcome.problems {
-                    tracing::warn!(problem, "reconcile");
-                }
+                self.pulses.reconcile.idle();
                 let complete = outcome.complete;
+                now.note(&outcome);
                 self.agent.handle_reconciled(outcome.problems, complete, self.clock.now());
                 if complete {
                     self.remember(&plan, now);
@@ -211,8 +244,11 @@ impl Driver {
     fn remember(&mut self, plan: &Plan, now: &mut Now) {
         let memory = Memory::of(plan, self.agent.slots());
         let kept = memory::keep(&self.state, &mut self.remembered, memory);
+        let told = now.memory_problem.is_some();
         now.memory_problem = kept.err().map(|error| {
-            tracing::warn!("{error}");
+            if !told {
+                tracing::warn!(%error, "this run's memory cannot be kept");
+            }
             format!("a restart would not know what this run knows: {error}. fix: see that the disk has room and can be written")
         });
     }
@@ -301,8 +337,33 @@ impl Driver {
             format!("pod {pod} is stated to be on this node, but no route of this node leads to an interface of it")
         });
         let unheard = now.unheard.iter().map(|(cluster, why)| format!("{cluster} cannot be followed: {why}"));
-        let others = [&now.echo_problem, &now.look_problem, &now.memory_problem, &now.report_problem];
+        let others = [
+            &now.echo_problem,
+            &now.look_problem,
+            &now.memory_problem,
+            &now.report_problem,
+            &now.renewal_problem,
+        ];
         missing.chain(unheard).chain(others.into_iter().flatten().cloned()).collect()
+    }
+
+    /// The status, with what the engine, the echo task and the kernel have to be asked for.
+    fn measured(&self, now: &Now) -> impl Future<Output = StatusReply> + use<> {
+        let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
+        let mut status = answers::status(&self.agent, self.clock, &self.problems(now));
+        let ids = answers::node_ids(&self.agent);
+        let echo = now.echo.as_ref().map(|(echo, _)| echo.clone());
+        async move {
+            let echo = match echo {
+                Some(echo) => echo.snapshot().await.ok(),
+                None => None,
+            };
+            let kernel = move || (tunnels.stats().ok(), datapath.counters().unwrap_or_default());
+            let (stats, counters) = tokio::task::spawn_blocking(kernel).await.unwrap_or_default();
+            answers::measure(&mut status, &ids, stats.as_ref(), echo.as_ref());
+            status.reasons = answers::reasons(&counters, stats.as_ref());
+            status
+        }
     }
 
     /// Takes what it can say from here; what has to be asked elsewhere is asked on the way.
@@ -311,19 +372,16 @@ impl Driver {
         match question {
             Question::Services(only, reply) => drop(reply.send(answers::services(&self.agent, &only))),
             Question::Status(reply) => {
-                let mut status = answers::status(&self.agent, self.clock, &self.problems(now));
-                let ids = answers::node_ids(&self.agent);
-                let echo = now.echo.as_ref().map(|(echo, _)| echo.clone());
+                let status = self.measured(now);
+                tokio::spawn(async move { drop(reply.send(status.await)) });
+            }
+            Question::Observe(reply) => {
+                let (status, meters, reconciled) = (self.measured(now), now.meters.clone(), now.reconciled);
                 tokio::spawn(async move {
-                    let echo = match echo {
-                        Some(echo) => echo.snapshot().await.ok(),
-                        None => None,
-                    };
-                    let kernel = move || (tunnels.stats().ok(), datapath.counters().unwrap_or_default());
-                    let (stats, counters) = tokio::task::spawn_blocking(kernel).await.unwrap_or_default();
-                    answers::measure(&mut status, &ids, stats.as_ref(), echo.as_ref());
-                    status.reasons = answers::reasons(&counters, stats.as_ref());
-                    drop(reply.send(status));
+                    let status = status.await;
+                    let maps =
+                        tokio::task::spawn_blocking(move || datapath.fills()).await.unwrap_or_default();
+                    drop(reply.send(Box::new(Observation { status, meters, maps, reconciled })));
                 });
             }
             Question::Plan(reply) if !self.agent.has_plan() => {
@@ -352,6 +410,26 @@ impl Driver {
                 });
             }
         }
+    }
+}
+
+impl Now {
+    fn note(&mut self, outcome: &Outcome) {
+        self.reconciled = Some(outcome.complete);
+        if let Some(began) = self.reconcile_began.take() {
+            self.meters.reconcile.observe(began.elapsed().as_secs_f64());
+        }
+        if !outcome.complete {
+            self.meters.reconcile_failures += 1;
+        }
+        let told: BTreeSet<String> = outcome.problems.iter().cloned().collect();
+        for problem in told.difference(&self.told) {
+            tracing::warn!(problem, "reconcile");
+        }
+        for problem in self.told.difference(&told) {
+            tracing::info!(problem, "solved");
+        }
+        self.told = told;
     }
 }
 

@@ -1,6 +1,7 @@
 //! One follower per keyspace; what they hear comes out of one bounded channel.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use hawser_agent_core::Agent;
@@ -8,7 +9,7 @@ use hawser_etcd::client::{Client, FollowConfig, FollowEvent};
 use hawser_kvstore::KeyRange;
 use hawser_model::{ClusterName, Time};
 use hawser_wire::prefix;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
@@ -43,15 +44,21 @@ pub(crate) struct Followers {
     heard: mpsc::Sender<Heard>,
     running: BTreeMap<ClusterName, Running>,
     generation: u64,
+    /// The cluster's CAs are announced in its keyspace: that is when to ask for them.
+    trust_news: Arc<Notify>,
 }
 
 /// Events waiting for the core; a follower that finds it full makes its server wait.
 const QUEUE: usize = 4_096;
 
 impl Followers {
-    pub(crate) fn new(channel: Channel, own: ClusterName) -> (Self, mpsc::Receiver<Heard>) {
+    pub(crate) fn new(
+        channel: Channel,
+        own: ClusterName,
+        trust_news: Arc<Notify>,
+    ) -> (Self, mpsc::Receiver<Heard>) {
         let (heard, receiver) = mpsc::channel(QUEUE);
-        (Self { channel, own, heard, running: BTreeMap::new(), generation: 0 }, receiver)
+        (Self { channel, own, heard, running: BTreeMap::new(), generation: 0, trust_news }, receiver)
     }
 
     /// Follows from the beginning; replaces a follower that is there.
@@ -92,6 +99,9 @@ impl Followers {
                 running.listed = 0;
             }
             FollowEvent::Put { kv, .. } => {
+                if cluster == self.own && kv.key.starts_with(prefix::TRUST.as_bytes()) {
+                    self.trust_news.notify_one();
+                }
                 agent.handle_put(&cluster, &kv.key, &kv.value, now);
                 agent.handle_heard(&cluster, None, now);
             }

@@ -147,7 +147,7 @@ async fn what_is_published_becomes_tunnels_and_what_is_withdrawn_goes() {
 
     let config = crate::memory::tests::config();
     let mut agent = Agent::new(config, NodeSlots::new(64), HealthWords::default(), Time::ZERO);
-    let (mut followers, mut heard) = Followers::new(channel.clone(), us().name);
+    let (mut followers, mut heard) = Followers::new(channel.clone(), us().name, Arc::new(Notify::new()));
     run_until(&mut agent, &mut followers, &mut heard, 1).await;
     let tunnels = agent.plan().tunnels.clone().unwrap();
     assert_eq!(tunnels.peers[0].name.to_string(), "eu-west/node-1");

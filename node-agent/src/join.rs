@@ -1,19 +1,21 @@
-//! Becoming a member: a key made here, a certificate for it by one-time token, renewed at two thirds of its life.
+//! Becoming a member: a key made here, a certificate for it by whatever proves this node, renewed at two thirds of its life.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use hawser_api::agent::agent_client::AgentClient;
-use hawser_api::agent::{JoinReply, JoinRequest, RenewRequest};
+use hawser_api::agent::{JoinReply, JoinRequest};
 use hawser_model::{ClusterName, ServerUrl};
-use hawser_pki::{CaCert, JoinFile, Leaf};
+use hawser_pki::{CaSet, Leaf};
 use rcgen::{CertificateParams, KeyPair};
 use tonic::Code;
+use tonic::transport::Channel;
 
 use crate::api::{Dialer, Identity, explain};
 use crate::clock;
 use crate::config::Config;
 use crate::state::{ClusterFile, StateDir};
+use crate::way::Way;
 
 pub(crate) const CERTIFICATE: &str = "agent.crt";
 pub(crate) const KEY: &str = "agent.key";
@@ -29,6 +31,8 @@ pub(crate) struct Member {
     pub leaf: Leaf,
     pub cluster: ClusterFile,
     pub dialer: Dialer,
+    /// The one connection for all there is to say and to hear: what renews it, renews it for every watch.
+    pub channel: Channel,
 }
 
 /// The member this node is already, or becomes now. Waits for an API server that is away; ends when it refuses.
@@ -78,55 +82,42 @@ fn existing(config: &Config, state: &StateDir) -> Result<Option<Member>> {
     }
     let identity = Identity { certificate, key };
     let dialer = dialer(&cluster, &ca, Some(&identity))?;
-    Ok(Some(Member { identity, leaf, cluster, dialer }))
+    let channel = dialer.channel();
+    Ok(Some(Member { identity, leaf, cluster, dialer, channel }))
 }
 
 fn dialer(cluster: &ClusterFile, ca: &str, identity: Option<&Identity>) -> Result<Dialer> {
     let name = ClusterName::parse(&cluster.cluster)?;
     let servers = cluster.servers.iter().map(|url| ServerUrl::parse(url)).collect::<Result<_, _>>()?;
-    Ok(Dialer::new(&name, servers, CaCert::from_pem(ca)?, identity)?)
+    Ok(Dialer::new(&name, servers, CaSet::from_pem(ca)?, identity)?)
 }
 
 async fn join(config: &Config, state: &StateDir, probe: impl FnOnce() -> Result<()>) -> Result<Member> {
-    let text = std::fs::read_to_string(&config.join).with_context(|| {
-        format!(
-            "this node is no member yet and {} cannot be read. fix: `hawser ca token --node {} -o join.yaml`, and bring it here",
-            config.join.display(),
-            config.node
-        )
-    })?;
-    let file = JoinFile::from_yaml(&text).with_context(|| format!("reading {}", config.join.display()))?;
-    if file.node != config.node {
-        bail!(
-            "{} is for node {}, but this agent is node {}. fix: bring the join file that was made for this node",
-            config.join.display(),
-            file.node,
-            config.node
-        );
-    }
+    let way = Way::of(config)?;
     probe().context("this node cannot run the agent, and its token is still good")?;
     let key = load_or_make_key(state)?;
     let csr = csr(&key)?;
-    let dialer = Dialer::new(&file.cluster.name, file.servers.clone(), file.ca.clone(), None)?;
-    let reply = ask(&dialer, &file, csr, config).await?;
-    let leaf = accept(&reply, &file)?;
+    let dialer = Dialer::new(&way.cluster, way.servers.clone(), way.ca.clone(), None)?;
+    let reply = ask(&dialer, &way, csr, config).await?;
+    let leaf = accept(&reply, &way)?;
     let cluster = ClusterFile {
         cluster: reply.cluster.clone(),
         cluster_id: reply.cluster_id,
         node: config.node.to_string(),
-        servers: file.servers.iter().map(ToString::to_string).collect(),
+        servers: way.servers.iter().map(ToString::to_string).collect(),
         place: None,
     };
     // The certificate last: with it, all of it is there.
-    state.write(CA, file.ca.pem().as_bytes())?;
+    state.write(CA, way.ca.pem().as_bytes())?;
     state.write_json(CLUSTER, &cluster)?;
     state.write(CERTIFICATE, reply.certificate.as_bytes())?;
     let identity = Identity { certificate: reply.certificate, key: key.serialize_pem() };
     dialer.use_identity(&identity)?;
     tracing::info!(cluster = cluster.cluster, node = %config.node, not_after = %leaf.not_after, "joined");
     // The connection that joined carries no certificate; a new dialer makes a new one.
-    let dialer = self::dialer(&cluster, &file.ca.pem(), Some(&identity))?;
-    Ok(Member { identity, leaf, cluster, dialer })
+    let dialer = self::dialer(&cluster, &way.ca.pem(), Some(&identity))?;
+    let channel = dialer.channel();
+    Ok(Member { identity, leaf, cluster, dialer, channel })
 }
 
 /// One key per node: an answer that was lost on the way is asked for again with the same one.
@@ -139,19 +130,19 @@ fn load_or_make_key(state: &StateDir) -> Result<KeyPair> {
     Ok(key)
 }
 
-fn csr(key: &KeyPair) -> Result<Vec<u8>> {
+pub(crate) fn csr(key: &KeyPair) -> Result<Vec<u8>> {
     // Of a request only the key counts: the name is the API server's to say.
     let request =
         CertificateParams::default().serialize_request(key).context("making a certificate request")?;
     Ok(request.der().to_vec())
 }
 
-async fn ask(dialer: &Dialer, file: &JoinFile, csr: Vec<u8>, config: &Config) -> Result<JoinReply> {
+async fn ask(dialer: &Dialer, way: &Way, csr: Vec<u8>, config: &Config) -> Result<JoinReply> {
     let mut client = AgentClient::new(dialer.channel());
-    let mut wait = RETRY_FIRST;
+    let (mut wait, mut told) = (RETRY_FIRST, None);
     loop {
-        let (node, token) = (config.node.to_string(), file.token.reveal());
-        let status = match client.join(JoinRequest { node, token, csr: csr.clone() }).await {
+        let request = JoinRequest { node: config.node.to_string(), csr: csr.clone(), ..way.request()? };
+        let status = match client.join(request).await {
             Ok(reply) => return Ok(reply.into_inner()),
             Err(status) => status,
         };
@@ -160,69 +151,52 @@ async fn ask(dialer: &Dialer, file: &JoinFile, csr: Vec<u8>, config: &Config) ->
         if reason.contains("invalid peer certificate") {
             bail!(
                 "the API server at {} is not {} as the CA of {} knows it: {reason}. fix: see that `servers` are that cluster's, \
-                 or make a new join file",
-                file.servers[0],
-                file.cluster,
+                 or bring its CA of today",
+                way.servers[0],
+                way.cluster,
                 config.join.display()
             );
         }
         if !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown) {
-            bail!(
-                "{} refused to let node {} join: {reason}. fix: a token is for one node, one use and 24 hours; \
-                 make a new one with `hawser ca token --node {} -o {}`",
-                file.cluster,
-                config.node,
-                config.node,
-                config.join.display()
-            );
+            bail!("{} refused to let node {} join: {reason}. fix: {}", way.cluster, config.node, way.fix);
         }
-        tracing::warn!(reason, "the API server cannot be reached to join, trying again");
+        if told.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "the API server cannot be reached to join, trying again");
+            told = Some(reason);
+        }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(RETRY_MOST);
     }
 }
 
-/// What came back must be what the join file promised.
-fn accept(reply: &JoinReply, file: &JoinFile) -> Result<Leaf> {
-    let ca = CaCert::from_pem(&reply.ca).context("the CA in the answer")?;
-    if !ca.same_key(&file.ca) {
+/// What came back must be what was promised.
+fn accept(reply: &JoinReply, way: &Way) -> Result<Leaf> {
+    let cas = CaSet::from_pem(&reply.ca).context("the CA in the answer")?;
+    if !cas.iter().any(|ca| way.ca.holds(ca)) {
         bail!(
-            "the API server answered with the CA {}, but the join file names {}. fix: make a new join file",
-            ca.fingerprint(),
-            file.ca.fingerprint()
+            "the API server answered with the CA {}, and {} was expected. fix: {}",
+            cas.newest().fingerprint(),
+            way.ca.newest().fingerprint(),
+            way.fix
         );
     }
-    if reply.cluster != file.cluster.name.as_str() || reply.cluster_id != u32::from(file.cluster.id.get()) {
+    let other_id = way.cluster_id.is_some_and(|id| id != reply.cluster_id);
+    if reply.cluster != way.cluster.as_str() || other_id {
         bail!(
-            "the API server says it is {} (id {}), but the join file is of {}. fix: make a new join file",
+            "the API server says it is {} (id {}), and {} was expected. fix: {}",
             reply.cluster,
             reply.cluster_id,
-            file.cluster
+            way.cluster,
+            way.fix
         );
     }
     Leaf::from_pem(&reply.certificate).context("the certificate in the answer")
 }
 
-/// A new certificate for the same key, on disk and in use from the next connection on.
-pub(crate) async fn renew(member: &Member, state: &StateDir) -> Result<(Identity, Leaf)> {
-    let key = KeyPair::from_pem(&member.identity.key).context("reading this node's key")?;
-    let request = RenewRequest { csr: csr(&key)? };
-    let reply = AgentClient::new(member.dialer.channel())
-        .renew(request)
-        .await
-        .map_err(|status| anyhow!("{}", explain(&status)))?
-        .into_inner();
-    let leaf = Leaf::from_pem(&reply.certificate).context("the certificate in the answer")?;
-    state.write(CERTIFICATE, reply.certificate.as_bytes())?;
-    let identity = Identity { certificate: reply.certificate, key: member.identity.key.clone() };
-    member.dialer.use_identity(&identity)?;
-    Ok((identity, leaf))
-}
-
 #[cfg(test)]
 mod tests {
     use hawser_model::{ClusterId, ClusterIdWidth, ClusterRef};
-    use hawser_pki::{Ca, Token};
+    use hawser_pki::{Ca, JoinFile, Token};
 
     use super::*;
 
@@ -235,7 +209,7 @@ mod tests {
         let config = Config::parse(&text, &dir.path().join("agent.yaml"), "node-1").unwrap();
         let name = ClusterName::parse("us-east").unwrap();
         let file = JoinFile {
-            ca: Ca::create(&name, clock::wall()).unwrap().cert().clone(),
+            ca: Ca::create(&name, clock::wall()).unwrap().cert().clone().into(),
             cluster: ClusterRef { name, id: ClusterId::new(1, ClusterIdWidth::Bits8).unwrap() },
             node: config.node.clone(),
             // Nobody listens here: an agent that asked would wait for ever.

@@ -10,13 +10,15 @@ use hawser_api::agent::{ReportReply, ReportRequest, WireGuardEnd};
 use hawser_model::{
     ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Epoch, MeshPlan, NodeIndex, PublicKey,
 };
-use tokio::sync::mpsc;
+use hawser_pki::CaSet;
+use tokio::sync::{Notify, mpsc};
 use tonic::transport::Channel;
 
-use crate::api::explain;
+use crate::api::{Dialer, explain};
 use crate::causes::chain;
 use crate::config::Config;
 use crate::join::{CLUSTER, Member};
+use crate::renewal::Trusts;
 use crate::state::{ClusterFile, PlaceFile, StateDir};
 
 /// A node counts as live for 60 s after its last word (agent.proto).
@@ -38,6 +40,7 @@ pub(crate) fn report_of(config: &Config, public_key: PublicKey) -> Result<Report
             port: config.port.into(),
             mtu: config.mtu.into(),
         }),
+        trusted_cas: Vec::new(),
     })
 }
 
@@ -47,11 +50,11 @@ pub(crate) async fn learn(
     state: &StateDir,
     report: &ReportRequest,
 ) -> Result<PlaceFile> {
-    let mut client = AgentClient::new(member.dialer.channel());
-    let mut wait = RETRY_FIRST;
+    let mut client = AgentClient::new(member.channel.clone());
+    let (mut wait, mut told) = (RETRY_FIRST, None);
     loop {
-        let reason = match send(&mut client, report).await {
-            Ok(place) => {
+        let reason = match send(&mut client, &member.dialer, report).await {
+            Ok((place, _)) => {
                 // Without it on disk this run has it all the same.
                 if let Err(error) = remember(member, state, &place) {
                     tracing::warn!("a restart would not know this node's place: {}", chain(&error));
@@ -64,7 +67,11 @@ pub(crate) async fn learn(
             tracing::warn!(%reason, "the API server cannot be reached, going on with what it said last");
             return Ok(place.clone());
         }
-        tracing::warn!(%reason, "the API server cannot be reached to learn this node's place, trying again");
+        let reason = chain(&reason);
+        if told.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "the API server cannot be reached to learn this node's place, trying again");
+            told = Some(reason);
+        }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(RETRY_MOST);
     }
@@ -78,13 +85,27 @@ fn remember(member: &mut Member, state: &StateDir, place: &PlaceFile) -> Result<
     Ok(())
 }
 
-async fn send(client: &mut AgentClient<Channel>, report: &ReportRequest) -> Result<PlaceFile> {
-    let answer = tokio::time::timeout(PATIENCE, client.report(report.clone())).await;
+async fn send(
+    client: &mut AgentClient<Channel>,
+    dialer: &Dialer,
+    report: &ReportRequest,
+) -> Result<(PlaceFile, Option<Trusts>)> {
+    let trusted_cas = dialer.trusted().fingerprints().into_iter().collect();
+    let report = ReportRequest { trusted_cas, ..report.clone() };
+    let answer = tokio::time::timeout(PATIENCE, client.report(report)).await;
     let answer = answer.map_err(|_| anyhow!("no answer in {} s", PATIENCE.as_secs()))?;
-    let place = place(answer.map_err(|status| anyhow!("{}", explain(&status)))?.into_inner());
+    let reply = answer.map_err(|status| anyhow!("{}", explain(&status)))?.into_inner();
+    let trusts = trusts(&reply);
+    let place = place(reply);
     // What is no place is a failure of this one answer, not this node's to keep or to move to.
     parse(&place)?;
-    Ok(place)
+    Ok((place, trusts))
+}
+
+/// None from a server that does not say, or says what is no CA: this node keeps those it has.
+fn trusts(reply: &ReportReply) -> Option<Trusts> {
+    let cas = CaSet::from_pem(&reply.ca).ok()?;
+    Some(Trusts { cas, issuer: reply.issuer.clone() })
 }
 
 fn place(reply: ReportReply) -> PlaceFile {
@@ -139,6 +160,8 @@ pub(crate) enum Reporting {
     Well,
     /// A standing problem.
     Failing(String),
+    /// The same of this node's certificate; none when it is renewed.
+    Renewal(Option<String>),
     /// The agent ends: only a new start takes the new place. What is in the kernel stays, and is adopted by it.
     Moved(Moved),
 }
@@ -158,51 +181,50 @@ fn unmoved(from: &PlaceFile, to: PlaceFile) -> Result<(), Moved> {
     if *from == to { Ok(()) } else { Err(Moved { from: from.clone(), to }) }
 }
 
-/// States this node every 20 s, until it has been moved or the loop is gone.
-pub(crate) async fn keep_reporting(
-    channel: Channel,
-    report: ReportRequest,
-    place: PlaceFile,
-    reporting: mpsc::Sender<Reporting>,
-) {
-    let mut client = AgentClient::new(channel);
-    let mut wait = EVERY;
-    let mut well = true;
-    loop {
-        tokio::time::sleep(wait).await;
-        let word = match send(&mut client, &report).await.map(|now| unmoved(&place, now)) {
-            Ok(Ok(())) => Reporting::Well,
-            Ok(Err(moved)) => Reporting::Moved(moved),
-            Err(reason) => Reporting::Failing(format!(
-                "this node cannot be stated to its API server: {}",
-                chain(&reason)
-            )),
-        };
-        let is_well = word == Reporting::Well;
-        wait = if is_well { EVERY } else { RETRY_MOST };
-        let news = matches!(word, Reporting::Moved(_)) || std::mem::replace(&mut well, is_well) != is_well;
-        if news && reporting.send(word).await.is_err() {
-            return;
-        }
-    }
+/// Whom reporting speaks to, and who waits for what it hears.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    pub channel: Channel,
+    pub dialer: Dialer,
+    pub report: ReportRequest,
+    pub place: PlaceFile,
+    pub told: mpsc::Sender<Reporting>,
+    pub trusts: mpsc::Sender<Trusts>,
+    /// There is something new to say or to ask.
+    pub now: Arc<Notify>,
 }
 
-/// Renews the certificate at two thirds of its life; a failure is tried again every minute.
-pub(crate) async fn keep_renewing(mut member: Member, state: Arc<StateDir>) {
-    loop {
-        let left = member.leaf.renew_at().since(crate::clock::wall());
-        // Woken at least once an hour: a clock that was set is noticed.
-        tokio::time::sleep(left.clamp(Duration::from_secs(60), Duration::from_secs(3_600))).await;
-        if crate::clock::wall() < member.leaf.renew_at() {
-            continue;
-        }
-        match crate::join::renew(&member, &state).await {
-            Ok((identity, leaf)) => {
-                tracing::info!(not_after = %leaf.not_after, "certificate renewed");
-                (member.identity, member.leaf) = (identity, leaf);
+impl Reporter {
+    /// States this node every 20 s and when there is news, until it has been moved or the loop is gone.
+    pub(crate) async fn run(self) {
+        let mut client = AgentClient::new(self.channel.clone());
+        let mut wait = EVERY;
+        let mut well = true;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.now.notified() => {}
             }
-            Err(error) => {
-                tracing::warn!("the certificate could not be renewed, trying again: {}", chain(&error))
+            let sent = send(&mut client, &self.dialer, &self.report).await;
+            let word = match sent {
+                Ok((place, trusts)) => {
+                    if let Some(trusts) = trusts {
+                        // Renewal may be at work; what it does not hear now it hears with the next answer.
+                        let _ = self.trusts.try_send(trusts);
+                    }
+                    unmoved(&self.place, place).err().map_or(Reporting::Well, Reporting::Moved)
+                }
+                Err(reason) => Reporting::Failing(format!(
+                    "this node cannot be stated to its API server: {}",
+                    chain(&reason)
+                )),
+            };
+            let is_well = word == Reporting::Well;
+            wait = if is_well { EVERY } else { RETRY_MOST };
+            let news =
+                matches!(word, Reporting::Moved(_)) || std::mem::replace(&mut well, is_well) != is_well;
+            if news && self.told.send(word).await.is_err() {
+                return;
             }
         }
     }

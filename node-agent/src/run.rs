@@ -7,17 +7,19 @@ use hawser_agent_core::{Agent, HealthWords};
 use hawser_ebpf_abi::size;
 use hawser_tunnels_linux::{Driver as _, EngineConfig, PrivateKey, UserspaceDriver};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datapath::Datapath;
-use crate::driver::{Driver, Sources};
+use crate::driver::{Driver, Pulses, Sources};
 use crate::follow::Followers;
 use crate::interfaces::Looker;
 use crate::memory::{self, Memory};
 use crate::preflight;
+use crate::probes::Probes;
 use crate::reconcile::revive;
+use crate::renewal::Renewal;
 use crate::state::{StateDir, StateError};
 use crate::{join, local_api, place};
 
@@ -31,8 +33,12 @@ pub async fn run(config: Config) -> Result<()> {
     preflight::free_port(config.port)?;
     // From here on something is changed: a node that cannot run us has been refused by now.
     let state = Arc::new(StateDir::open(&config.state)?);
+    let probes = Probes::new(state.path(join::CERTIFICATE));
+    if let Some(address) = config.metrics {
+        tokio::spawn(hawser_telemetry::serve(hawser_telemetry::bind(address).await?, probes.clone()));
+    }
     let mut stop = stop_signal()?;
-    let work = start(config, mounts, state);
+    let work = start(config, mounts, state, &probes);
     let (driver, sources, _running) = tokio::select! {
         started = work => started?,
         _ = &mut stop => return Ok(()),
@@ -61,6 +67,7 @@ async fn start(
     config: Config,
     mounts: preflight::Mounts,
     state: Arc<StateDir>,
+    probes: &Probes,
 ) -> Result<(Driver, Sources, Beside)> {
     let clock = Clock::start();
     let mut member = join::member(&config, &state, || Datapath::probe(&mounts, &config)).await?;
@@ -82,18 +89,33 @@ async fn start(
     let words = datapath.words(slots.iter().map(|(_, slot)| slot))?;
     let own = agent_config.cluster.name.clone();
     let agent = Agent::new(agent_config, slots, HealthWords::adopt(words), clock.now());
-    let (followers, heard) = Followers::new(member.dialer.channel(), own);
+    let report_now = Arc::new(Notify::new());
+    let (followers, heard) = Followers::new(member.channel.clone(), own, Arc::clone(&report_now));
     let (looker, links) = Looker::open()?;
     let (ask, questions) = mpsc::channel(64);
     let (told, reporting) = mpsc::channel(4);
+    probes.started(ask.clone());
     let api = local_api::serve(&config.socket, ask)?;
     let mut tasks = tokio::task::JoinSet::new();
-    let channel = member.dialer.channel();
-    tasks.spawn(place::keep_reporting(channel, report, here, told));
-    tasks.spawn(place::keep_renewing(member, state.clone()));
+    let (trusts, heard_trusts) = mpsc::channel(4);
+    let reporter = place::Reporter {
+        channel: member.channel.clone(),
+        dialer: member.dialer.clone(),
+        report,
+        place: here,
+        told: told.clone(),
+        trusts,
+        now: Arc::clone(&report_now),
+    };
+    let state_dir = Arc::clone(&state);
+    let renewal = Renewal { member, state: state_dir, trusts: heard_trusts, report_now, told };
+    tasks.spawn(reporter.run());
+    tasks.spawn(renewal.run());
     let sources = Sources { heard, questions, links, reporting };
     let looker = Arc::new(looker);
-    let driver = Driver { config, clock, state, agent, followers, tunnels, datapath, looker, remembered };
+    let pulses = Pulses::of(&probes.watchdog);
+    let driver =
+        Driver { config, clock, state, agent, followers, tunnels, datapath, looker, remembered, pulses };
     Ok((driver, sources, Beside { _api: api, tasks }))
 }
 

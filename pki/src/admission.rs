@@ -6,7 +6,7 @@ use hawser_model::{
 };
 
 use crate::bundle::Bundle;
-use crate::cert::CaCert;
+use crate::ca_set::CaSet;
 
 /// This cluster, as far as a newcomer may clash with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct OwnFacts {
     pub width: ClusterIdWidth,
     pub mesh: MeshPlan,
     pub encryption: Encryption,
-    pub ca: CaCert,
+    pub ca: CaSet,
 }
 
 /// What admitting the bundle would change.
@@ -56,7 +56,7 @@ pub fn check_admission(
         return Err(Refusal::OwnId { theirs: theirs.clone(), own: own.cluster.clone() });
     }
     check_settings(own, bundle)?;
-    if bundle.ca.same_key(&own.ca) {
+    if own.ca.holds(&bundle.ca) {
         return Err(Refusal::SharedCa { theirs: theirs.clone(), other: own.cluster.name.clone() });
     }
     let same = existing.iter().find(|peer| peer.cluster.name == theirs.name);
@@ -68,7 +68,7 @@ pub fn check_admission(
         if other.cluster.id == theirs.id {
             return Err(Refusal::DuplicateId { theirs: theirs.clone(), other: other.cluster.clone() });
         }
-        if CaCert::from_pem(&other.ca).is_ok_and(|ca| ca.same_key(&bundle.ca)) {
+        if CaSet::from_pem(&other.ca).is_ok_and(|cas| cas.holds(&bundle.ca)) {
             return Err(Refusal::SharedCa { theirs: theirs.clone(), other: other.cluster.name.clone() });
         }
     }
@@ -78,7 +78,8 @@ pub fn check_admission(
         endpoints: facts.endpoints.clone(),
         pod_cidrs: facts.pod_cidrs.clone(),
         node_cidrs: facts.node_cidrs.clone(),
-        ca: bundle.ca.pem(),
+        // In the middle of its rotation a cluster is believed by both of its CAs.
+        ca: same.map_or_else(|| bundle.ca.pem(), |was| was.ca.clone()),
         admitted: now,
     };
     match same {
@@ -128,12 +129,12 @@ fn check_same(was: &Peer, bundle: &Bundle) -> Result<(), Refusal> {
     if was.cluster.id != theirs.id {
         return Err(Refusal::DuplicateName { theirs: theirs.clone(), other: was.cluster.clone() });
     }
-    match CaCert::from_pem(&was.ca) {
-        Ok(ca) if ca.same_key(&bundle.ca) => Ok(()),
-        Ok(ca) => Err(Refusal::OtherCa {
+    match CaSet::from_pem(&was.ca) {
+        Ok(cas) if cas.holds(&bundle.ca) => Ok(()),
+        Ok(cas) => Err(Refusal::OtherCa {
             theirs: theirs.clone(),
             theirs_fingerprint: bundle.fingerprint(),
-            admitted_fingerprint: ca.fingerprint(),
+            admitted_fingerprint: cas.newest().fingerprint(),
         }),
         Err(_) => Err(Refusal::OtherCa {
             theirs: theirs.clone(),

@@ -24,7 +24,7 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 fn own() -> OwnFacts {
     let cluster = cluster("us-east", 1);
     OwnFacts {
-        ca: Ca::create(&cluster.name, now()).unwrap().cert().clone(),
+        ca: Ca::create(&cluster.name, now()).unwrap().cert().clone().into(),
         cluster,
         pod_cidrs: nets(&["10.1.0.0/16"]),
         node_cidrs: nets(&["172.16.1.0/24"]),
@@ -124,7 +124,7 @@ fn a_ca_stands_for_one_cluster_and_does_not_change_silently() {
     twin.facts = facts("eu-west", 2);
     let error = check_admission(&own(), &[peer], &twin, now()).unwrap_err();
     assert!(matches!(&error, Refusal::SharedCa { other, .. } if other.as_str() == "ap-south"), "{error}");
-    let ours = OwnFacts { ca: shared.cert().clone(), ..own() };
+    let ours = OwnFacts { ca: shared.cert().clone().into(), ..own() };
     let error = check_admission(&ours, &[], &south, now()).unwrap_err();
     assert!(matches!(&error, Refusal::SharedCa { other, .. } if other.as_str() == "us-east"), "{error}");
 }

@@ -14,14 +14,43 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 
-use crate::cert::{CaCert, CertError, pem, renew_at};
+use crate::cert::{CaCert, CertError, pem};
 use crate::name::{CommonName, UserName};
+use crate::renewal::renew_at;
 
 /// A clock that is a little behind ours still finds a new certificate valid.
 const BACKDATED: Duration = Duration::from_secs(300);
 const CA_LIFETIME: Duration = Duration::from_secs(3652 * 86_400);
 /// A request for a P-256 key is about 250 bytes.
 const MAX_CSR: usize = 8 << 10;
+
+/// How long the certificates live that renew themselves: `server-`, `remote-`, `agent-`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime(Duration);
+
+impl Lifetime {
+    pub const DEFAULT: Self = Self(Duration::from_secs(86_400));
+    /// Below that, a clock that is a little off is always wrong; above, a stolen key is good for long.
+    pub const MIN: Duration = Duration::from_secs(5);
+    pub const MAX: Duration = Duration::from_secs(90 * 86_400);
+
+    pub fn new(life: Duration) -> Option<Self> {
+        (Self::MIN..=Self::MAX).contains(&life).then_some(Self(life))
+    }
+
+    /// `90s`, `30m`, `24h`, `7d`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let unit = match text.as_bytes().last()? {
+            b's' => 1,
+            b'm' => 60,
+            b'h' => 3_600,
+            b'd' => 86_400,
+            _ => return None,
+        };
+        let number: u32 = text[..text.len() - 1].parse().ok()?;
+        Self::new(Duration::from_secs(u64::from(number) * unit))
+    }
+}
 
 /// What a certificate is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +62,15 @@ pub struct Profile {
 }
 
 impl Profile {
-    pub const SERVER: Self = Self { lifetime: Duration::from_secs(30 * 86_400), server: true, client: false };
-    pub const REMOTE: Self = Self { lifetime: Duration::from_secs(30 * 86_400), server: false, client: true };
-    pub const AGENT: Self = Self { lifetime: Duration::from_secs(30 * 86_400), server: false, client: true };
     pub const ADMIN: Self = Self { lifetime: Duration::from_secs(365 * 86_400), server: false, client: true };
+
+    pub const fn server(lifetime: Lifetime) -> Self {
+        Self { lifetime: lifetime.0, server: true, client: false }
+    }
+
+    pub const fn client(lifetime: Lifetime) -> Self {
+        Self { lifetime: lifetime.0, server: false, client: true }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +116,9 @@ impl Issued {
         pem("CERTIFICATE", &self.der)
     }
 
-    /// At two thirds of its life.
-    pub fn renew_at(&self) -> Timestamp {
-        renew_at(self.not_before, self.not_after)
+    /// At two thirds of its life or a little before; `draw` is random.
+    pub fn renew_at(&self, draw: u16) -> Timestamp {
+        renew_at(self.not_before, self.not_after, draw)
     }
 }
 
@@ -106,6 +140,7 @@ impl fmt::Debug for IssuedWithKey {
 
 pub struct Ca {
     cluster: ClusterName,
+    lifetime: Lifetime,
     cert: CaCert,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -128,6 +163,7 @@ impl Ca {
         let cert = params.self_signed(&key).map_err(CaError::Sign)?;
         Ok(Self {
             cluster: cluster.clone(),
+            lifetime: Lifetime::DEFAULT,
             cert: CaCert::from_der(cert.der().clone())?,
             issuer: Issuer::new(params, key),
         })
@@ -144,7 +180,12 @@ impl Ca {
         let name = cert.name().strip_prefix("CN=ca-").and_then(|name| ClusterName::parse(name).ok());
         let cluster = name.ok_or_else(|| CaError::Name { name: cert.name().to_owned() })?;
         let issuer = Issuer::from_ca_cert_der(cert.der(), key).map_err(CaError::Sign)?;
-        Ok(Self { cluster, cert, issuer })
+        Ok(Self { cluster, lifetime: Lifetime::DEFAULT, cert, issuer })
+    }
+
+    /// Of the certificates that renew themselves.
+    pub fn set_lifetime(&mut self, lifetime: Lifetime) {
+        self.lifetime = lifetime;
     }
 
     pub fn cluster(&self) -> &ClusterName {
@@ -171,7 +212,7 @@ impl Ca {
             return Err(CaError::RequestKey);
         }
         let name = CommonName::Agent { cluster: self.cluster.clone(), node: node.clone() };
-        self.sign(&name, Profile::AGENT, Vec::new(), &csr.public_key, now)
+        self.sign(&name, Profile::client(self.lifetime), Vec::new(), &csr.public_key, now)
     }
 
     /// For our own listener: the names it is reached by in the mesh, `localhost`, and the advertised hosts.
@@ -187,16 +228,28 @@ impl Ca {
                 names.push(name);
             }
         }
-        self.with_key(&CommonName::Server(self.cluster.clone()), Profile::SERVER, names, now)
+        self.with_key(&CommonName::Server(self.cluster.clone()), Profile::server(self.lifetime), names, now)
     }
 
     /// For ourselves as a client of other clusters.
     pub fn issue_remote(&self, now: Timestamp) -> Result<IssuedWithKey, CaError> {
-        self.with_key(&CommonName::Remote(self.cluster.clone()), Profile::REMOTE, Vec::new(), now)
+        self.with_key(
+            &CommonName::Remote(self.cluster.clone()),
+            Profile::client(self.lifetime),
+            Vec::new(),
+            now,
+        )
     }
 
     pub fn issue_admin(&self, user: &UserName, now: Timestamp) -> Result<IssuedWithKey, CaError> {
         self.with_key(&CommonName::Admin(user.clone()), Profile::ADMIN, Vec::new(), now)
+    }
+
+    /// A new certificate for the key that an admin has: one file changes, and it fits whatever becomes of the writing.
+    pub fn renew_admin(&self, user: &UserName, key_pem: &str, now: Timestamp) -> Result<Issued, CaError> {
+        let key =
+            KeyPair::from_pkcs8_pem_and_sign_algo(key_pem, &PKCS_ECDSA_P256_SHA256).map_err(CaError::Key)?;
+        self.sign(&CommonName::Admin(user.clone()), Profile::ADMIN, Vec::new(), &key, now)
     }
 
     fn with_key(
@@ -223,7 +276,9 @@ impl Ca {
             let not_after = self.cert.not_after();
             return Err(CaError::Expired { cluster: self.cluster.clone(), not_after, now });
         }
-        let not_before = now.minus(BACKDATED).max(self.cert.not_before());
+        // Of a short life only a little lies in the past: renewal counts from there.
+        let backdated = BACKDATED.min(profile.lifetime / 10);
+        let not_before = now.minus(backdated).max(self.cert.not_before());
         // A leaf that outlives its CA would fail in a way that names the wrong one.
         let not_after = now.plus(profile.lifetime).min(self.cert.not_after());
         let mut params = params(name, not_before, not_after)?;

@@ -107,17 +107,41 @@ fn a_server_is_named_by_its_mesh_names_and_hosts() {
 fn leaves_are_short_lived_renewed_in_time_and_never_outlive_their_ca() {
     let ca = ca();
     let issued = ca.issue_remote(now()).unwrap().cert;
-    assert_eq!(issued.not_after, now().plus(Profile::REMOTE.lifetime));
-    let renew = issued.renew_at();
-    assert!(renew > now().plus(Duration::from_secs(19 * 86_400)));
-    assert!(renew < now().plus(Duration::from_secs(21 * 86_400)));
+    assert_eq!(issued.not_after, now().plus(Duration::from_secs(86_400)));
+    let renew = issued.renew_at(0);
+    assert!(renew > now().plus(Duration::from_secs(15 * 3_600)));
+    assert!(renew <= now().plus(Duration::from_secs(16 * 3_600)));
     let leaf = Leaf::from_pem(&issued.pem()).unwrap();
-    assert_eq!((leaf.name.as_str(), leaf.renew_at()), ("remote-us-east", renew));
+    assert_eq!((leaf.name.as_str(), leaf.renew_at(0)), ("remote-us-east", renew));
+
+    let mut brief = self::ca();
+    brief.set_lifetime(Lifetime::new(Duration::from_secs(9)).unwrap());
+    let issued = brief.issue_remote(now()).unwrap().cert;
+    assert_eq!((issued.not_before, issued.not_after), (now(), now().plus(Duration::from_secs(9))));
+    assert_eq!(Lifetime::new(Duration::from_secs(4)), None);
+    assert_eq!(Lifetime::parse("24h"), Some(Lifetime::DEFAULT));
+    assert!(["9s", "30m", "90d"].iter().all(|text| Lifetime::parse(text).is_some()));
+    assert!(
+        ["", "h", "24", "4s", "91d", "1.5h", "-1h", "24 h"]
+            .iter()
+            .all(|text| Lifetime::parse(text).is_none())
+    );
 
     let late = ca.cert().not_after().minus(Duration::from_secs(3600));
     assert_eq!(ca.issue_remote(late).unwrap().cert.not_after, ca.cert().not_after());
     let error = ca.issue_remote(ca.cert().not_after()).unwrap_err();
     assert!(matches!(error, CaError::Expired { .. }), "{error}");
+}
+
+#[test]
+fn an_admin_keeps_the_key_when_the_certificate_is_renewed() {
+    let (ca, user) = (ca(), UserName::parse("root").unwrap());
+    let first = ca.issue_admin(&user, now()).unwrap();
+    let again = ca.renew_admin(&user, &first.key_pem, now().plus(Duration::from_secs(60))).unwrap();
+    let key = |der: &[u8]| parse(der).unwrap().public_key().subject_public_key.data.to_vec();
+    assert_eq!(key(&first.cert.der), key(&again.der));
+    assert!(again.not_after > first.cert.not_after);
+    assert!(matches!(ca.renew_admin(&user, "no key", now()), Err(CaError::Key(_))));
 }
 
 #[test]

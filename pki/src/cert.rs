@@ -9,6 +9,8 @@ use rustls_pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
+use crate::renewal::renew_at;
+
 /// A certificate of ours is under 1 KiB; RSA ones of Cilium's CAs stay under 4.
 pub(crate) const MAX_DER: usize = 16 << 10;
 /// The same as text, with some room for comments around it.
@@ -26,6 +28,8 @@ pub enum CertError {
     NotCa { name: String },
     #[error("CA {name:?} is not signed by its own key; fix: give a root, not an intermediate")]
     NotSelfSigned { name: String },
+    #[error("{count} CA certificates, or one twice; fix: give one, or the old and the new one of a rotation")]
+    Count { count: usize },
 }
 
 /// The public half of a CA.
@@ -142,14 +146,10 @@ impl Leaf {
         })
     }
 
-    /// At two thirds of its life, so that a day of trouble costs nothing.
-    pub fn renew_at(&self) -> Timestamp {
-        renew_at(self.not_before, self.not_after)
+    /// At two thirds of its life or a little before; `draw` is random.
+    pub fn renew_at(&self, draw: u16) -> Timestamp {
+        renew_at(self.not_before, self.not_after, draw)
     }
-}
-
-pub(crate) fn renew_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
-    not_before.plus(not_after.since(not_before) / 3 * 2)
 }
 
 pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertError> {
@@ -177,7 +177,7 @@ pub(crate) fn text_of(name: &X509Name<'_>) -> String {
     name.to_string().chars().take(120).collect()
 }
 
-fn all_pem(text: &str) -> Result<Vec<CertificateDer<'static>>, CertError> {
+pub(crate) fn all_pem(text: &str) -> Result<Vec<CertificateDer<'static>>, CertError> {
     if text.len() > MAX_PEM {
         return Err(CertError::TooLarge { len: text.len() });
     }

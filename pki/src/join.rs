@@ -6,7 +6,8 @@ use hawser_model::{
 use serde::Deserialize;
 
 use crate::bundle::ClusterText;
-use crate::cert::{CaCert, CertError};
+use crate::ca_set::CaSet;
+use crate::cert::CertError;
 use crate::token::{Token, TokenError};
 use crate::yaml::{self, YamlError, block, flow, quoted};
 
@@ -18,7 +19,8 @@ pub struct JoinFile {
     pub node: NodeName,
     pub servers: Vec<ServerUrl>,
     pub token: Token,
-    pub ca: CaCert,
+    /// During a rotation the old one and the new one.
+    pub ca: CaSet,
 }
 
 #[derive(Deserialize)]
@@ -43,7 +45,7 @@ impl JoinFile {
             node: NodeName::parse(&file.node)?,
             servers: file.servers.iter().map(|url| ServerUrl::parse(url)).collect::<Result<_, _>>()?,
             token: Token::parse(&file.token)?,
-            ca: CaCert::from_pem(&file.ca)?,
+            ca: CaSet::from_pem(&file.ca)?,
         })
     }
 

@@ -13,7 +13,7 @@ fn join() -> JoinFile {
         node: NodeName::parse("node-1").unwrap(),
         servers: vec![ServerUrl::parse("https://172.16.1.11:2379").unwrap()],
         token: Token::create(&mut rand::rng()),
-        ca: ca.cert().clone(),
+        ca: ca.cert().clone().into(),
     }
 }
 

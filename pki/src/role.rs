@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hawser_model::{ClusterName, NodeName, Timestamp};
+use hawser_model::{ClusterName, NodeName, Timestamp, TrustNotice};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::X509Certificate;
 
+use crate::ca_set::CaSet;
 use crate::cert::{CaCert, CertError, common_name, parse, text_of};
 use crate::name::{CommonName, UserName};
+use crate::notice::{NoticeError, heed};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -37,35 +39,57 @@ impl fmt::Display for Role {
 #[derive(Clone, Debug)]
 pub struct TrustStore {
     cluster: ClusterName,
-    own: CaCert,
-    peers: BTreeMap<ClusterName, CaCert>,
+    own: CaSet,
+    peers: BTreeMap<ClusterName, CaSet>,
 }
 
 impl TrustStore {
-    pub fn new(cluster: ClusterName, own: CaCert) -> Self {
-        Self { cluster, own, peers: BTreeMap::new() }
+    pub fn new(cluster: ClusterName, own: impl Into<CaSet>) -> Self {
+        Self { cluster, own: own.into(), peers: BTreeMap::new() }
     }
 
-    /// Believes `ca` for exactly one name. Another CA for the same peer replaces the former one.
-    pub fn insert_peer(&mut self, peer: ClusterName, ca: CaCert) {
-        self.peers.insert(peer, ca);
+    /// In place of those before.
+    pub fn set_own(&mut self, own: CaSet) {
+        self.own = own;
+    }
+
+    /// Believes these CAs for exactly one name. They replace the peer's former ones.
+    pub fn insert_peer(&mut self, peer: ClusterName, cas: impl Into<CaSet>) {
+        self.peers.insert(peer, cas.into());
     }
 
     pub fn remove_peer(&mut self, peer: &ClusterName) {
         self.peers.remove(peer);
     }
 
-    pub fn own(&self) -> &CaCert {
+    pub fn own(&self) -> &CaSet {
         &self.own
     }
 
-    pub fn peer(&self, peer: &ClusterName) -> Option<&CaCert> {
+    pub fn peer(&self, peer: &ClusterName) -> Option<&CaSet> {
         self.peers.get(peer)
+    }
+
+    /// What a peer's notice changes; none when all of it is believed already. A CA that speaks for somebody else is refused: by it,
+    /// neither could be told from the other. Cost: two signature verifications, when the notice says something new.
+    pub fn heed(&self, peer: &ClusterName, notice: &TrustNotice) -> Result<Option<CaSet>, NoticeError> {
+        let Some(believed) = self.peers.get(peer) else { return Ok(None) };
+        if believed.pem() == notice.cas {
+            return Ok(None);
+        }
+        let cas = heed(peer, notice, believed)?;
+        let others = self.peers.iter().filter(|(name, _)| *name != peer);
+        for (other, theirs) in std::iter::once((&self.cluster, &self.own)).chain(others) {
+            if cas.iter().any(|ca| theirs.holds(ca)) {
+                return Err(NoticeError::Shared { cluster: peer.clone(), other: other.clone() });
+            }
+        }
+        Ok((cas != *believed).then_some(cas))
     }
 
     /// The union, for the TLS layer.
     pub fn roots(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
-        std::iter::once(self.own.der()).chain(self.peers.values().map(CaCert::der))
+        self.own.iter().chain(self.peers.values().flat_map(CaSet::iter)).map(CaCert::der)
     }
 
     /// Decides who presented this chain. Only the first certificate counts: every one of ours is signed by its CA
@@ -81,7 +105,7 @@ impl TrustStore {
             trusted: self.trusted(),
         })?;
         let (ca, whose) = match signer {
-            Signer::Own => (&self.own, &self.cluster),
+            Signer::Own(ca) => (ca, &self.cluster),
             Signer::Peer(peer, ca) => (ca, peer),
         };
         if now > ca.not_after() {
@@ -90,7 +114,7 @@ impl TrustStore {
         check_validity(&cert, &name, whose, now)?;
         check_usage(&cert, &name)?;
         match signer {
-            Signer::Own => self.own_role(name),
+            Signer::Own(_) => self.own_role(name),
             Signer::Peer(peer, _) if name == CommonName::Remote(peer.clone()).to_string() => {
                 Ok(Role::Remote(peer.clone()))
             }
@@ -109,23 +133,22 @@ impl TrustStore {
     }
 
     fn signer(&self, cert: &X509Certificate<'_>) -> Option<Signer<'_>> {
-        if self.own.signed(cert) {
-            return Some(Signer::Own);
+        if let Some(ca) = self.own.signer(cert) {
+            return Some(Signer::Own(ca));
         }
-        let (peer, ca) = self.peers.iter().find(|(_, ca)| ca.signed(cert))?;
-        Some(Signer::Peer(peer, ca))
+        self.peers.iter().find_map(|(peer, cas)| Some(Signer::Peer(peer, cas.signer(cert)?)))
     }
 
     fn trusted(&self) -> String {
-        let own = format!("{} (own)", self.own.name());
-        let peers = self.peers.values().map(|ca| ca.name().to_owned());
-        std::iter::once(own).chain(peers).take(8).collect::<Vec<_>>().join(", ")
+        let own = self.own.iter().map(|ca| format!("{} (own)", ca.name()));
+        let peers = self.peers.values().flat_map(CaSet::iter).map(|ca| ca.name().to_owned());
+        own.chain(peers).take(8).collect::<Vec<_>>().join(", ")
     }
 }
 
 #[derive(Clone, Copy)]
 enum Signer<'a> {
-    Own,
+    Own(&'a CaCert),
     Peer(&'a ClusterName, &'a CaCert),
 }
 

@@ -7,7 +7,7 @@ use tonic::Code;
 fn report(node: &str) -> ReportRequest {
     let wireguard = WireGuardEnd { epoch: 1, public_key: vec![7; 32], port: 51871, mtu: 1420 };
     let boot_id = "6c1f0c1e-1111-4222-8333-444455556666".into();
-    ReportRequest { node: node.into(), boot_id, wireguard: Some(wireguard) }
+    ReportRequest { node: node.into(), boot_id, wireguard: Some(wireguard), trusted_cas: Vec::new() }
 }
 
 #[tokio::test]
@@ -22,8 +22,12 @@ async fn a_token_lets_its_node_in_once() {
     assert!(other.message().contains("bound to node node-1"), "{other}");
     // A request that cannot be signed does not cost the token.
     let mut nobody = us.agent(None).await;
-    let unsigned =
-        hawser_api::agent::JoinRequest { node: "node-1".into(), token: token.clone(), csr: vec![1, 2, 3] };
+    let unsigned = hawser_api::agent::JoinRequest {
+        node: "node-1".into(),
+        token: token.clone(),
+        csr: vec![1, 2, 3],
+        ..Default::default()
+    };
     assert_eq!(nobody.join(unsigned).await.unwrap_err().code(), Code::InvalidArgument);
     us.join("node-1", &token).await.ok().unwrap();
     let again = us.join("node-1", &token).await.err().unwrap();

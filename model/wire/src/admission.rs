@@ -78,6 +78,8 @@ pub fn admit(peer: &PeerRecord, key: &Key, entry: &Entry) -> Result<(), Refusal>
     }
     match entry {
         Entry::Heartbeat(_) | Entry::Synced { .. } => Ok(()),
+        // What it says of CAs is held against those that it is believed by, by `pki`.
+        Entry::Trust(_) | Entry::Trusted(_) => Ok(()),
         Entry::ClusterConfig(config) => peer.speaks(&config.cluster),
         Entry::Node(node) => admit_node(peer, node),
         Entry::Identity(identity) => {

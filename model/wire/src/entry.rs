@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use hawser_model::{
     ClusterConfig, ClusterIdWidth, ClusterRef, Endpoint, EndpointSlice, GlobalService, Identity, Node, Peer,
-    SharedService, Timestamp, TunnelNode,
+    SharedService, Timestamp, TrustNotice, TrustReceipt, TunnelNode,
 };
 
 use crate::error::{DecodeError, Fault, Reason, short};
-use crate::{Key, Resource, config, hawser, identity, ip, limits, node, service, slice};
+use crate::{Key, Resource, config, hawser, identity, ip, limits, node, service, slice, trust};
 
 /// Whose keyspace is read: what its values have to agree with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub enum Entry {
     Service(SharedService),
     Slice(EndpointSlice),
     TunnelNode(TunnelNode),
+    Trust(TrustNotice),
+    Trusted(TrustReceipt),
     LocalService(GlobalService),
     LocalPeer(Peer),
 }
@@ -69,6 +71,8 @@ fn decode_value(key: &Key, value: &[u8], cx: &Context) -> Result<Entry, Fault> {
         Key::Service { service, .. } => service::decode(service, value, cx).map(Entry::Service),
         Key::EndpointSlice { slice, .. } => slice::decode(slice, value, cx).map(Entry::Slice),
         Key::TunnelNode { node, .. } => hawser::decode_node(node, value, cx).map(Entry::TunnelNode),
+        Key::Trust(_) => trust::decode_notice(value).map(Entry::Trust),
+        Key::Trusted { peer, .. } => trust::decode_receipt(peer, value).map(Entry::Trusted),
         Key::LocalService { service, .. } => {
             hawser::decode_service(service, value, cx).map(Entry::LocalService)
         }
@@ -123,6 +127,8 @@ impl Entry {
             Self::Service(s) => Key::Service { cluster: of(&s.cluster), service: s.key.clone() },
             Self::Slice(s) => Key::EndpointSlice { cluster: of(&s.cluster), slice: s.key.clone() },
             Self::TunnelNode(n) => Key::TunnelNode { cluster: of(&n.cluster), node: n.name.clone() },
+            Self::Trust(_) => Key::Trust(of(cluster)),
+            Self::Trusted(receipt) => Key::Trusted { cluster: of(cluster), peer: receipt.peer.clone() },
             Self::LocalService(s) => Key::LocalService { cluster: of(&s.cluster), service: s.key.clone() },
             Self::LocalPeer(peer) => Key::LocalPeer(of(&peer.cluster)),
         }
@@ -140,6 +146,8 @@ impl Entry {
             Self::Service(service) => service::encode(service),
             Self::Slice(slice) => slice::encode(slice),
             Self::TunnelNode(node) => hawser::encode_node(node),
+            Self::Trust(notice) => trust::encode_notice(notice),
+            Self::Trusted(receipt) => trust::encode_receipt(receipt),
             Self::LocalService(service) => hawser::encode_service(service),
             Self::LocalPeer(peer) => hawser::encode_peer(peer),
         }

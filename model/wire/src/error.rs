@@ -36,6 +36,8 @@ impl fmt::Display for Fault {
 pub enum Reason {
     #[error("is of a kind this codec does not read")]
     NoCodec,
+    #[error("is not base64")]
+    Base64,
     #[error("is {len} bytes long, more than {max}")]
     TooLarge { len: usize, max: usize },
     #[error("has {count} entries, more than {max}")]

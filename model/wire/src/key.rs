@@ -28,6 +28,9 @@ pub mod prefix {
     pub const CACHE: &str = "cilium/cache/";
     pub const HAWSER_STATE: &str = "hawser/state/";
     pub const TUNNEL_NODES: &str = "hawser/state/nodes/v1/";
+    /// The CAs a cluster wants to be believed by, and those that it believes its peers by.
+    pub const TRUST: &str = "hawser/state/trust/v1/";
+    pub const TRUSTED: &str = "hawser/state/trusted/v1/";
     /// Never leaves the cluster.
     pub const HAWSER_LOCAL: &str = "hawser/local/";
     pub const LOCAL_SERVICES: &str = "hawser/local/services/v1/";
@@ -35,6 +38,8 @@ pub mod prefix {
     /// Read by API servers only.
     pub const PRIVATE: &str = "hawser/private/";
     pub const PRIVATE_TOKENS: &str = "hawser/private/tokens/v1/";
+    /// What agents and replicas said of the CAs they trust: `agents/<node>`, `replicas/<name>`.
+    pub const PRIVATE_TRUST: &str = "hawser/private/trust/v1/";
 }
 
 /// What a cluster publishes, each with its own canary.
@@ -126,6 +131,13 @@ pub enum Key {
         cluster: ClusterName,
         node: NodeName,
     },
+    /// The CAs that the cluster wants to be believed by.
+    Trust(ClusterName),
+    /// The CAs that the cluster believes a peer by.
+    Trusted {
+        cluster: ClusterName,
+        peer: ClusterName,
+    },
     LocalService {
         cluster: ClusterName,
         service: ServiceKey,
@@ -150,12 +162,13 @@ impl Key {
     /// The cluster that the key itself names; identities and addresses in the state layout name none.
     pub fn cluster(&self) -> Option<&ClusterName> {
         match self {
-            Self::ClusterConfig(cluster) | Self::LocalPeer(cluster) => Some(cluster),
+            Self::ClusterConfig(cluster) | Self::LocalPeer(cluster) | Self::Trust(cluster) => Some(cluster),
             Self::Synced { cluster, .. }
             | Self::Node { cluster, .. }
             | Self::Service { cluster, .. }
             | Self::EndpointSlice { cluster, .. }
             | Self::TunnelNode { cluster, .. }
+            | Self::Trusted { cluster, .. }
             | Self::LocalService { cluster, .. } => Some(cluster),
             Self::Heartbeat | Self::Identity(_) | Self::Ip(_) | Self::Private(_) | Self::Other(_) => None,
         }
@@ -252,6 +265,16 @@ impl Key {
             let (cluster, node) = cluster_and_node(rest)?;
             return Ok(Self::TunnelNode { cluster, node });
         }
+        if let Some(name) = text.strip_prefix(prefix::TRUST) {
+            return Ok(Self::Trust(ClusterName::parse(name)?));
+        }
+        if let Some(rest) = text.strip_prefix(prefix::TRUSTED) {
+            let (cluster, peer) = rest.split_once('/').ok_or(KeyErrorKind::Parts)?;
+            return Ok(Self::Trusted {
+                cluster: ClusterName::parse(cluster)?,
+                peer: ClusterName::parse(peer)?,
+            });
+        }
         if let Some(rest) = text.strip_prefix(prefix::LOCAL_SERVICES) {
             let (cluster, service) = cluster_and_service(rest)?;
             return Ok(Self::LocalService { cluster, service });
@@ -310,6 +333,8 @@ impl fmt::Display for Key {
                 write!(f, "{}{cluster}/{slice}", prefix::ENDPOINT_SLICES)
             }
             Self::TunnelNode { cluster, node } => write!(f, "{}{cluster}/{node}", prefix::TUNNEL_NODES),
+            Self::Trust(cluster) => write!(f, "{}{cluster}", prefix::TRUST),
+            Self::Trusted { cluster, peer } => write!(f, "{}{cluster}/{peer}", prefix::TRUSTED),
             Self::LocalService { cluster, service } => {
                 write!(f, "{}{cluster}/{service}", prefix::LOCAL_SERVICES)
             }

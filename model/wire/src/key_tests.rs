@@ -20,6 +20,8 @@ fn every_kind_of_key_prints_as_it_parsed() {
         "cilium/state/services/v1/c1/shop/web",
         "cilium/state/endpointslices/v1/c1/shop/web-x7f2p",
         "hawser/state/nodes/v1/c1/node-1",
+        "hawser/state/trust/v1/c1",
+        "hawser/state/trusted/v1/c1/eu-west",
         "hawser/local/services/v1/c1/shop/cart",
         "hawser/local/peers/v1/eu-west",
     ] {

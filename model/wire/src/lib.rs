@@ -18,6 +18,7 @@ pub mod limits;
 mod node;
 mod service;
 mod slice;
+mod trust;
 
 pub use admission::{PeerRecord, Refusal, admit};
 pub use config::encode as encode_cluster_config;

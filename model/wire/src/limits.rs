@@ -29,5 +29,11 @@ pub const SLICE_ENDPOINTS: usize = 1_000;
 pub const SLICE_FIELDS: usize = 50_000;
 /// Servers of a peer.
 pub const ENDPOINTS: usize = 32;
-/// One certificate.
+/// One certificate, or two of a rotation.
 pub const CA_BYTES: usize = 16 << 10;
+/// CAs that a cluster is believed by: one, during a rotation two.
+pub const CAS: usize = 4;
+/// SHA-256 in hex pairs with colons.
+pub const FINGERPRINT_BYTES: usize = 95;
+/// ECDSA P-256 in ASN.1 is 72 bytes at the most; this is base64, with room.
+pub const SIGNATURE_BYTES: usize = 256;

@@ -112,7 +112,7 @@ impl ClusterView {
                 self.settle();
             }
             // services/v1 says the same for now.
-            Entry::Heartbeat(_) | Entry::Slice(_) => {}
+            Entry::Heartbeat(_) | Entry::Slice(_) | Entry::Trust(_) | Entry::Trusted(_) => {}
         }
         if let Some(seen) = &mut self.seen {
             seen.insert(key);
@@ -148,7 +148,7 @@ impl ClusterView {
             Key::LocalPeer(name) => drop(self.peers.remove(name)),
             // A canary that goes says nothing about the data (Cilium's readers ignore it too).
             Key::Synced { .. } | Key::Heartbeat | Key::EndpointSlice { .. } => {}
-            Key::Private(_) | Key::Other(_) => {}
+            Key::Trust(_) | Key::Trusted { .. } | Key::Private(_) | Key::Other(_) => {}
         }
     }
 }
@@ -278,7 +278,8 @@ impl MeshView {
     /// A key and value as they may stand in `cluster`'s keyspace; none when no planner needs it. The error is for people.
     fn read(&self, cluster: &ClusterName, key: &[u8], value: &[u8]) -> Result<Option<(Key, Entry)>, String> {
         let key = Key::parse(key).map_err(|error| error.to_string())?;
-        if matches!(key, Key::Other(_) | Key::Private(_) | Key::Heartbeat | Key::EndpointSlice { .. }) {
+        let trust = matches!(key, Key::Trust(_) | Key::Trusted { .. });
+        if trust || matches!(key, Key::Other(_) | Key::Private(_) | Key::Heartbeat | Key::EndpointSlice { .. }) {
             return Ok(None);
         }
         if self.is_own(cluster) {
