@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hawser_api::admin::{
-    BundleReply, BundleRequest, CaStatusReply, CaStatusRequest, ConnectReply, ConnectRequest, CreateJoinTokenReply, CreateJoinTokenRequest,
-    DisconnectReply, DisconnectRequest, StatusReply, StatusRequest, admin_server,
+    BundleReply, BundleRequest, CaStatusReply, CaStatusRequest, ConnectReply, ConnectRequest,
+    CreateJoinTokenReply, CreateJoinTokenRequest, DisconnectReply, DisconnectRequest, StatusReply,
+    StatusRequest, admin_server,
 };
 use hawser_model::{ClusterName, NodeName, Peer};
 use hawser_pki::{Admission, Bundle, BundleFacts, JoinFile, OwnFacts, StoredToken, Token, check_admission};
@@ -74,7 +75,8 @@ impl admin_server::Admin for AdminService {
             mesh: config.plan,
             encryption: config.encryption,
         };
-        let bundle = Bundle::create(self.certificates.authority().issuing(), audience, facts, now()).map_err(refused)?;
+        let bundle = Bundle::create(self.certificates.authority().issuing(), audience, facts, now())
+            .map_err(refused)?;
         Ok(Response::new(BundleReply { bundle: bundle.to_yaml(), ca_fingerprint: bundle.fingerprint() }))
     }
 
@@ -151,10 +153,7 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(CreateJoinTokenReply { join: file.to_yaml() }))
     }
 
-    async fn ca_status(
-        &self,
-        request: Request<CaStatusRequest>,
-    ) -> Result<Response<CaStatusReply>, Status> {
+    async fn ca_status(&self, request: Request<CaStatusRequest>) -> Result<Response<CaStatusReply>, Status> {
         admin(request, "Admin.CaStatus")?;
         Ok(Response::new(self.rotating.status()))
     }
@@ -163,7 +162,8 @@ impl admin_server::Admin for AdminService {
         admin(request, "Admin.Status")?;
         let facts = self.board.read();
         let problems = facts.source_problems.iter().chain(&facts.export_problems);
-        let source_errors = problems.chain(&facts.heartbeat_problem).chain(&facts.writeback_problem).cloned().collect();
+        let source_errors =
+            problems.chain(&facts.heartbeat_problem).chain(&facts.writeback_problem).cloned().collect();
         Ok(Response::new(StatusReply {
             cluster: self.config.cluster.name.to_string(),
             cluster_id: self.config.cluster.id.get().into(),

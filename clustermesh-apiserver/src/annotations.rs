@@ -12,11 +12,16 @@ pub struct Wishes {
     /// The others may use our backends. Without it a global service only uses theirs.
     pub shared: bool,
     pub affinity: Affinity,
+    /// The others' endpoints are written back as EndpointSlices.
+    pub slices: bool,
 }
 
 const GLOBAL: [&str; 2] = ["hawser.io/global", "service.cilium.io/global"];
 const SHARED: [&str; 2] = ["hawser.io/shared", "service.cilium.io/shared"];
 const AFFINITY: [&str; 2] = ["hawser.io/affinity", "service.cilium.io/affinity"];
+
+const SLICES: [&str; 2] =
+    ["hawser.io/global-sync-endpoint-slices", "service.cilium.io/global-sync-endpoint-slices"];
 
 impl Wishes {
     /// What is meant, and what could not be understood. What is not understood is not done: the service is not global,
@@ -50,6 +55,15 @@ impl Wishes {
                 }
             }
         }
+        wishes.slices = match value(annotations, SLICES, &mut problems) {
+            None | Some((_, "false")) => false,
+            Some((_, "true")) => true,
+            Some((name, other)) => {
+                let meanwhile = "no EndpointSlices are written for the service";
+                problems.push(unknown(name, other, "\"true\" or \"false\"", meanwhile));
+                false
+            }
+        };
         (wishes, problems)
     }
 
@@ -112,6 +126,18 @@ mod tests {
         let (wishes, problems) = read(&[global, ("hawser.io/shared", "flase")]);
         assert!(wishes.global && !wishes.shared, "a typo never publishes");
         assert!(problems[0].contains("hawser.io/shared: \"flase\""), "{problems:?}");
+    }
+
+    #[test]
+    fn endpoint_slices_are_written_where_that_is_asked_for() {
+        let global = ("hawser.io/global", "true");
+        for name in SLICES {
+            assert!(read(&[global, (name, "true")]).0.slices);
+            assert!(!read(&[(name, "true")]).0.slices, "only of a global service");
+            assert!(!read(&[global, (name, "false")]).0.slices);
+            let (wishes, problems) = read(&[global, (name, "yes")]);
+            assert!(!wishes.slices && problems.len() == 1, "{problems:?}");
+        }
     }
 
     #[test]

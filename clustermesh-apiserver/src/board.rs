@@ -15,6 +15,8 @@ pub struct Facts {
     pub export_problems: Vec<String>,
     /// The heartbeat is written even when nothing is exported: a store that fails is seen there within a minute.
     pub heartbeat_problem: Option<String>,
+    /// Other clusters' endpoints cannot be written back to Kubernetes.
+    pub writeback_problem: Option<String>,
     pub identities: u32,
     pub endpoints: u32,
     pub services: u32,

@@ -7,8 +7,8 @@ use hawser_etcd::store::StoreUri;
 use hawser_model::{
     ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, ServerUrl,
 };
-use hawser_sources::KubeOptions;
 use hawser_pki::Lifetime;
+use hawser_sources::KubeOptions;
 use serde::Deserialize;
 
 use crate::tokenreview::AgentAccount;

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hawser_etcd::server::WriteError;
 use hawser_model::{NodeIndex, NodeName, Time, Timestamp};
-use hawser_sources::{DirSource, SourceEvent};
+use hawser_sources::{Source, SourceEvent};
 use hawser_telemetry::{Pulse, span};
 use hawser_wire::{Context, Entry, Key, decode, encode_synced, prefix};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use crate::annotations::Wishes;
 use crate::board::{Board, NodeFacts};
 use crate::config::Config;
 use crate::export::{self, Export, Held, NodeReport, PREFIXES, RESOURCES, Step, diff};
@@ -26,6 +27,7 @@ use crate::nodes::Indices;
 use crate::objects::{Objects, Touched};
 use crate::own::Own;
 use crate::peers;
+use crate::writeback::Asked;
 
 /// How often everything is compared again: a foreign edit lives no longer than this.
 const REASSERT: Duration = Duration::from_secs(300);
@@ -87,6 +89,7 @@ pub struct Exporter {
     told: BTreeSet<String>,
     started: Instant,
     pulse: Pulse,
+    asked: watch::Sender<Asked>,
 }
 
 impl Exporter {
@@ -114,6 +117,7 @@ impl Exporter {
         for (node, report) in reports {
             export.remember(node, report);
         }
+        let asked = watch::Sender::default();
         let pulse = board.watchdog().task("exporter", STUCK);
         Self {
             config,
@@ -131,7 +135,13 @@ impl Exporter {
             told: BTreeSet::new(),
             started,
             pulse,
+            asked,
         }
+    }
+
+    /// The services whose endpoints elsewhere are to be written back.
+    pub fn asked(&self) -> watch::Receiver<Asked> {
+        self.asked.subscribe()
     }
 
     fn now(&self) -> Time {
@@ -140,7 +150,7 @@ impl Exporter {
 
     pub async fn run(
         mut self,
-        mut source: DirSource,
+        mut source: Source,
         mut commands: mpsc::Receiver<Command>,
         stop: CancellationToken,
     ) {
@@ -203,7 +213,7 @@ impl Exporter {
         due.map_or(REASSERT, |due| due.since(self.now()).max(RETRY))
     }
 
-    fn take(&mut self, event: SourceEvent, source: &mut DirSource) -> Touched {
+    fn take(&mut self, event: SourceEvent, source: &mut Source) -> Touched {
         self.pulse.busy();
         let mut touched = self.objects.apply(event);
         for _ in 0..BATCH {
@@ -213,7 +223,25 @@ impl Exporter {
         if self.objects.complete() {
             self.exposures = exposures(&self.objects);
         }
+        if touched.services && self.objects.synced {
+            self.tell_asked();
+        }
         touched
+    }
+
+    /// Cost: the services.
+    fn tell_asked(&self) {
+        let services = self.objects.services.values();
+        let asking = services.filter(|service| Wishes::read(&service.annotations).0.slices);
+        let asking = asking.map(|service| (service.key.clone(), service.uid.clone())).collect();
+        let asking = Some(Arc::new(asking));
+        self.asked.send_if_modified(|asked| {
+            let news = *asked != asking;
+            if news {
+                *asked = asking;
+            }
+            news
+        });
     }
 
     fn handle(&mut self, command: Command, replies: &mut Vec<Answer>) -> Touched {

@@ -132,7 +132,9 @@ fn main() -> ExitCode {
     telemetry.end();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (StartError::Pki(_) | StartError::Source(OpenSourceError::Kubernetes(_)))) => fail(REFUSED, &error),
+        Err(error @ (StartError::Pki(_) | StartError::Source(OpenSourceError::Kubernetes(_)))) => {
+            fail(REFUSED, &error)
+        }
         Err(error) => fail(FAILED, &error),
     }
 }

@@ -1,11 +1,12 @@
 //! `agent.yaml`: every key has a default, unknown ones are refused with their line (contracts.md, Files).
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hawser_discovery::LivenessConfig;
-use hawser_model::NodeName;
+use hawser_model::{NodeName, ServerUrl};
 use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ const MAX_BYTES: usize = 64 << 10;
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 struct File {
     node: Option<String>,
-    join: PathBuf,
+    join: JoinText,
     state: PathBuf,
     socket: PathBuf,
     device: String,
@@ -30,6 +31,7 @@ struct File {
     echo: EchoFile,
     underlay: UnderlayFile,
     bpf_dir: String,
+    metrics: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -47,11 +49,26 @@ enum UnderlayFile {
     Devices(Vec<String>),
 }
 
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum JoinText {
+    File(PathBuf),
+    Pod(PodText),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PodText {
+    service_account_token: PathBuf,
+    servers: Vec<String>,
+    ca: PathBuf,
+}
+
 impl Default for File {
     fn default() -> Self {
         Self {
             node: None,
-            join: "/etc/hawser/join.yaml".into(),
+            join: JoinText::File("/etc/hawser/join.yaml".into()),
             state: "/var/lib/hawser/agent".into(),
             socket: "/run/hawser/agent.sock".into(),
             device: "hawser0".into(),
@@ -64,6 +81,7 @@ impl Default for File {
             echo: EchoFile::default(),
             underlay: UnderlayFile::Word("auto".into()),
             bpf_dir: "hawser".into(),
+            metrics: None,
         }
     }
 }
@@ -82,10 +100,47 @@ pub enum Underlay {
     Devices(Vec<DeviceName>),
 }
 
+/// How this node becomes a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// A file with a one-time token, from `hawser ca token`.
+    File(PathBuf),
+    /// In Kubernetes: the token of the agent's own pod.
+    Pod(PodJoin),
+}
+
+impl Join {
+    /// The file that holds the proof.
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Pod(pod) => &pod.token,
+        }
+    }
+
+    pub(crate) fn display(&self) -> std::path::Display<'_> {
+        self.path().display()
+    }
+
+    /// Whether there is something to join with.
+    pub(crate) fn exists(&self) -> bool {
+        self.path().exists()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodJoin {
+    /// A projected volume's file; the kubelet replaces it.
+    pub token: PathBuf,
+    pub servers: Vec<ServerUrl>,
+    /// The cluster's CA, `ca.crt` of `hawser ca init`: it also says which cluster it is.
+    pub ca: PathBuf,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub node: NodeName,
-    pub join: PathBuf,
+    pub join: Join,
     pub state: PathBuf,
     pub socket: PathBuf,
     pub device: DeviceName,
@@ -98,6 +153,8 @@ pub struct Config {
     pub liveness: LivenessConfig,
     pub underlay: Underlay,
     pub bpf_dir: String,
+    /// Where /metrics, /livez and /readyz are served; nowhere without it.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Refused before anything is changed: exit code 64.
@@ -162,7 +219,7 @@ impl Config {
         check_numbers(&file, value)?;
         Ok(Self {
             node,
-            join: file.join,
+            join: join(file.join, value)?,
             state: file.state,
             socket: file.socket,
             device,
@@ -175,8 +232,25 @@ impl Config {
             liveness: LivenessConfig { interval, timeout, ..LivenessConfig::default() },
             underlay,
             bpf_dir: file.bpf_dir,
+            metrics: file.metrics,
         })
     }
+}
+
+fn join(text: JoinText, value: Bad<'_>) -> Result<Join, ConfigError> {
+    let PodText { service_account_token: token, servers, ca } = match text {
+        JoinText::File(path) => return Ok(Join::File(path)),
+        JoinText::Pod(pod) => pod,
+    };
+    if servers.is_empty() {
+        return Err(value("join.servers", &"[]", &"names nobody to ask", "at least one https://host:port"));
+    }
+    let server = |text: &String| {
+        ServerUrl::parse(text)
+            .map_err(|why| value("join.servers", text, &why, "what `advertise` in cluster.yaml says"))
+    };
+    let servers = servers.iter().map(server).collect::<Result<_, _>>()?;
+    Ok(Join::Pod(PodJoin { token, servers, ca }))
 }
 
 /// How a value is refused: its key, itself, why, and the fix.
@@ -213,7 +287,14 @@ fn check_numbers(file: &File, value: Bad<'_>) -> Result<(), ConfigError> {
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node: {}", self.node)?;
-        writeln!(f, "join: {}", self.join.display())?;
+        match &self.join {
+            Join::File(path) => writeln!(f, "join: {}", path.display())?,
+            Join::Pod(PodJoin { token, servers, ca }) => {
+                let servers: Vec<_> = servers.iter().map(|url| format!("\"{url}\"")).collect();
+                let (token, servers, ca) = (token.display(), servers.join(", "), ca.display());
+                writeln!(f, "join: {{ serviceAccountToken: {token}, servers: [{servers}], ca: {ca} }}")?;
+            }
+        }
         writeln!(f, "state: {}", self.state.display())?;
         writeln!(f, "socket: {}", self.socket.display())?;
         writeln!(f, "device: {}", self.device)?;
@@ -232,7 +313,8 @@ impl fmt::Display for Config {
                 writeln!(f, "underlay: [{}]", names.join(", "))?;
             }
         }
-        writeln!(f, "bpfDir: {}", self.bpf_dir)
+        writeln!(f, "bpfDir: {}", self.bpf_dir)?;
+        self.metrics.map_or(Ok(()), |address| writeln!(f, "metrics: {address}"))
     }
 }
 

@@ -44,10 +44,26 @@ bpfDir: hawser
 }
 
 #[test]
+fn a_pod_joins_with_its_own_token() {
+    let text = "join: { serviceAccountToken: /var/run/secrets/hawser.io/token, servers: [\"https://a.example:2379\"], ca: /c }";
+    let config = parse(text).unwrap();
+    let Join::Pod(pod) = &config.join else { panic!("{:?}", config.join) };
+    assert_eq!(
+        (pod.servers[0].to_string(), pod.ca.as_path()),
+        ("https://a.example:2379".into(), Path::new("/c"))
+    );
+    assert_eq!(parse(&config.to_string()).unwrap(), config);
+    assert_eq!(parse("").unwrap().join, Join::File("/etc/hawser/join.yaml".into()));
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_the_key_and_the_fix() {
     for (text, said) in [
         ("nodes: a", "unknown field"),
         ("node: A_b", "node \"A_b\""),
+        ("join: { serviceAccountToken: /t, servers: [], ca: /c }", "join.servers"),
+        ("join: { serviceAccountToken: /t, servers: [\"http://a:1\"], ca: /c }", "join.servers"),
+        ("join: { serviceAccountToken: /t, ca: /c }", "line 1"),
         ("port: 0", "port \"0\""),
         ("port: 70000", "line 1"),
         ("mtu: 1000", "mtu \"1000\""),

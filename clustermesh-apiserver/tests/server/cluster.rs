@@ -279,7 +279,8 @@ impl Cluster {
     /// Joins a node as its agent does.
     pub(crate) async fn join(&self, node: &str, token: &str) -> Result<Identity, Status> {
         let key = rcgen::KeyPair::generate().unwrap();
-        let request = JoinRequest { node: node.into(), token: token.into(), csr: csr(&key) };
+        let request =
+            JoinRequest { node: node.into(), token: token.into(), csr: csr(&key), ..Default::default() };
         let reply: JoinReply = self.agent(None).await.join(request).await?.into_inner();
         let chain = CertificateDer::from_pem_slice(reply.certificate.as_bytes()).unwrap();
         Ok(Identity { chain: vec![chain], key: key.serialize_der() })

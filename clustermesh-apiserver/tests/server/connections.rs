@@ -53,7 +53,8 @@ async fn a_client_without_a_certificate_does_not_stay() {
     admin.status(hawser_api::admin::StatusRequest {}).await.unwrap();
     // Whoever still has something to say comes again.
     eventually("a join is answered", async || {
-        let request = JoinRequest { node: "node-1".into(), token: "x".into(), csr: Vec::new() };
+        let request =
+            JoinRequest { node: "node-1".into(), token: "x".into(), csr: Vec::new(), ..Default::default() };
         match nobody.join(request).await.unwrap_err() {
             status if status.code() == tonic::Code::InvalidArgument => Ok(()),
             other => Err(other.to_string()),

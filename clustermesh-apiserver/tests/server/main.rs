@@ -3,7 +3,10 @@
 
 mod cluster;
 mod connections;
+#[path = "../../sources/tests/fake_api_server/mod.rs"]
+mod fake_api_server;
 mod join;
+mod kubernetes;
 mod mesh;
 mod observed;
 mod policies;

@@ -237,7 +237,12 @@ async fn admin_is_for_admins() {
 async fn agent_calls_are_for_the_node_itself() {
     let (clients, _eu) = clients().await;
     let key = rcgen::KeyPair::generate().unwrap();
-    let bogus = || JoinRequest { node: "node-1".into(), token: "hwt1.x.y".into(), csr: Vec::new() };
+    let bogus = || JoinRequest {
+        node: "node-1".into(),
+        token: "hwt1.x.y".into(),
+        csr: Vec::new(),
+        ..Default::default()
+    };
     for (role, identity) in clients.all() {
         let mut agent = clients.us.agent(identity).await;
         let join = agent.join(bogus()).await.unwrap_err().code();
