@@ -24,6 +24,7 @@ help: ## what there is
 setup: ## install what is missing: Debian packages, rust-src, bpf-linker
 	@installed=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(APT_PACKAGES) 2>/dev/null | awk '/ok installed/ {print $$1}' || true); \
 	missing=$$(comm -13 <(sort <<<"$$installed") <(printf '%s\n' $(APT_PACKAGES) | sort)); \
+	command -v kubectl >/dev/null || missing="$$missing kubernetes-client"; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" != 0 ]; then echo "setup: missing packages:" $$missing; echo "fix: run 'make setup' as root"; exit 1; fi; \
 		echo "setup: apt-get install" $$missing; \

@@ -12,6 +12,7 @@ use hawser_model::{ClusterId, ClusterIdWidth, HealthWord};
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::metrics::{MapFill, fills};
 use crate::preflight::Mounts;
 use crate::reconcile::Step;
 
@@ -111,6 +112,11 @@ impl Datapath {
         entries("exported", &is.exported, &desired.exported, frontend, &mut steps);
         entries("services", &is.services, &desired.services, frontend, &mut steps);
         steps
+    }
+
+    /// None while not everything is known to be in the kernel.
+    pub(crate) fn fills(&self) -> Option<Vec<MapFill>> {
+        self.lock().applied.as_ref().map(|(desired, _)| fills(desired))
     }
 
     pub(crate) fn counters(&self) -> Result<Vec<(Reason, u64)>> {

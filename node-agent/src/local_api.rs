@@ -14,6 +14,8 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
+use crate::metrics::Observation;
+
 /// What the driver is asked.
 #[derive(Debug)]
 pub(crate) enum Question {
@@ -21,6 +23,7 @@ pub(crate) enum Question {
     /// One service, or all when empty.
     Services(String, oneshot::Sender<ListServicesReply>),
     Plan(oneshot::Sender<Result<PlanReply, Status>>),
+    Observe(oneshot::Sender<Box<Observation>>),
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,25 +1,24 @@
 //! `hawser-node-agent`: arguments, exit codes, logs.
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use hawser_node_agent::causes::chain;
 use hawser_node_agent::config::{Config, DEFAULT_PATH};
 use hawser_node_agent::run;
-use tracing_subscriber::EnvFilter;
+use hawser_telemetry::Telemetry;
 
 const EXAMPLES: &str = "\
 Examples:
   hawser-node-agent                                   run with /etc/hawser/agent.yaml
   hawser-node-agent --config ./agent.yaml --check-config
                                                       print the configuration in effect, change nothing
+  hawser-node-agent --metrics 127.0.0.1:9881          and then: curl '127.0.0.1:9881/readyz?verbose'
   hawser-node-agent --remove                          take programs, maps, tunnels, routes and rules off this node
 
 SIGTERM stops the agent and leaves all of that in place: connections go on, and the next start adopts it.
-Exit codes: 0 done, 1 failed at run time (start it again), 64 bad arguments or bad configuration.
-RUST_LOG sets the log level (info).";
+Exit codes: 0 done, 1 failed at run time (start it again), 64 bad arguments or bad configuration.";
 
 /// Moors this node to the mesh: tunnels, routes and eBPF programs, as the cluster's API server says.
 #[derive(Debug, Parser)]
@@ -28,21 +27,17 @@ struct Args {
     /// The configuration; without this, /etc/hawser/agent.yaml if it is there
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// This node's name when the configuration has none; without this, the host's
+    #[arg(long, value_name = "NAME", env = "HAWSER_NODE")]
+    node: Option<String>,
     /// Print the configuration in effect and exit
     #[arg(long, conflicts_with = "remove")]
     check_config: bool,
     /// Remove everything this agent made on this node and exit
     #[arg(long)]
     remove: bool,
-    /// How log lines look; which ones there are is said by RUST_LOG (default "info")
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
+    #[command(flatten)]
+    telemetry: hawser_telemetry::Args,
 }
 
 const BAD_INPUT: u8 = 64;
@@ -56,10 +51,11 @@ fn main() -> ExitCode {
             return code;
         }
     };
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let node = args.node.or_else(host).unwrap_or_default();
     let path = args.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
-    let config = match Config::load(path, args.config.is_some(), &host) {
-        Ok(config) => config,
+    let config = match Config::load(path, args.config.is_some(), &node) {
+        Ok(config) => Config { metrics: args.telemetry.metrics.or(config.metrics), ..config },
         Err(error) => {
             eprintln!("hawser-node-agent: {error}");
             return ExitCode::from(BAD_INPUT);
@@ -69,8 +65,7 @@ fn main() -> ExitCode {
         print!("{config}");
         return ExitCode::SUCCESS;
     }
-    log(args.log_format);
-    match act(config, args.remove) {
+    match act(config, args.remove, &args.telemetry) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hawser-node-agent: {}", chain(&error));
@@ -79,31 +74,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Colours are for terminals; in a file they are noise. NO_COLOR is heeded there too.
-    let builder = match std::io::stderr().is_terminal() {
-        true => builder,
-        false => builder.with_ansi(false),
-    };
-    match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-}
-
-fn act(config: Config, remove: bool) -> anyhow::Result<()> {
+fn act(config: Config, remove: bool, telemetry: &hawser_telemetry::Args) -> anyhow::Result<()> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a crypto provider was installed before main"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let telemetry = {
+        let _runtime = runtime.enter();
+        Telemetry::start(telemetry, "hawser-node-agent")?
+    };
     let result = runtime.block_on(async {
         match remove {
             true => run::remove(config).await,
             false => run::run(config).await,
         }
     });
+    telemetry.end();
     // A blocking reconcile may be under way; each of its steps is whole by itself.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result

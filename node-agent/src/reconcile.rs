@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 
 use hawser_agent_core::Plan;
+use hawser_telemetry::span;
 use hawser_tunnels::{Desired, Op};
 use hawser_tunnels_linux::{Driver, UserspaceDriver};
 use tokio::task::JoinHandle;
@@ -63,16 +64,16 @@ fn attempt(
     problems: &mut Vec<String>,
 ) -> Option<()> {
     let ops = match &plan.tunnels {
-        Some(desired) => steps(desired, tunnels, problems)?,
+        Some(desired) => span!("tunnels.plan").in_scope(|| steps(desired, tunnels, problems))?,
         None => Vec::new(),
     };
     let (making, breaking): (Vec<_>, Vec<_>) = ops.into_iter().partition(|op| !is_breaking(op));
-    apply(&making, tunnels, problems)?;
-    let failed = datapath.sync(&plan.datapath, underlay);
+    span!("tunnels.make", ops = making.len()).in_scope(|| apply(&making, tunnels, problems))?;
+    let failed = span!("datapath.apply").in_scope(|| datapath.sync(&plan.datapath, underlay));
     let whole = failed.is_empty();
     problems.extend(failed.into_iter().map(|problem| format!("datapath: {problem}")));
     let now: Vec<_> = breaking.into_iter().filter(|op| whole || keeps_out(op)).collect();
-    apply(&now, tunnels, problems)?;
+    span!("tunnels.break", ops = now.len()).in_scope(|| apply(&now, tunnels, problems))?;
     whole.then_some(())
 }
 

@@ -16,6 +16,8 @@ const LABELS: &[&str] = &[
     "verdict",
     "version",
 ];
+/// What names of metrics begin with.
+const OURS: [&str; 2] = ["hawser_", "process_"];
 /// Words that say a unit which is no base unit.
 const NOT_BASE: &[&str] =
     &["_ms", "_milliseconds", "_micros", "_microseconds", "_minutes", "_kib", "_mib", "_percent"];
@@ -65,7 +67,7 @@ pub fn lint(text: &str) -> Vec<String> {
         if !name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
             say("is not snake_case");
         }
-        if !name.starts_with("hawser_") && !name.starts_with("process_") {
+        if !OURS.iter().any(|prefix| name.starts_with(prefix)) {
             say("has neither our prefix nor is it a process metric");
         }
         if NOT_BASE.iter().any(|word| name.contains(word)) {
@@ -104,6 +106,7 @@ pub fn documented(text: &str, page: &str, others: &[&str]) -> Vec<String> {
     let real: BTreeSet<String> = names(text).into_keys().collect();
     let cells = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let named: BTreeSet<String> = cells
+        .filter(|cell| OURS.iter().any(|prefix| cell.starts_with(prefix)))
         .map(|cell| cell.split('{').next().unwrap_or(cell).to_owned())
         .filter(|name| !others.iter().any(|other| name.starts_with(other)))
         .collect();
