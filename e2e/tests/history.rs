@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use hawser_e2e::history::disk::FaultyDisk;
 use hawser_e2e::history::{Round, Store, round};
 use hawser_e2e::scenario;
@@ -15,14 +15,46 @@ use hawser_e2e::scenario;
 #[test]
 fn an_embedded_store_under_faults_loses_doubles_and_reorders_nothing() {
     scenario::run_with_product(|| {
-        round(Round { number: 0, seed: 3, store: Store::Embedded, length: Duration::from_secs(9) })
+        round(Round {
+            number: 0,
+            seed: 3,
+            store: Store::Embedded,
+            length: Duration::from_secs(9),
+            sabotage: false,
+        })
     });
 }
 
 #[test]
 fn a_store_in_etcd_under_faults_loses_doubles_and_reorders_nothing() {
     scenario::run_with_product(|| {
-        round(Round { number: 0, seed: 5, store: Store::Etcd, length: Duration::from_secs(9) })
+        round(Round {
+            number: 0,
+            seed: 5,
+            store: Store::Etcd,
+            length: Duration::from_secs(9),
+            sabotage: false,
+        })
+    });
+}
+
+#[test]
+fn a_disk_that_lies_about_fsync_is_found_out_with_a_story_and_how_to_run_it_again() {
+    scenario::run_with_product(|| {
+        let sabotage = Round {
+            number: 0,
+            seed: 7,
+            store: Store::Embedded,
+            length: Duration::from_secs(4),
+            sabotage: true,
+        };
+        let Err(found) = round(sabotage) else { bail!("acknowledged writes were lost, and nobody noticed") };
+        let story = format!("{found:#}");
+        ensure!(story.contains("violations in round 0"), "{story}");
+        ensure!(story.contains("answered and not done"), "the story names the fault: {story}");
+        ensure!(story.contains("again: target/debug/hawser-lab soak --seed 7"), "{story}");
+        println!("{story}");
+        Ok(())
     });
 }
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::check::{Violation, check};
+use super::check::check;
 use super::record::{Change, Final, Heard, History, Outcome, Revision, State, Watcher, Write};
+use super::violation::Violation;
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)

@@ -218,6 +218,23 @@ pub fn wait_for_etcd(members: &[EtcdMember]) -> Result<()> {
     .map(drop)
 }
 
+/// The member that leads just now; none during an election.
+pub fn etcd_leader(members: &[EtcdMember]) -> Option<usize> {
+    members.iter().position(|member| {
+        let mut ask = Command::new("etcdctl");
+        ask.env("ETCDCTL_API", "3").args([
+            "--endpoints",
+            &member.client.to_string(),
+            "--command-timeout",
+            "1s",
+        ]);
+        let said = run(ask.args(["endpoint", "status", "-w", "json"])).unwrap_or_default();
+        let status: serde_json::Value = serde_json::from_str(&said).unwrap_or_default();
+        let status = &status[0]["Status"];
+        status["leader"].is_u64() && status["leader"] == status["header"]["member_id"]
+    })
+}
+
 /// The lab's own loopback.
 pub fn raise_loopback() -> Result<()> {
     run(Command::new("ip").args(["link", "set", "lo", "up"])).map(drop)

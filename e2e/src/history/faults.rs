@@ -7,6 +7,7 @@ use anyhow::Result;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::cluster;
 use super::world::World;
 
 /// One way to hurt it. Replicas and members by their place; the mirror is the server behind the last replica.
@@ -35,6 +36,8 @@ pub enum Fault {
     },
     FailingSync,
     FullDisk,
+    /// Never chosen by itself: it shows that the checker finds a loss that is real.
+    LyingDisk,
     Clock {
         server: usize,
         seconds: i64,
@@ -67,6 +70,11 @@ impl Fault {
                 if rng.random() { rng.random_range(1000..3600) } else { -rng.random_range(10..250) };
             Self::Clock { server, seconds }
         };
+        // The leader every other time.
+        let member = |rng: &mut StdRng| {
+            let any = rng.random_range(0..world.etcd.len());
+            if rng.random() { cluster::etcd_leader(&world.etcd).unwrap_or(any) } else { any }
+        };
         match (world.disk.is_some(), rng.random_range(0..10)) {
             (_, 0) => Self::CutWire { wire },
             (_, 1) => Self::FreezeWire { wire },
@@ -78,8 +86,8 @@ impl Fault {
             (true, 7) => Self::SlowDisk { ms: rng.random_range(20..400) },
             (true, 8) => Self::FailingSync,
             (true, _) => Self::FullDisk,
-            (false, 5 | 6) => Self::KillEtcd { member: rng.random_range(0..world.etcd.len()) },
-            (false, 7 | 8) => Self::PauseEtcd { member: rng.random_range(0..world.etcd.len()) },
+            (false, 5 | 6) => Self::KillEtcd { member: member(rng) },
+            (false, 7 | 8) => Self::PauseEtcd { member: member(rng) },
             (false, _) => Self::FreezeInner { replica: rng.random_range(0..world.replicas.len()) },
         }
     }
@@ -89,7 +97,9 @@ impl Fault {
             Self::Kill { server } | Self::Pause { server } | Self::Clock { server, .. } => {
                 Target::Server(server)
             }
-            Self::PowerCut | Self::SlowDisk { .. } | Self::FailingSync | Self::FullDisk => Target::Server(0),
+            Self::PowerCut | Self::SlowDisk { .. } | Self::FailingSync | Self::FullDisk | Self::LyingDisk => {
+                Target::Server(0)
+            }
             Self::CutWire { wire } | Self::FreezeWire { wire } => Target::Wire(wire),
             // Of three members one may be away, and a replica away from all is as good as two.
             Self::FreezeInner { .. } | Self::KillEtcd { .. } | Self::PauseEtcd { .. } => Target::Etcd,
@@ -129,6 +139,10 @@ impl Fault {
                 world.disk.iter().for_each(|disk| disk.fail_writes(libc::ENOSPC));
                 Ok(())
             }
+            Self::LyingDisk => {
+                world.disk.iter().for_each(super::disk::FaultyDisk::lie);
+                Ok(())
+            }
             Self::Clock { server, seconds } => server_of(world, server).set_clock(seconds),
             Self::KillEtcd { member } => world.etcd[member].member.kill(),
             Self::PauseEtcd { member } => world.etcd[member].member.pause(),
@@ -149,7 +163,7 @@ impl Fault {
                 Ok(())
             }
             // A store whose sync failed takes no more writes before its process is begun anew.
-            Self::FailingSync => {
+            Self::FailingSync | Self::LyingDisk => {
                 world.disk.iter().for_each(super::disk::FaultyDisk::works_again);
                 world.cut_power()?;
                 world.replicas[0].member.start()
@@ -190,6 +204,7 @@ impl fmt::Display for Fault {
             }
             Self::SlowDisk { ms } => write!(f, "each fsync takes {ms} ms"),
             Self::FailingSync => write!(f, "each fsync gives EIO"),
+            Self::LyingDisk => write!(f, "each fsync is answered and not done, and then the power is cut"),
             Self::FullDisk => write!(f, "each write ends half way with ENOSPC"),
             Self::Clock { server, seconds } => write!(f, "the clock of server {server} jumps by {seconds} s"),
             Self::KillEtcd { member } => write!(f, "kill -9 of etcd-{member}"),

@@ -13,6 +13,7 @@ pub mod faults;
 pub mod record;
 pub mod soak;
 pub mod story;
+pub mod violation;
 pub mod watchers;
 pub mod wire;
 pub mod world;

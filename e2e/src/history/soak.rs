@@ -49,6 +49,8 @@ pub struct Round {
     pub seed: u64,
     pub store: Store,
     pub length: Duration,
+    /// Instead of faults that a store survives, one that none can: the round must be found wanting.
+    pub sabotage: bool,
 }
 
 /// Exit code 0 only when no round had a violation. Must run inside a lab, before any thread.
@@ -59,7 +61,7 @@ pub fn run(options: &Options) -> Result<u8> {
     for number in 0.. {
         let turn = if number % 2 == 0 { Store::Embedded } else { Store::Etcd };
         let store = options.store.unwrap_or(turn);
-        round(Round { number, seed: seed + u64::from(number), store, length })?;
+        round(Round { number, seed: seed + u64::from(number), store, length, sabotage: false })?;
         if options.seconds.is_some() || Instant::now() >= until {
             break;
         }
@@ -72,7 +74,7 @@ pub fn round(round: Round) -> Result<()> {
     let Some(inside) = Inside::current() else { bail!("a soak runs inside `hawser-lab inside`") };
     super::cluster::raise_loopback()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let Round { number, seed, store, length } = round;
+    let Round { number, seed, store, length, .. } = round;
     println!("round {number}: seed {seed}, {store:?} store, {} s of faults", length.as_secs());
     let history = runtime.block_on(play(round, &inside))?;
     let counts = history.counts();
@@ -133,7 +135,10 @@ async fn play(round: Round, inside: &Inside) -> Result<History> {
             Ok(tokio::spawn(task))
         })
         .collect::<Result<_>>()?;
-    let faults = hurt(&mut world, &mut rng, began, round.length).await;
+    let faults = match round.sabotage {
+        true => sabotage(&mut world, began).await,
+        false => hurt(&mut world, &mut rng, began, round.length).await,
+    };
     let healed = world.heal();
     // A little longer, so that what is healed is seen to work.
     tokio::time::sleep(Duration::from_millis(700)).await;
@@ -234,6 +239,17 @@ async fn hurt(
         world.check_alive()?;
     }
     Ok(told)
+}
+
+async fn sabotage(world: &mut World, began: Instant) -> Result<Vec<(Duration, String)>> {
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    let at = began.elapsed();
+    Fault::LyingDisk.begin(world)?;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    Fault::LyingDisk.end(world)?;
+    // Until there are newer revisions than those that were lost.
+    tokio::time::sleep(Duration::from_millis(3000)).await;
+    Ok(vec![(at, Fault::LyingDisk.to_string()), (began.elapsed(), "over".to_owned())])
 }
 
 /// Waits until every watcher has everything; who does not get there has lost something, and the checker says what.

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::check::Violation;
 use super::record::{Heard, History, Outcome, Watcher};
+use super::violation::Violation;
 
 /// Things heard that are told on each side.
 const AROUND: usize = 4;
