@@ -16,7 +16,7 @@ BPF_LINKER_VERSION := 0.10.4
 APT_PACKAGES := build-essential ca-certificates conntrack curl etcd-client etcd-server iproute2 iptables \
 	iperf3 iputils-ping jq nftables procps socat tcpdump wireguard-go wireguard-tools
 
-.PHONY: help setup build demo bench-lb bench-tunnel soak test check fmt lint doc unit layers clean
+.PHONY: help setup build demo bench-lb bench-tunnel bench-store soak test check fmt lint doc unit layers clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -48,6 +48,10 @@ bench-lb: build ## short connections: Hawser, no service, iptables as kube-proxy
 
 bench-tunnel: build ## one TCP flow: our engine, wireguard-go, no tunnel
 	@target/debug/hawser-lab bench tunnel
+
+bench-store: setup ## the mesh store beside a real etcd, optimised build: first sync, propagation, fan-out, durable writes (QUICK=1: only that it runs)
+	cargo build --locked --release -p hawser-e2e --bin hawser-lab
+	@QUICK=$(QUICK) target/release/hawser-lab bench store
 
 soak: build ## faults against the real processes: every acknowledged write seen once and in order? (SEED=, MINUTES=10, STORE=embedded|etcd)
 	@target/debug/hawser-lab soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(STORE),--store $(STORE))

@@ -63,6 +63,8 @@ enum Verb {
     PodClient(pod::ClientArgs),
     #[command(hide = true)]
     TunnelEngine(bench::EngineArgs),
+    #[command(hide = true)]
+    StorePart { role: String, args: String },
 }
 
 fn main() -> ExitCode {
@@ -79,6 +81,8 @@ fn run(cli: Cli) -> Result<u8> {
     match cli.verb {
         Verb::Demo(options) => in_enclave(|| demo::run(options)),
         Verb::Topology { keep } => in_enclave(|| walk::topology(keep)),
+        // Loopback alone, and processes of its own: nothing to shut in.
+        Verb::Bench { which: bench::Bench::Store } => bench::run(bench::Bench::Store),
         Verb::Bench { which } => in_enclave(|| bench::run(which)),
         Verb::Soak(options) => in_enclave(|| history::run(&options)),
         Verb::Enter { place, lab, command } => enter::run(&place, lab, &command),
@@ -89,6 +93,7 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::PodServer(args) => pod::run_server(&args).map(|()| 0),
         Verb::PodClient(args) => pod::run_client(&args).map(|()| 0),
         Verb::TunnelEngine(args) => bench::run_engine(&args).map(|()| 0),
+        Verb::StorePart { role, args } => bench::run_store_part(&role, &args).map(|()| 0),
     }
 }
 

@@ -5,11 +5,13 @@ mod lb;
 mod pair;
 mod result;
 mod stats;
+mod store;
 mod tunnel;
 
 use anyhow::Result;
 
 pub use engine::{EngineArgs, run as run_engine};
+pub use store::run_part as run_store_part;
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Bench {
@@ -17,6 +19,8 @@ pub enum Bench {
     Lb,
     /// One TCP flow through a tunnel: our engine, wireguard-go, no tunnel.
     Tunnel,
+    /// The mesh store: first sync, propagation, fan-out, durable writes, beside a real etcd. QUICK=1 shows only that it runs.
+    Store,
 }
 
 /// A number below its goal is a finding, not a failure: the exit code says only whether everything was measured.
@@ -24,6 +28,7 @@ pub fn run(bench: Bench) -> Result<u8> {
     let result = match bench {
         Bench::Lb => lb::measure()?,
         Bench::Tunnel => tunnel::measure()?,
+        Bench::Store => store::measure(std::env::var_os("QUICK").is_some_and(|quick| quick == "1"))?,
     };
     result.print();
     println!("\nwritten: {}", result.write()?.display());

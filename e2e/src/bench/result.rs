@@ -20,15 +20,33 @@ pub(super) struct BenchResult {
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Row {
-    key: String,
-    value: f64,
+pub(super) struct Row {
+    pub(super) key: String,
+    pub(super) value: f64,
     unit: &'static str,
     better: &'static str,
     goal: Option<f64>,
     peers: BTreeMap<&'static str, f64>,
-    /// Of `value`, 95 %.
-    interval: [f64; 2],
+    /// Of `value`, 95 %; absent where rounds are too few to tell.
+    interval: Option<[f64; 2]>,
+}
+
+impl Row {
+    /// One number, without an interval.
+    pub(super) fn plain(
+        key: &str,
+        value: f64,
+        unit: &'static str,
+        better: &'static str,
+        goal: Option<f64>,
+    ) -> Self {
+        Self { key: key.to_owned(), value, unit, better, goal, peers: BTreeMap::new(), interval: None }
+    }
+
+    pub(super) fn beside(mut self, peer: &'static str, value: f64) -> Self {
+        self.peers.insert(peer, value);
+        self
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -84,23 +102,29 @@ impl BenchResult {
         Self { name, machine, rounds: ours.rounds.len(), rows }
     }
 
+    /// Of rows that were measured elsewhere.
+    pub(super) fn of_rows(name: &'static str, load_before: String, rounds: usize, rows: Vec<Row>) -> Self {
+        Self { name, machine: Machine::describe(load_before), rounds, rows }
+    }
+
     pub(super) fn print(&self) {
         let Machine { cpu, cores, kernel, profile, load } = &self.machine;
-        let what = self.rows.first().map_or("", |row| &row.key);
+        let what = self.rows.first().filter(|row| row.interval.is_some()).map_or(self.name, |row| &row.key);
+        let width = self.rows.iter().map(|row| row.key.len()).max().unwrap_or_default().max(24);
         println!("\n{what}, on {cpu}, {cores} cores, Linux {kernel}, profile {profile}");
         println!(
             "{} rounds, interleaved; medians with 95 % intervals; load average {} before, {} after\n",
             self.rounds, load[0], load[1]
         );
-        println!("{:<24} {:>10}  {:<21} {:>6}  unit", "", "median", "95 %", "goal");
+        println!("{:<width$} {:>10}  {:<21} {:>6}  unit", "", "median", "95 %", "goal");
         for row in &self.rows {
-            let [low, high] = row.interval.map(digits);
             let goal = row.goal.map_or_else(|| "-".to_owned(), |goal| goal.to_string());
-            let interval = format!("{low} .. {high}");
-            let label = if row.peers.is_empty() { &row.key } else { "hawser" };
-            println!("{label:<24} {:>10}  {interval:<21} {goal:>6}  {}", digits(row.value), row.unit);
+            let interval = row.interval.map(|[low, high]| format!("{} .. {}", digits(low), digits(high)));
+            let interval = interval.unwrap_or_default();
+            let label = if row.peers.is_empty() || row.interval.is_none() { &row.key } else { "hawser" };
+            println!("{label:<width$} {:>10}  {interval:<21} {goal:>6}  {}", digits(row.value), row.unit);
             for (name, value) in &row.peers {
-                println!("{name:<24} {:>10}  {:<21} {:>6}  {}", digits(*value), "", "", row.unit);
+                println!("{name:>width$} {:>10}  {:<21} {:>6}  {}", digits(*value), "", "", row.unit);
             }
         }
     }
@@ -123,7 +147,7 @@ fn row(
     goal: Option<f64>,
     peers: BTreeMap<&'static str, f64>,
 ) -> Row {
-    Row { key, value: median, unit, better, goal, peers, interval: [low, high] }
+    Row { key, value: median, unit, better, goal, peers, interval: Some([low, high]) }
 }
 
 fn digits(value: f64) -> String {

@@ -14,8 +14,8 @@ mod keep_tests;
 mod task;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hawser_kvstore::{Identity, KeyRange, Keyspace, Limits, RangeQuery, Revision};
@@ -179,6 +179,30 @@ impl Mirror {
         let (asks, asked) = mpsc::channel(1);
         let keep = task.config.keep.clone().map(|dir| Keeping::start(dir, &task, asks, going_on));
         Ok(Self { keyspace, status, task: tokio::spawn(task.run(follow, asked)), cluster, keep })
+    }
+
+    /// Starts many, as [`Mirror::start`] does each, on all cores: what is kept on disk is read, decoded and admitted here.
+    /// Must be called in a tokio runtime.
+    pub fn start_all(
+        configs: Vec<MirrorConfig>,
+        keyspaces: &Keyspaces,
+    ) -> Vec<Result<Self, FollowConfigError>> {
+        let runtime = tokio::runtime::Handle::current();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(configs.len());
+        let (results, configs) = (Mutex::new(Vec::new()), Mutex::new(configs.into_iter().enumerate()));
+        let work = || {
+            let _entered = runtime.enter();
+            loop {
+                let next = configs.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((place, config)) = next else { return };
+                let started = Self::start(config, keyspaces);
+                results.lock().unwrap_or_else(PoisonError::into_inner).push((place, started));
+            }
+        };
+        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_unstable_by_key(|(place, _)| *place);
+        results.into_iter().map(|(_, started)| started).collect()
     }
 
     /// Writes what is not on disk yet, for a process that is about to end.
