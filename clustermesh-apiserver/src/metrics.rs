@@ -237,6 +237,7 @@ pub fn own(
         ("source", facts.source_problems.len()),
         ("export", facts.export_problems.len()),
         ("heartbeat", usize::from(facts.heartbeat_problem.is_some())),
+        ("writeback", usize::from(facts.writeback_problem.is_some())),
     ];
     let exported = [
         ("nodes", facts.nodes.len() as f64),

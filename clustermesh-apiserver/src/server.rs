@@ -21,7 +21,7 @@ use crate::agent::AgentService;
 use crate::authorize::Roles;
 use crate::board::Board;
 use crate::config::Config;
-use crate::exporter::Exporter;
+use crate::exporter::{Command, Exporter};
 use crate::listen::{self, ListenError};
 use crate::metrics::Commits;
 use crate::mirrors::Mirrors;
@@ -31,6 +31,7 @@ use crate::probes::{Open, Probes, watch_lock};
 use crate::rotation::Rotating;
 use crate::session::SessionService;
 use crate::source::{self, Kubernetes, OpenSourceError};
+use crate::tokenreview::Reviewer;
 use crate::trust::{Certificates, Trust};
 use crate::writeback::Writeback;
 use crate::{export, heartbeat, peers};
@@ -116,98 +117,31 @@ impl Server {
 
     /// Serves until told to stop.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ListenError> {
-        let Self {
-            config,
-            provider,
-            certificates,
-            listener,
-            store,
-            source,
-            kubernetes,
-            accept_mass_delete,
-            board,
-            probes,
-        } = self;
-        let describe = store.describe().to_owned();
-        let commits = Commits::default();
-        let handle = commits.around(&store.handle);
-        let keyspaces = Keyspaces::new(handle.clone());
-        let own = Own::new(handle);
-        let trust =
-            Trust::new(TrustStore::new(config.cluster.name.clone(), certificates.authority().trusted()));
-        let mirrors = Mirrors::new(
-            Arc::clone(&config),
-            own.clone(),
-            keyspaces.clone(),
-            trust.clone(),
-            Arc::clone(&certificates),
-            Arc::clone(&provider),
-        );
+        let parts = Parts::of(&self);
+        let Self { config, listener, store, source, kubernetes, probes, accept_mass_delete, .. } = self;
         // Before the first connection, so that an admitted peer is never taken for a stranger.
-        mirrors.follow_list();
-        let rotating = Rotating {
-            config: Arc::clone(&config),
-            own: own.clone(),
-            keyspaces: keyspaces.clone(),
-            trust: trust.clone(),
-            certificates: Arc::clone(&certificates),
-            mirrors: mirrors.clone(),
-        };
+        parts.mirrors.follow_list();
+        probes.opened(parts.open());
         let (client, reviewer) = kubernetes.map(|k| (k.client, k.reviewer)).unzip();
         let (exporter, commands) = mpsc::channel(COMMANDS);
-        let agent = AgentService {
-            config: Arc::clone(&config),
-            own: own.clone(),
-            certificates: Arc::clone(&certificates),
-            exporter: exporter.clone(),
-            reviewer: reviewer.flatten(),
-        };
-        let admin = AdminService {
-            config: Arc::clone(&config),
-            own: own.clone(),
-            store: describe.clone(),
-            certificates: Arc::clone(&certificates),
-            exporter,
-            mirrors: mirrors.clone(),
-            rotating: rotating.clone(),
-            board: Arc::clone(&board),
-            admitting: Mutex::default(),
-        };
-        probes.opened(Open {
-            store: describe.clone(),
-            announced: export::cluster_config(&config).key(&config.cluster).to_string(),
-            keyspaces: keyspaces.clone(),
-            own: own.clone(),
-            mirrors: mirrors.clone(),
-            certificates: Arc::clone(&certificates),
-            commits,
-            counted: Default::default(),
-        });
-        let exports = Exporter::new(Arc::clone(&config), own.clone(), Arc::clone(&board), accept_mass_delete);
-        let writeback = client.map(|client| Writeback {
-            client,
-            config: Arc::clone(&config),
-            mirrors: mirrors.clone(),
-            keyspaces: keyspaces.clone(),
-            board: Arc::clone(&board),
-            asked: exports.asked(),
-            leads: watch::channel(true).1,
-        });
-        let advertise = config.advertise.iter().map(ToString::to_string).collect();
-        let etcd = EtcdServer::new(keyspaces, Arc::new(Roles::new(config.cluster.name.clone())), advertise);
-        let routes = Routes::new(AgentServer::new(agent)).add_service(AdminServer::new(admin));
-        let routes = routes.add_service(SessionServer::new(SessionService { trust: trust.clone() }));
-        let routes = etcd.add_to(routes);
-        let tls = listen::tls(&certificates, provider)?;
-        let peers = peers::admitted(&own, &config).len();
-        tracing::info!(cluster = %config.cluster, listen = %config.listen, store = describe, peers, "serving");
+        let routes = parts.routes(exporter, reviewer.flatten());
+        let tls = listen::tls(&parts.certificates, Arc::clone(&parts.provider))?;
+        let exports = Exporter::new(
+            Arc::clone(&config),
+            parts.own.clone(),
+            Arc::clone(&parts.board),
+            accept_mass_delete,
+        );
+        let peers = peers::admitted(&parts.own, &config).len();
+        tracing::info!(cluster = %config.cluster, listen = %config.listen, store = parts.describe, peers, "serving");
         let mut tasks = JoinSet::new();
-        if let Some(writeback) = writeback {
-            tasks.spawn(writeback.run(stop.clone()));
+        if let Some(client) = client {
+            tasks.spawn(parts.writeback(client, &exports).run(stop.clone()));
         }
         tasks.spawn(exports.run(source, commands, stop.clone()));
+        let Parts { own, board, trust, certificates, mirrors, rotating, .. } = parts;
         tasks.spawn(watch_lock(own.clone(), board.watchdog().clone(), stop.clone()));
-        tasks.spawn(heartbeat::run(own, Arc::clone(&board), stop.clone()));
+        tasks.spawn(heartbeat::run(own, board, stop.clone()));
         tasks.spawn(mirrors.run(stop.clone()));
         tasks.spawn(certificates.keep_fresh(trust.clone(), stop.clone()));
         tasks.spawn(rotating.run(stop.clone()));
@@ -221,5 +155,114 @@ impl Server {
         }
         drop(store);
         Ok(())
+    }
+}
+
+/// What the tasks and services of a server share.
+struct Parts {
+    config: Arc<Config>,
+    provider: Arc<CryptoProvider>,
+    /// The store, in words.
+    describe: String,
+    own: Own,
+    keyspaces: Keyspaces,
+    commits: Commits,
+    trust: Trust,
+    certificates: Arc<Certificates>,
+    mirrors: Mirrors,
+    rotating: Rotating,
+    board: Arc<Board>,
+}
+
+impl Parts {
+    fn of(server: &Server) -> Self {
+        let Server { config, provider, certificates, store, board, .. } = server;
+        let commits = Commits::default();
+        let handle = commits.around(&store.handle);
+        let keyspaces = Keyspaces::new(handle.clone());
+        let own = Own::new(handle);
+        let trusted = certificates.authority().trusted();
+        let trust = Trust::new(TrustStore::new(config.cluster.name.clone(), trusted));
+        let mirrors = Mirrors::new(
+            Arc::clone(config),
+            own.clone(),
+            keyspaces.clone(),
+            trust.clone(),
+            Arc::clone(certificates),
+            Arc::clone(provider),
+        );
+        let rotating = Rotating {
+            config: Arc::clone(config),
+            own: own.clone(),
+            keyspaces: keyspaces.clone(),
+            trust: trust.clone(),
+            certificates: Arc::clone(certificates),
+            mirrors: mirrors.clone(),
+        };
+        Self {
+            config: Arc::clone(config),
+            provider: Arc::clone(provider),
+            describe: store.describe().to_owned(),
+            own,
+            keyspaces,
+            commits,
+            trust,
+            certificates: Arc::clone(certificates),
+            mirrors,
+            rotating,
+            board: Arc::clone(board),
+        }
+    }
+
+    fn routes(&self, exporter: mpsc::Sender<Command>, reviewer: Option<Reviewer>) -> Routes {
+        let agent = AgentService {
+            config: Arc::clone(&self.config),
+            own: self.own.clone(),
+            certificates: Arc::clone(&self.certificates),
+            exporter: exporter.clone(),
+            reviewer,
+        };
+        let admin = AdminService {
+            config: Arc::clone(&self.config),
+            own: self.own.clone(),
+            store: self.describe.clone(),
+            certificates: Arc::clone(&self.certificates),
+            exporter,
+            mirrors: self.mirrors.clone(),
+            rotating: self.rotating.clone(),
+            board: Arc::clone(&self.board),
+            admitting: Mutex::default(),
+        };
+        let session = SessionService { trust: self.trust.clone() };
+        let advertise = self.config.advertise.iter().map(ToString::to_string).collect();
+        let roles = Arc::new(Roles::new(self.config.cluster.name.clone()));
+        let etcd = EtcdServer::new(self.keyspaces.clone(), roles, advertise);
+        let routes = Routes::new(AgentServer::new(agent)).add_service(AdminServer::new(admin));
+        etcd.add_to(routes.add_service(SessionServer::new(session)))
+    }
+
+    fn open(&self) -> Open {
+        Open {
+            store: self.describe.clone(),
+            announced: export::cluster_config(&self.config).key(&self.config.cluster).to_string(),
+            keyspaces: self.keyspaces.clone(),
+            own: self.own.clone(),
+            mirrors: self.mirrors.clone(),
+            certificates: Arc::clone(&self.certificates),
+            commits: self.commits.clone(),
+            counted: Default::default(),
+        }
+    }
+
+    fn writeback(&self, client: kube::Client, exports: &Exporter) -> Writeback {
+        Writeback {
+            client,
+            config: Arc::clone(&self.config),
+            mirrors: self.mirrors.clone(),
+            keyspaces: self.keyspaces.clone(),
+            board: Arc::clone(&self.board),
+            asked: exports.asked(),
+            leads: watch::channel(true).1,
+        }
     }
 }

@@ -15,7 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-const OVERLAYS: [&str; 2] = ["etcd", "single"];
+const OVERLAYS: [&str; 2] = ["overlays/etcd", "overlays/single"];
+/// What is added when endpoints of other clusters are written back.
+const WRITE_BACK: &str = "write-back";
 const NAMESPACE: &str = "hawser-system";
 /// Made by a person before the rest: deploy/README.md.
 const BY_HAND: [(&str, &str); 2] = [("Secret", "hawser-pki"), ("ConfigMap", "hawser-ca")];
@@ -28,7 +30,7 @@ fn root() -> PathBuf {
 struct Rendered(BTreeMap<(String, String), Value>);
 
 fn render(overlay: &str) -> Result<Rendered> {
-    let dir = root().join("deploy/kustomize/overlays").join(overlay);
+    let dir = root().join("deploy/kustomize").join(overlay);
     let output = Command::new("kubectl").arg("kustomize").arg(&dir).output();
     let output = output.context("kubectl cannot be run\nfix: run `make setup`")?;
     ensure!(output.status.success(), "{overlay}: {}", String::from_utf8_lossy(&output.stderr));
@@ -163,13 +165,6 @@ fn a_field_that_kubernetes_does_not_know_is_found() {
     assert!(wrong.contains("/spec/ports/0/tragetPort"), "{wrong}");
 }
 
-/// Names of all values under `key`, wherever it is.
-fn names<'a>(value: &'a Value, pointers: &[&str], found: &mut BTreeSet<&'a str>) {
-    for pointer in pointers {
-        found.extend(value.pointer(pointer).and_then(Value::as_str));
-    }
-}
-
 fn volumes_are_there(rendered: &Rendered, workload: &Value) -> Result<()> {
     let pod = workload.pointer("/spec/template/spec").context("no pod")?;
     let list = |pointer: &str| pod.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
@@ -280,11 +275,10 @@ fn what_is_referred_to_is_there() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_api_server_may_read_what_its_source_reads_and_write_nothing() -> Result<()> {
-    let rendered = render("etcd")?;
+/// `verb resource` of every rule of a role.
+fn granted(rendered: &Rendered, role: &str) -> Result<BTreeSet<String>> {
     let mut granted = BTreeSet::new();
-    for rule in rendered.get("ClusterRole", "hawser-apiserver")?["rules"].as_array().context("no rules")? {
+    for rule in rendered.get("ClusterRole", role)?["rules"].as_array().context("no rules")? {
         for resource in rule["resources"].as_array().into_iter().flatten() {
             for verb in rule["verbs"].as_array().into_iter().flatten() {
                 granted.insert(format!(
@@ -295,16 +289,38 @@ fn the_api_server_may_read_what_its_source_reads_and_write_nothing() -> Result<(
             }
         }
     }
+    Ok(granted)
+}
+
+/// Whom a binding means, all of them.
+fn bound(rendered: &Rendered) -> Result<BTreeSet<&str>> {
+    let bindings = rendered.of(&["ClusterRoleBinding"]);
+    let subjects =
+        bindings.flat_map(|b| b.pointer("/subjects").and_then(Value::as_array).into_iter().flatten());
+    subjects.map(|subject| str_at(subject, "/name")).collect()
+}
+
+#[test]
+fn the_api_server_may_read_what_its_source_reads_and_write_nothing() -> Result<()> {
     let read = ["namespaces", "nodes", "pods", "services", "endpointslices", "networkpolicies"];
     let mut needed: BTreeSet<String> =
         read.iter().flat_map(|kind| ["get", "list", "watch"].map(|verb| format!("{verb} {kind}"))).collect();
     needed.insert("create tokenreviews".to_owned());
-    assert_eq!(granted, needed);
-    let mut bound = BTreeSet::new();
-    for binding in rendered.of(&["ClusterRoleBinding"]) {
-        names(binding, &["/subjects/0/name"], &mut bound);
+    for overlay in OVERLAYS {
+        let rendered = render(overlay)?;
+        assert_eq!(granted(&rendered, "hawser-apiserver")?, needed);
+        assert_eq!(bound(&rendered)?, BTreeSet::from(["hawser-apiserver"]), "an agent may do nothing there");
     }
-    assert_eq!(bound, BTreeSet::from(["hawser-apiserver"]), "an agent may do nothing at the Kubernetes API");
+    Ok(())
+}
+
+#[test]
+fn only_write_back_may_write_and_only_endpointslices() -> Result<()> {
+    let rendered = render(WRITE_BACK)?;
+    rendered.0.values().try_for_each(check_schema)?;
+    let verbs = ["create", "delete", "update"].map(|verb| format!("{verb} endpointslices"));
+    assert_eq!(granted(&rendered, "hawser-apiserver-write-back")?, BTreeSet::from(verbs));
+    assert_eq!(bound(&rendered)?, BTreeSet::from(["hawser-apiserver"]));
     Ok(())
 }
 

@@ -46,7 +46,10 @@ impl Watchdog {
     /// One check a task.
     pub fn checks(&self, now: Instant) -> Vec<Check> {
         let tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.iter().map(|task| task.check(now)).collect()
+        let mut checks: Vec<_> = tasks.iter().map(|task| task.check(now)).collect();
+        // In the order of names: tasks begin in any.
+        checks.sort_by_key(|check| check.name);
+        checks
     }
 }
 
