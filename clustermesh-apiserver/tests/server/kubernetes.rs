@@ -210,7 +210,7 @@ async fn the_endpoints_elsewhere_of_a_service_that_asks_are_written_back_and_nev
     until_written(&server, "a conflict is survived", &["10.2.0.78"]).await;
     // The remote that is cut off keeps its endpoints, also over a restart of ours.
     eu.kill();
-    us.kill();
+    assert_eq!(us.stop(), Some(0));
     us.start(&[]).await;
     server.apply(cart(&silent));
     until_written(&server, "they go with the annotation", &[]).await;
