@@ -41,6 +41,29 @@ async fn a_token_lets_its_node_in_once() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_changed_or_is_another_clusters_lets_nobody_in() {
+    let (mut us, mut eu) = (Cluster::with_shop("us-east", 1), Cluster::with_shop("eu-west", 2));
+    us.start(&[]).await;
+    eu.start(&[]).await;
+    let token = us.token("node-1").await.token.reveal();
+    let foreign = eu.join("node-1", &token).await.err().unwrap();
+    assert_eq!(foreign.code(), Code::Unauthenticated);
+    assert!(foreign.message().contains("is unknown here"), "{foreign}");
+    // The first character of the secret: a change in the last one may lie in bits that say nothing.
+    let at = token.rfind('.').unwrap() + 1;
+    let other = if token[at..].starts_with('A') { "B" } else { "A" };
+    let changed = format!("{}{other}{}", &token[..at], &token[at + 1..]);
+    let refused = us.join("node-1", &changed).await.err().unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(refused.message().contains("is unknown here"), "it says no more: {refused}");
+    for cut in [&token[..token.len() - 1], &token[..at], "hwt2.x.y", ""] {
+        let refused = us.join("node-1", cut).await.err().unwrap();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{cut}: {refused}");
+    }
+    us.join("node-1", &token).await.ok().unwrap();
+}
+
+#[tokio::test]
 async fn a_report_appears_in_both_forms_of_the_node_and_survives_a_restart() {
     let mut us = Cluster::with_shop("us-east", 1);
     us.start(&[]).await;

@@ -1,6 +1,7 @@
 //! The server as a whole: the real binary on loopback, real TLS, real certificates.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that unwraps reads better")]
 
+mod certificates;
 mod cluster;
 mod connections;
 #[path = "../../sources/tests/fake_api_server/mod.rs"]
