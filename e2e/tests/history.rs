@@ -19,7 +19,7 @@ fn an_embedded_store_under_faults_loses_doubles_and_reorders_nothing() {
             number: 0,
             seed: 3,
             store: Store::Embedded,
-            length: Duration::from_secs(9),
+            length: Duration::from_secs(7),
             sabotage: false,
         })
     });
@@ -32,7 +32,7 @@ fn a_store_in_etcd_under_faults_loses_doubles_and_reorders_nothing() {
             number: 0,
             seed: 5,
             store: Store::Etcd,
-            length: Duration::from_secs(9),
+            length: Duration::from_secs(7),
             sabotage: false,
         })
     });

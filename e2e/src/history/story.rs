@@ -10,20 +10,30 @@ use super::violation::Violation;
 const AROUND: usize = 4;
 /// Faults so long before or after are told too.
 const NEAR: Duration = Duration::from_secs(4);
-/// Violations told in full.
-const TOLD: usize = 3;
+/// Violations of one kind that are named; the first is told in full.
+const NAMED: usize = 4;
 
-/// All violations in short, the first ones in full.
+/// By kind: how many there are, the first in full, a few more by name. One cause gives thousands.
 pub fn tell(history: &History, violations: &[Violation]) -> String {
-    let mut out = String::new();
-    for (index, violation) in violations.iter().take(30).enumerate() {
-        let _ = writeln!(out, "{violation}");
-        if index < TOLD {
-            one(history, violation, &mut out);
+    let mut kinds: Vec<(String, Vec<&Violation>)> = Vec::new();
+    for violation in violations {
+        let kind = violation.to_string().split(':').next().unwrap_or_default().to_owned();
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, all)) => all.push(violation),
+            None => kinds.push((kind, vec![violation])),
         }
     }
-    if violations.len() > 30 {
-        let _ = writeln!(out, "and {} more", violations.len() - 30);
+    let mut out = String::new();
+    for (kind, all) in kinds {
+        for (index, violation) in all.iter().take(NAMED).enumerate() {
+            let _ = writeln!(out, "{violation}");
+            if index == 0 {
+                one(history, violation, &mut out);
+            }
+        }
+        if all.len() > NAMED {
+            let _ = writeln!(out, "... {} of \"{kind}\" in all", all.len());
+        }
     }
     out
 }
