@@ -62,6 +62,10 @@ impl Objects {
     pub fn apply(&mut self, event: SourceEvent) -> Touched {
         match event {
             SourceEvent::Upsert(object) => {
+                // Kubernetes tells every change of an object; most are of nothing that is kept here (a node's heartbeat).
+                if self.holds(&object) {
+                    return Touched::default();
+                }
                 let touched = Touched::by(object.reference().kind);
                 self.insert(object);
                 touched
@@ -89,6 +93,18 @@ impl Objects {
     /// Whether absence may be believed: all was read once, and nothing that was never read is left.
     pub fn complete(&self) -> bool {
         self.synced && !self.problems.values().any(|problem| problem.blind)
+    }
+
+    fn holds(&self, object: &Object) -> bool {
+        let pair = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        match object {
+            Object::Namespace(o) => self.namespaces.get(&o.name) == Some(o),
+            Object::Node(o) => self.nodes.get(&o.name) == Some(o),
+            Object::Pod(o) => self.pods.get(&pair(&o.namespace, &o.name)) == Some(o),
+            Object::Service(o) => self.services.get(&o.key) == Some(o),
+            Object::EndpointSlice(o) => self.slices.get(&o.key) == Some(o),
+            Object::NetworkPolicy(o) => self.policies.get(&pair(&o.namespace, &o.name)) == Some(o),
+        }
     }
 
     fn insert(&mut self, object: Object) {
@@ -146,5 +162,26 @@ impl Objects {
     pub fn pods_by_ip(&self) -> BTreeMap<IpAddr, &Pod> {
         let pods = self.pods.values().filter(|pod| pod.holds_its_addresses());
         pods.flat_map(|pod| pod.ips.iter().map(move |ip| (*ip, pod))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_that_is_told_again_as_it_was_touches_nothing() {
+        let mut objects = Objects::default();
+        let shop = hawser_sources::parse(include_str!("../sources/testdata/shop.yaml")).unwrap();
+        for object in &shop {
+            objects.apply(SourceEvent::Upsert(object.clone()));
+        }
+        for object in shop {
+            assert_eq!(objects.apply(SourceEvent::Upsert(object.clone())), Touched::default(), "{object:?}");
+            if let Object::Node(mut node) = object {
+                node.labels.insert("a".into(), "b".into());
+                assert!(objects.apply(SourceEvent::Upsert(Object::Node(node))).nodes);
+            }
+        }
     }
 }

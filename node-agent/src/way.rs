@@ -111,3 +111,57 @@ impl Way {
         Ok(JoinRequest { service_account_token, ..Default::default() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hawser_pki::Ca;
+
+    use super::*;
+    use crate::clock;
+
+    /// An agent's directory with a token and a CA, and its configuration.
+    fn pod(token: &str, ca: &str) -> (tempfile::TempDir, Config) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::write(path("token"), token).unwrap();
+        std::fs::write(path("ca.crt"), ca).unwrap();
+        let text = format!(
+            "join: {{ serviceAccountToken: {}, servers: [\"https://127.0.0.1:1\"], ca: {} }}",
+            path("token"),
+            path("ca.crt")
+        );
+        let config = Config::parse(&text, &dir.path().join("agent.yaml"), "node-1").unwrap();
+        (dir, config)
+    }
+
+    fn ca() -> String {
+        let name = ClusterName::parse("us-east").unwrap();
+        Ca::create(&name, clock::wall()).unwrap().cert().pem()
+    }
+
+    #[test]
+    fn a_pods_way_knows_its_cluster_by_the_ca_and_shows_the_token_of_now() {
+        let (dir, config) = pod("a.first.one\n", &ca());
+        let way = Way::of(&config).unwrap();
+        assert_eq!((way.cluster.as_str(), way.cluster_id), ("us-east", None));
+        let request = way.request().unwrap();
+        assert_eq!((request.service_account_token.as_str(), request.token.as_str()), ("a.first.one", ""));
+        std::fs::write(dir.path().join("token"), "a.second.one").unwrap();
+        assert_eq!(way.request().unwrap().service_account_token, "a.second.one", "the kubelet replaced it");
+        for (token, says) in [(String::new(), "is empty"), ("x".repeat(20_000), "too long")] {
+            std::fs::write(dir.path().join("token"), token).unwrap();
+            let said = crate::causes::chain(&way.request().unwrap_err());
+            assert!(said.contains(says) && said.contains("fix: "), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_ca_that_is_no_clusters_is_refused() {
+        let (_dir, config) = pod("a.b.c", "no PEM");
+        assert!(Way::of(&config).is_err());
+        let (dir, config) = pod("a.b.c", &ca());
+        std::fs::remove_file(dir.path().join("ca.crt")).unwrap();
+        let said = crate::causes::chain(&Way::of(&config).unwrap_err());
+        assert!(said.contains("join.ca") && said.contains("fix: mount"), "{said}");
+    }
+}

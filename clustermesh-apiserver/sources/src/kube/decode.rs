@@ -222,7 +222,7 @@ mod tests {
     fn what_is_no_event_is_refused_and_never_panics() {
         let line = r#"{"type":"ADDED","object":{"metadata":{"name":"shop","resourceVersion":"7"}}}"#;
         for end in 0..line.len() {
-            assert!(event(Kind::Namespace, line[..end].as_bytes()).is_err());
+            assert!(event(Kind::Namespace, &line.as_bytes()[..end]).is_err());
         }
         for wrong in [
             line.replace("ADDED", "SEEN"),

@@ -78,6 +78,9 @@ pub struct Rest {
     pub items: Vec<Arc<Value>>,
 }
 
+/// Part of a list: its version, its items, the token for what is left and how many that are.
+pub type Page = (u64, Vec<Arc<Value>>, Option<(String, usize)>);
+
 #[derive(Default)]
 pub struct Store {
     pub revision: u64,
@@ -172,7 +175,7 @@ impl Store {
         self.rests.clear();
     }
 
-    /// A list, or the next part of one: its version, its items, the token for what is left and how many that are.
+    /// A list, or the next part of one.
     pub fn list(
         &mut self,
         resource: Resource,
@@ -180,7 +183,7 @@ impl Store {
         filter: &Filter,
         limit: usize,
         token: Option<&str>,
-    ) -> Result<(u64, Vec<Arc<Value>>, Option<(String, usize)>), Refusal> {
+    ) -> Result<Page, Refusal> {
         let rest = match token {
             Some(token) => self.rests.remove(token).ok_or_else(|| {
                 let message =
