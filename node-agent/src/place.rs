@@ -69,7 +69,10 @@ pub(crate) async fn learn(
         }
         let reason = chain(&reason);
         if told.as_ref() != Some(&reason) {
-            tracing::warn!(reason, "the API server cannot be reached to learn this node's place, trying again");
+            tracing::warn!(
+                reason,
+                "the API server cannot be reached to learn this node's place, trying again"
+            );
             told = Some(reason);
         }
         tokio::time::sleep(wait).await;
