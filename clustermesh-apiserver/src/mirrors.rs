@@ -128,6 +128,7 @@ impl Mirrors {
             // Also of clusters that were disconnected while this server was not there.
             kept.retain(&listed.iter().map(|(peer, _)| peer.cluster.name.as_str()).collect::<Vec<_>>());
         }
+        let (mut begun, mut configs) = (Vec::new(), Vec::new());
         for (peer, kv) in listed {
             let name = peer.cluster.name.clone();
             if running.get_mut(&name).is_some_and(|running| self.goes_on(running, &peer, &kv.value)) {
@@ -135,15 +136,20 @@ impl Mirrors {
             }
             // The old one ends before the new one goes on with its keyspace.
             let again = running.remove(&name).is_some();
-            let (line, mirror) = match self.begin(&peer) {
-                Ok((line, mirror)) => (Some(line), Ok(mirror)),
-                Err(error) => (None, Err(error)),
-            };
-            if let Err(error) = &mirror {
-                tracing::error!(cluster = %name, error, "a connected cluster cannot be mirrored");
-            }
             tracing::info!(cluster = %name, again, "connected");
-            running.insert(name, Running { peer, value: kv.value.clone(), line, mirror, logged: None });
+            let value = kv.value.clone();
+            match self.prepare(&peer) {
+                Ok((line, config)) => {
+                    configs.push(config);
+                    begun.push((peer, value, line));
+                }
+                Err(error) => insert(&mut running, peer, value, None, Err(error)),
+            }
+        }
+        // What is on disk of all of them is read on all cores.
+        let mirrors = Mirror::start_all(configs, &self.0.keyspaces);
+        for ((peer, value, line), mirror) in begun.into_iter().zip(mirrors) {
+            insert(&mut running, peer, value, Some(line), mirror.map_err(|error| error.to_string()));
         }
     }
 
@@ -173,7 +179,8 @@ impl Mirrors {
         futures::future::join_all(lines.iter().map(Line::present)).await;
     }
 
-    fn begin(&self, peer: &Peer) -> Result<(Line, Mirror), String> {
+    /// From here on the peer is trusted; its mirror is not begun yet.
+    fn prepare(&self, peer: &Peer) -> Result<(Line, MirrorConfig), String> {
         let inner = &self.0;
         let cas = CaSet::from_pem(&peer.ca).map_err(|error| error.to_string())?;
         inner.trust.insert_peer(peer.cluster.name.clone(), cas);
@@ -188,8 +195,7 @@ impl Mirrors {
             pace: Pace::default(),
             keep: inner.kept.as_ref().ok().cloned(),
         };
-        let mirror = Mirror::start(config, &inner.keyspaces).map_err(|error| error.to_string())?;
-        Ok((line, mirror))
+        Ok((line, config))
     }
 
     /// A change of state is worth a line; what happens within one is not.
@@ -243,4 +249,18 @@ impl Mirrors {
             counted.map_or(0, |reply| u32::try_from(reply.count).unwrap_or(u32::MAX))
         })
     }
+}
+
+fn insert(
+    running: &mut BTreeMap<ClusterName, Running>,
+    peer: Peer,
+    value: Bytes,
+    line: Option<Line>,
+    mirror: Result<Mirror, String>,
+) {
+    let name = peer.cluster.name.clone();
+    if let Err(error) = &mirror {
+        tracing::error!(cluster = %name, error, "a connected cluster cannot be mirrored");
+    }
+    running.insert(name, Running { peer, value, line, mirror, logged: None });
 }

@@ -3,7 +3,7 @@
 use crate::keyspace::{Keyspace, Limits};
 use crate::kv::{Event, KeyValue, Revision, SharedKv};
 use crate::record::{ApplyError, Change, Identity, Record, Snapshot};
-use crate::tree::{Tree, Version};
+use crate::tree::Tree;
 use std::time::Duration;
 
 impl Keyspace {
@@ -14,7 +14,7 @@ impl Keyspace {
         for &(id, ttl) in &snapshot.leases {
             keyspace.leases.grant(id, ttl, now);
         }
-        keyspace.replace(&snapshot.kvs, snapshot.revision)?;
+        keyspace.replace(snapshot.kvs.iter().map(SharedKv::new).collect(), snapshot.revision)?;
         keyspace.start_at(snapshot.revision, snapshot.identity);
         Ok(keyspace)
     }
@@ -32,16 +32,18 @@ impl Keyspace {
 
     /// Makes a replica what its origin listed at `revision`: keys in order, each with its own revisions. The history starts
     /// anew, so watchers list again too; when `identity` is another one (or `revision` is behind) they are told so.
+    ///
+    /// O(keys). Given [`SharedKv`]s it copies keys only.
     pub fn load(
         &mut self,
         identity: Identity,
         revision: Revision,
-        kvs: &[KeyValue],
+        kvs: impl IntoIterator<Item: Into<SharedKv>>,
     ) -> Result<(), ApplyError> {
         if !self.replica {
             return Err(ApplyError::NotAReplica);
         }
-        self.replace(kvs, revision)?;
+        self.replace(kvs.into_iter().map(Into::into).collect(), revision)?;
         self.start_at(revision, identity);
         Ok(())
     }
@@ -102,13 +104,13 @@ impl Keyspace {
         Ok(())
     }
 
-    fn replace(&mut self, kvs: &[KeyValue], revision: Revision) -> Result<(), ApplyError> {
+    fn replace(&mut self, kvs: Vec<SharedKv>, revision: Revision) -> Result<(), ApplyError> {
         for pair in kvs.windows(2) {
             if pair[0].key >= pair[1].key {
                 return Err(ApplyError::Unordered { key: pair[1].key.clone() });
             }
         }
-        for kv in kvs {
+        for kv in &kvs {
             if kv.key.is_empty() {
                 return Err(ApplyError::EmptyKey);
             }
@@ -117,12 +119,10 @@ impl Keyspace {
                 return Err(ApplyError::WrongModRevision { key, mod_revision, revision });
             }
         }
-        self.tree = Tree::default();
-        for kv in kvs {
-            let kv = SharedKv::new(kv);
+        for kv in &kvs {
             self.leases.attach(kv.lease, &kv.key);
-            self.tree.set(&kv.key, Version::Live(kv.clone()));
         }
+        self.tree = Tree::of_sorted(kvs);
         Ok(())
     }
 }

@@ -54,6 +54,12 @@ impl SharedKv {
     }
 }
 
+impl From<&KeyValue> for SharedKv {
+    fn from(kv: &KeyValue) -> Self {
+        Self::new(kv)
+    }
+}
+
 impl Deref for SharedKv {
     type Target = KeyValue;
     fn deref(&self) -> &KeyValue {

@@ -9,15 +9,16 @@ use std::collections::{BTreeMap, VecDeque};
 #[derive(Default)]
 pub(crate) struct Tree {
     /// The map's own key is a copy: a slice of a version would hold that version's value for as long as the key lives.
-    keys: BTreeMap<Bytes, Versions>,
+    /// 40 bytes an entry, beside the key's.
+    keys: BTreeMap<Box<[u8]>, Versions>,
     /// Encoded size of the newest versions.
     bytes: usize,
 }
 
 struct Versions {
     newest: Version,
-    /// Oldest first. Empty for a key that did not change within the history: then it allocates nothing.
-    older: VecDeque<Version>,
+    /// Oldest first. A key that did not change within the history has none, and pays one word.
+    older: Option<Box<VecDeque<Version>>>,
 }
 
 pub(crate) enum Version {
@@ -50,12 +51,21 @@ impl Versions {
         if self.newest.revision() <= revision {
             return self.newest.live();
         }
-        let after = self.older.partition_point(|version| version.revision() <= revision);
-        self.older.get(after.checked_sub(1)?)?.live()
+        let older = self.older.as_ref()?;
+        let after = older.partition_point(|version| version.revision() <= revision);
+        older.get(after.checked_sub(1)?)?.live()
     }
 }
 
 impl Tree {
+    /// Of keys in order, each with its one version. O(keys), and the nodes are full.
+    pub(crate) fn of_sorted(kvs: Vec<SharedKv>) -> Self {
+        let bytes = kvs.iter().map(|kv| kv.encoded().len()).sum();
+        let entry =
+            |kv: SharedKv| (Box::from(&kv.key[..]), Versions { newest: Version::Live(kv), older: None });
+        Self { keys: kvs.into_iter().map(entry).collect(), bytes }
+    }
+
     pub(crate) fn get(&self, key: &[u8], at: Revision) -> Option<&SharedKv> {
         self.keys.get(key)?.at(at)
     }
@@ -74,13 +84,12 @@ impl Tree {
 
     pub(crate) fn set(&mut self, key: &Bytes, version: Version) {
         self.bytes += version.size();
-        if let Some(versions) = self.keys.get_mut(key) {
+        if let Some(versions) = self.keys.get_mut(&key[..]) {
             self.bytes -= versions.newest.size();
             let older = std::mem::replace(&mut versions.newest, version);
-            versions.older.push_back(older);
+            versions.older.get_or_insert_default().push_back(older);
         } else {
-            let versions = Versions { newest: version, older: VecDeque::new() };
-            self.keys.insert(Bytes::copy_from_slice(key), versions);
+            self.keys.insert(Box::from(&key[..]), Versions { newest: version, older: None });
         }
     }
 
@@ -88,7 +97,7 @@ impl Tree {
     pub(crate) fn unset(&mut self, key: &[u8]) {
         let Some(versions) = self.keys.get_mut(key) else { return };
         self.bytes -= versions.newest.size();
-        match versions.older.pop_back() {
+        match versions.older.as_mut().and_then(|older| older.pop_back()) {
             Some(version) => {
                 self.bytes += version.size();
                 versions.newest = version;
@@ -103,23 +112,26 @@ impl Tree {
     pub(crate) fn forget_before(&mut self, key: &[u8], revision: Revision) {
         let Some(versions) = self.keys.get_mut(key) else { return };
         if versions.newest.revision() <= revision {
-            versions.older.clear();
-            versions.older.shrink_to_fit();
+            versions.older = None;
             if versions.newest.live().is_none() {
                 self.keys.remove(key);
             }
             return;
         }
-        let after = versions.older.partition_point(|version| version.revision() <= revision);
+        let Some(older) = &mut versions.older else { return };
+        let after = older.partition_point(|version| version.revision() <= revision);
         if after > 0 {
-            let current_is_gone = versions.older[after - 1].live().is_none();
-            versions.older.drain(..after - usize::from(!current_is_gone));
+            let current_is_gone = older[after - 1].live().is_none();
+            older.drain(..after - usize::from(!current_is_gone));
         }
     }
 
     /// The keys that exist, including those that are kept only because a past revision has them.
     #[cfg(test)]
     pub(crate) fn held(&self) -> (usize, usize) {
-        (self.keys.len(), self.keys.values().map(|versions| 1 + versions.older.len()).sum())
+        (
+            self.keys.len(),
+            self.keys.values().map(|v| 1 + v.older.as_ref().map_or(0, |older| older.len())).sum(),
+        )
     }
 }

@@ -93,6 +93,16 @@ impl ClusterView {
         format!("it has not published {} yet", missing.collect::<Vec<_>>().join(", "))
     }
 
+    fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+            && self.tunnel_nodes.is_empty()
+            && self.endpoints.is_empty()
+            && self.identities.is_empty()
+            && self.services.is_empty()
+            && self.local_services.is_empty()
+            && self.peers.is_empty()
+    }
+
     fn settle(&mut self) {
         self.synced |= self.listed && NEEDED.iter().all(|kind| self.canaries.contains(kind));
     }
@@ -203,7 +213,8 @@ impl MeshView {
     /// A new follower begins: its first list is the whole truth about the cluster.
     pub fn begin(&mut self, cluster: &ClusterName) {
         let view = self.cluster_mut(cluster);
-        view.seen = Some(BTreeSet::new());
+        // There is nothing to sweep after a first list: then no key is remembered.
+        view.seen = (!view.is_empty()).then(BTreeSet::new);
         view.revision = 0;
     }
 
@@ -279,7 +290,9 @@ impl MeshView {
     fn read(&self, cluster: &ClusterName, key: &[u8], value: &[u8]) -> Result<Option<(Key, Entry)>, String> {
         let key = Key::parse(key).map_err(|error| error.to_string())?;
         let trust = matches!(key, Key::Trust(_) | Key::Trusted { .. });
-        if trust || matches!(key, Key::Other(_) | Key::Private(_) | Key::Heartbeat | Key::EndpointSlice { .. }) {
+        if trust
+            || matches!(key, Key::Other(_) | Key::Private(_) | Key::Heartbeat | Key::EndpointSlice { .. })
+        {
             return Ok(None);
         }
         if self.is_own(cluster) {

@@ -184,6 +184,7 @@ fn whole_mesh(sizes: &Sizes, pki: &Pki, keep: &Path, rows: &mut Vec<Row>) -> Res
         "lower",
         Some(2.0),
     ));
+    let _: bool = warm.part.ask(&replica::Command::Followed { clusters: sizes.mesh.clusters - 1 })?;
     let mut with_frozen = Vec::new();
     for _ in 0..sizes.rounds {
         with_frozen.push(mesh.changes(&mut warm, None, (1, slow, 500))?.1.p99_ms);

@@ -47,6 +47,8 @@ pub(super) enum Command {
     Watch { clusters: u32, count: usize },
     /// Write everything to disk.
     Settle,
+    /// Say when the first so many remotes are followed, too.
+    Followed { clusters: u32 },
 }
 
 fn admission(n: u32) -> Result<Arc<dyn Admit>> {
@@ -92,13 +94,9 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let mirrors = Mirror::start_all(configs, &keyspaces);
     let mirrors = mirrors.into_iter().collect::<Result<Vec<_>, _>>()?;
     let address = wire::serve(&args.pki, keyspaces.clone()).await?;
-    // A frozen remote is never synced; from disk it is served all the same.
-    let counted = &mirrors[..mirrors.len() - usize::from(args.frozen.is_some())];
-    let ready = |mirror: &Mirror| match keep.is_some() && args.frozen.is_some() {
-        true => matches!(mirror.state(), MirrorState::Restored | MirrorState::Syncing | MirrorState::Synced),
-        false => mirror.state() == MirrorState::Synced,
-    };
-    while !counted.iter().all(ready) {
+    // A frozen remote is served from disk alone.
+    let served = |n: u32| data::cluster(n).is_ok_and(|of| keyspaces.get(of.name.as_str()).is_some());
+    while !(1..=args.clusters).all(served) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let seconds = began.elapsed().as_secs_f64();
@@ -111,6 +109,13 @@ pub(super) async fn run(args: Args) -> Result<()> {
             Command::Settle => {
                 for mirror in &mirrors {
                     mirror.settle().await;
+                }
+                part::say(&true)?;
+            }
+            Command::Followed { clusters } => {
+                let followed = |mirror: &Mirror| mirror.state() == MirrorState::Synced;
+                while !mirrors.iter().take(clusters as usize).all(followed) {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 part::say(&true)?;
             }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 use hawser_agent_core::MeshView;
 use hawser_etcd::client::{Client, FollowConfig, FollowEvent};
 use hawser_model::{ClusterName, MeshPlan, Time, Timestamp};
@@ -37,7 +37,8 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let mut told = part::told();
     let began = Instant::now();
     let mut view = MeshView::new(data::home()?, WIDTH, MeshPlan::default());
-    let channel = wire::channel(args.server, "home.mesh.hawser.io", args.pki.client()?)?;
+    // The authority names no cluster: the metadata chooses, as in the agent.
+    let channel = wire::channel(args.server, "localhost", args.pki.client()?)?;
     let (sender, mut heard) = mpsc::channel::<(ClusterName, FollowEvent)>(QUEUE);
     for n in 1..=args.clusters {
         let name = data::cluster(n)?.name;
@@ -96,7 +97,9 @@ pub(super) async fn run(args: Args) -> Result<()> {
 
 fn told_up(view: &MeshView, began: Instant) -> Result<()> {
     let remotes = || view.clusters().filter(|cluster| !view.is_own(&cluster.name));
-    ensure!(remotes().all(|cluster| cluster.is_synced()), "a cluster is listed and not complete");
+    for cluster in remotes().filter(|cluster| !cluster.is_synced()) {
+        bail!("{} is not complete: {}, {:?}", cluster.name, cluster.waits_for(), cluster.refused);
+    }
     let entries =
         remotes().map(|c| c.nodes.len() + c.endpoints.len() + c.identities.len() + c.services.len()).sum();
     let refused = view.clusters().map(|cluster| cluster.refused.count).sum();

@@ -1,6 +1,6 @@
 //! A follower's events as states and records of a replica, entry by entry admitted or refused.
 
-use hawser_kvstore::{Change, KeyValue, Record, Revision};
+use hawser_kvstore::{Change, KeyValue, Record, Revision, SharedKv};
 
 use crate::client::FollowEvent;
 use crate::durable::from_wire;
@@ -9,7 +9,7 @@ use crate::durable::from_wire;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Filled {
     /// Its state is this one, and what it had is void. In key order.
-    Load { cluster_id: u64, revision: Revision, kvs: Vec<KeyValue> },
+    Load { cluster_id: u64, revision: Revision, kvs: Vec<SharedKv> },
     /// One revision, complete.
     Apply(Record),
 }
@@ -19,8 +19,8 @@ pub(crate) enum Filled {
 pub(crate) struct Fill {
     ranges: usize,
     cluster_id: u64,
-    /// The list that is under way, and the bytes it has so far.
-    listing: Option<(Vec<KeyValue>, usize)>,
+    /// The list that is under way, as it will be held (no page that it came in stays), and the bytes it has so far.
+    listing: Option<(Vec<SharedKv>, usize)>,
     /// The revision whose changes are arriving.
     group: Option<Record>,
 }
@@ -50,7 +50,7 @@ impl Fill {
                     Some((kvs, bytes)) => {
                         if admit(&kv, Some(*bytes)) {
                             *bytes += cost(&kv);
-                            kvs.push(kv);
+                            kvs.push(SharedKv::new(&kv));
                         }
                     }
                     None => {

@@ -109,6 +109,8 @@ impl Task {
         let mut fill = Fill::new(self.config.ranges.len());
         let mut status = follow.status();
         let mut refused_in_list = false;
+        // From the first word of a list to its being served; a trace when traces are on (docs, logging).
+        let mut listing = None;
         loop {
             let event = tokio::select! {
                 event = follow.next() => event,
@@ -131,6 +133,8 @@ impl Task {
             let Some(event) = event else { return std::future::pending().await };
             if let FollowEvent::Reset { reason, cluster_id } = &event {
                 tracing::info!(cluster = self.config.cluster, ?reason, cluster_id, "mirror lists its origin");
+                let cluster = &self.config.cluster;
+                listing = Some(tracing::debug_span!(target: "hawser_trace", "mirror.sync", cluster));
                 refused_in_list = false;
             }
             let mut refused = false;
@@ -143,11 +147,15 @@ impl Task {
             let filled = fill.handle(event, admit);
             self.partial |= refused;
             for filled in filled {
-                if matches!(filled, Filled::Load { .. }) {
+                let loads = matches!(filled, Filled::Load { .. });
+                if loads {
                     self.partial = refused_in_list;
                 }
                 if let Err(error) = self.take(filled) {
                     return error;
+                }
+                if loads {
+                    drop(listing.take());
                 }
             }
         }
@@ -157,7 +165,7 @@ impl Task {
         match filled {
             Filled::Load { cluster_id, revision, kvs } => {
                 let identity = Identity::adopted(cluster_id);
-                self.keyspace.update(|keyspace| keyspace.load(identity, revision, &kvs))?;
+                self.keyspace.update(|keyspace| keyspace.load(identity, revision, kvs))?;
                 if !self.registered() {
                     self.register();
                 }

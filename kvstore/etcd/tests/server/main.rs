@@ -5,6 +5,7 @@
     reason = "a test; clippy exempts only test functions, not their helpers"
 )]
 
+mod as_etcd;
 mod bytes_that_mean_nothing;
 mod choosing;
 mod etcdctl;

@@ -8,7 +8,7 @@ use hawser_etcd::pb::watch_request::RequestUnion;
 use hawser_etcd::server::{
     Access, AccessRequest, AllowAll, Authorize, Denied, KeyspaceHandle, ReadOnlyWriter, SharedKeyspace,
 };
-use hawser_kvstore::{DeleteRange, Identity, KeyRange, Keyspace, Limits, Op, Put};
+use hawser_kvstore::{DeleteRange, Identity, KeyRange, KeyValue, Keyspace, Limits, Op, Put};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +23,16 @@ impl Watching {
     pub(crate) async fn open(server: &TestServer) -> Self {
         let (requests, receiver) = mpsc::channel(16);
         let mut client = WatchClient::new(server.channel().await);
+        let responses = client.watch(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        Self { requests, responses }
+    }
+
+    /// With its first watch asked for: etcd answers a stream, headers and all, no earlier.
+    pub(crate) async fn asking(channel: tonic::transport::Channel, create: pb::WatchCreateRequest) -> Self {
+        let (requests, receiver) = mpsc::channel(16);
+        let first = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        requests.send(first).await.unwrap();
+        let mut client = WatchClient::new(channel);
         let responses = client.watch(ReceiverStream::new(receiver)).await.unwrap().into_inner();
         Self { requests, responses }
     }
@@ -195,13 +205,13 @@ async fn a_start_that_is_forgotten_gets_the_revision_from_which_to_start() {
 #[tokio::test]
 async fn another_lineage_ends_every_watch_instead_of_letting_it_wait() {
     let mut replica = Keyspace::replica(Identity::adopted(1), Limits::default());
-    replica.load(Identity::adopted(1), 5000, &[]).unwrap();
+    replica.load(Identity::adopted(1), 5000, [] as [&KeyValue; 0]).unwrap();
     let shared = SharedKeyspace::new(replica);
     let handle = KeyspaceHandle::new("eu-west", shared.clone(), ReadOnlyWriter::new("eu-west"));
     let server = TestServer::serving(handle, Arc::new(AllowAll)).await;
     let mut watching = Watching::open(&server).await;
     watching.create(from("k", 5001)).await;
-    shared.update(|keyspace| keyspace.load(Identity::adopted(2), 7, &[])).unwrap();
+    shared.update(|keyspace| keyspace.load(Identity::adopted(2), 7, [] as [&KeyValue; 0])).unwrap();
     let ended = watching.next().await;
     assert!(ended.canceled && ended.compact_revision == 8, "{ended:?}");
     assert_eq!(ended.header.unwrap().cluster_id, 2);

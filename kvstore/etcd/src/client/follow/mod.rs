@@ -46,7 +46,7 @@ impl FollowConfig {
             order: Order::PerRange,
             relist: Relist::Diff,
             trust_progress: false,
-            page: 512,
+            page: 2048,
             buffer: 1024,
             pace: Pace::default(),
         }

@@ -48,6 +48,37 @@ impl Message {
     }
 }
 
+impl Message {
+    /// One message, or as etcd's `sendFragments` splits one that has `most` bytes or more: each piece as many events as stay
+    /// below (one at least), every piece but the last marked `fragment`. O(events), one piece in memory at a time.
+    pub(crate) fn fragments(
+        head: &pb::WatchResponse,
+        mut events: &[Arc<Event>],
+        prev_kv: bool,
+        most: usize,
+    ) -> impl Iterator<Item = Self> {
+        // The mark itself is two bytes.
+        let room = most.saturating_sub(head.encoded_len() + 2);
+        let mut begun = false;
+        std::iter::from_fn(move || {
+            if begun && events.is_empty() {
+                return None;
+            }
+            begun = true;
+            let mut bytes = 0_usize;
+            let fits = |event: &&Arc<Event>| {
+                bytes += field_len(event_len(event, prev_kv));
+                bytes < room
+            };
+            let count = events.iter().take_while(fits).count().max(1).min(events.len());
+            let (now, rest) = events.split_at(count);
+            events = rest;
+            let head = pb::WatchResponse { fragment: !rest.is_empty(), ..head.clone() };
+            Some(Self::events(&head, now, prev_kv))
+        })
+    }
+}
+
 fn event_len(event: &Event, prev_kv: bool) -> usize {
     let prev = event.prev().filter(|_| prev_kv);
     event.encoded().len() + prev.map_or(0, |prev| field_len(prev.encoded().len()))
@@ -149,6 +180,21 @@ mod tests {
             expected.into_iter().map(|event| pb::Event { prev_kv: None, ..event }).collect();
         assert_eq!(decoded(Message::events(&head, &events, false)).events, without);
         assert_eq!(decoded(Message::control(&head)), head);
+    }
+
+    #[test]
+    fn a_response_above_the_size_is_split_and_every_piece_but_the_last_says_so() {
+        let put = |n: usize| Op::Put(Put::new(format!("{n}"), vec![b'x'; 600]));
+        let events = events_of(&[put(0), put(1), put(2), put(3), put(4)]);
+        let head = pb::WatchResponse { watch_id: 3, ..pb::WatchResponse::default() };
+        let split = |most| -> Vec<(usize, bool)> {
+            let pieces = Message::fragments(&head, &events, false, most).map(decoded);
+            pieces.map(|piece| (piece.events.len(), piece.fragment)).collect()
+        };
+        assert_eq!(split(usize::MAX), [(5, false)]);
+        assert_eq!(split(1500), [(2, true), (2, true), (1, false)]);
+        // One event is never torn.
+        assert_eq!(split(100), [(1, true), (1, true), (1, true), (1, true), (1, false)]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::pb::watch_create_request::FilterType;
 use crate::pb::watch_request::RequestUnion;
 use crate::server::authorize::Access;
 use crate::server::keyspaces::{Counters, KeyspaceHandle};
-use crate::server::service::{Shared, header};
+use crate::server::service::{MAX_REQUEST, Shared, header};
 use bytes::Bytes;
 use hawser_kvstore::{Cursor, Event, EventKind, KeyRange, PullLimits, Pulled, Revision};
 use std::collections::BTreeMap;
@@ -44,6 +44,8 @@ struct Watch {
     keys: KeyRange,
     prev_kv: bool,
     progress_notify: bool,
+    /// A response above etcd's size of a request comes in pieces.
+    fragment: bool,
     puts: bool,
     deletes: bool,
     /// Something was sent since the last progress notification.
@@ -139,6 +141,7 @@ impl WatchStream {
                     keys,
                     prev_kv: request.prev_kv,
                     progress_notify: request.progress_notify,
+                    fragment: request.fragment,
                     puts: !filters.contains(&FilterType::Noput),
                     deletes: !filters.contains(&FilterType::Nodelete),
                     busy: false,
@@ -237,7 +240,15 @@ impl WatchStream {
             self.keyspace.counters().events.fetch_add(events.len() as u64, Ordering::Relaxed);
             header.revision = revision;
             let head = pb::WatchResponse { header: Some(header), watch_id: id, ..Default::default() };
-            permit.send(Outgoing::Message(Message::events(&head, &events, watch.prev_kv)));
+            let most = if watch.fragment { MAX_REQUEST } else { usize::MAX };
+            let mut room = Some(permit);
+            for message in Message::fragments(&head, &events, watch.prev_kv, most) {
+                let permit = match room.take() {
+                    Some(permit) => permit,
+                    None => self.reserve().await?,
+                };
+                permit.send(Outgoing::Message(message));
+            }
         }
         Ok(Some(Progress { revision, more, sent }))
     }

@@ -286,7 +286,7 @@ impl Task {
                 };
                 self.lineage.send_replace(lineage);
                 let identity = Identity::new(&self.cluster, lineage, 0);
-                self.keyspace.update(|keyspace| keyspace.load(identity, revision, &kvs))?;
+                self.keyspace.update(|keyspace| keyspace.load(identity, revision, kvs))?;
             }
             Filled::Apply(record) => {
                 if record.changes.is_empty() && record.revision <= self.keyspace.read(Keyspace::revision) {
