@@ -1,4 +1,5 @@
 //! The port that is scraped and probed: what it answers, and what it does not put up with.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps reads better")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
 //! Spans reach a collector. The collector is a fake: a gRPC service of the OTLP protocol that keeps what it is sent.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps reads better")]
 
 use hawser_telemetry::{Args, LogFormat, Telemetry, span};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
