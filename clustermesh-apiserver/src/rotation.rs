@@ -79,7 +79,8 @@ pub struct Rotating {
 /// What this replica has done, so that it is done once.
 #[derive(Debug, Default)]
 struct Done {
-    announced: Option<String>,
+    /// Which CAs, and which of them signs.
+    announced: Option<(String, String)>,
     lease: Option<LeaseId>,
     /// What is written of ourselves, and since when.
     kept: Option<(Bytes, tokio::time::Instant)>,
@@ -126,13 +127,16 @@ impl Rotating {
     /// Written when what we have read changed, never because another replica says otherwise: it may not have read it yet.
     async fn announce(&self, authority: &Authority, done: &mut Done) -> Result<(), WriteError> {
         let cas = authority.trusted();
-        if done.announced.as_ref() == Some(&cas.pem()) {
+        let news = (cas.pem(), authority.issuing().cert().fingerprint());
+        if done.announced.as_ref() == Some(&news) {
             return Ok(());
         }
         let name = &self.config.cluster.name;
         let there = self.own.get(&Key::Trust(name.clone()).to_string());
         let there = there.and_then(|kv| self.decode(&Key::Trust(name.clone()), &kv.value));
-        let same = matches!(there, Some(Entry::Trust(notice)) if heed(name, &notice, &cas).is_ok_and(|said| said == cas));
+        // Where only the signer changed it is written anew all the same: agents take it as the word to ask.
+        let same = done.announced.is_none()
+            && matches!(there, Some(Entry::Trust(notice)) if heed(name, &notice, &cas).is_ok_and(|said| said == cas));
         if !same {
             match announce(authority, now()) {
                 Ok(notice) => {
@@ -142,7 +146,7 @@ impl Rotating {
                 Err(error) => tracing::error!(%error, "the own CAs cannot be announced"),
             }
         }
-        done.announced = Some(cas.pem());
+        done.announced = Some(news);
         Ok(())
     }
 

@@ -25,15 +25,19 @@ fn begun_anew(lab: &mut Lab) -> Result<Vec<(String, u64)>> {
         let status = json(&cluster.hawser_ok(&["status", "-o", "json"])?)?;
         for peer in status["apiServer"]["peers"].as_array().context("peers")? {
             let name = format!("{} of {}", cluster.plan.name, peer["name"]);
-            let count = |field: &str| peer[field].as_str().and_then(|n| n.parse().ok()).or(peer[field].as_u64());
+            let count =
+                |field: &str| peer[field].as_str().and_then(|n| n.parse().ok()).or(peer[field].as_u64());
             let (relists, reconnects) = (count("relists"), count("reconnects"));
             counts.push((format!("relists at {name}"), relists.context("relists")?));
             counts.push((format!("reconnects at {name}"), reconnects.context("reconnects")?));
         }
         for node in &mut cluster.nodes {
-            let name = format!("lists and interruptions at the agent of {}/{}", cluster.plan.name, node.plan.name);
+            let name =
+                format!("lists and interruptions at the agent of {}/{}", cluster.plan.name, node.plan.name);
             let log = fs::read_to_string(node.agent().log())?;
-            let lists = log.lines().filter(|line| line.contains(" listing ") || line.contains("cannot be read for now"));
+            let lists = log
+                .lines()
+                .filter(|line| line.contains(" listing ") || line.contains("cannot be read for now"));
             counts.push((name, lists.count() as u64));
         }
     }
@@ -50,7 +54,8 @@ fn a_ca_rotates_under_load_and_nobody_is_cut_off_but_the_old_one() {
         let before = begun_anew(&mut lab)?;
         let place = &lab.cluster("us-east").nodes[0].place;
         for name in ["ca.crt", "admin.crt", "admin.key"] {
-            place.write(format!("/etc/hawser/old/{name}"), &place.read(format!("/etc/hawser/pki/{name}"))?)?;
+            place
+                .write(format!("/etc/hawser/old/{name}"), &place.read(format!("/etc/hawser/pki/{name}"))?)?;
         }
         let old_ca = place.read("/etc/hawser/pki/ca.crt")?;
 
@@ -109,7 +114,8 @@ fn an_agent_renews_by_itself_and_outlives_an_api_server_that_is_away_when_it_wan
         cluster.api_server().kill()?;
         wait::until("the agent says that its renewal fails", PATIENCE, || {
             let problems = cluster.nodes[0].status()?.problems;
-            let named = |problem: &String| problem.contains("agent-us-east-node-1 could not be renewed and ends at");
+            let named =
+                |problem: &String| problem.contains("agent-us-east-node-1 could not be renewed and ends at");
             ensure!(problems.iter().any(named), "{problems:?}");
             Ok(())
         })?;
@@ -122,7 +128,9 @@ fn an_agent_renews_by_itself_and_outlives_an_api_server_that_is_away_when_it_wan
 
         // Off for longer than its certificate lives: only a new token helps, and that is said.
         cluster.nodes[0].agent().terminate(PATIENCE)?;
-        cluster.nodes[0].place.write("/etc/hawser/agent.yaml", "node: node-1\njoin: /etc/hawser/none.yaml\n")?;
+        cluster.nodes[0]
+            .place
+            .write("/etc/hawser/agent.yaml", "node: node-1\njoin: /etc/hawser/none.yaml\n")?;
         sleep(Duration::from_secs(16));
         cluster.nodes[0].start_agent()?;
         wait::until("the agent ends with a sentence", PATIENCE, || {

@@ -350,7 +350,10 @@ impl Agent {
             self.outputs.push_back(Output::Unfollow(name));
         }
         for (name, peer) in peers {
-            if name != self.config.cluster.name && self.following.get(&name) != Some(&peer) {
+            // By which CAs a peer is believed is the API servers' matter: a rotation there has nothing read again here.
+            let known = self.following.get(&name);
+            let same = known.is_some_and(|known| Peer { ca: peer.ca.clone(), ..known.clone() } == peer);
+            if name != self.config.cluster.name && !same {
                 if self.draining.remove(&name).is_some() {
                     self.view.forget(&name);
                 }

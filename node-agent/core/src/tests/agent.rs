@@ -143,6 +143,18 @@ fn a_peer_admitted_with_other_ranges_is_read_again_and_keeps_serving_meanwhile()
 }
 
 #[test]
+fn a_peer_whose_ca_changed_is_not_read_again() {
+    let mut mesh = Mesh::of_three();
+    mesh.follows.clear();
+    let Entry::LocalPeer(mut peer) = mk_peer(2) else { unreachable!() };
+    peer.ca.push_str("another");
+    mesh.say(1, [Entry::LocalPeer(peer)]);
+    mesh.settle();
+    assert_eq!(mesh.follows, [], "its tunnels and services are what they were");
+    assert_eq!(mesh.peer_names().len(), 4);
+}
+
+#[test]
 fn the_slots_of_what_is_gone_are_kept_until_a_reconcile_succeeds() {
     let mut mesh = Mesh::of_three();
     mesh.withdraw(1, &mk_peer(2));
