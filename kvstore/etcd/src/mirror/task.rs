@@ -14,6 +14,8 @@ use crate::server::{KeyspaceHandle, Keyspaces, ReadOnlyWriter, SharedKeyspace};
 
 /// After an origin said something that cannot be: it is listed again, but not at once.
 const AFTER_NONSENSE: Duration = Duration::from_secs(5);
+/// Keys per page of a list: half a megabyte of endpoints, so that a large cluster is not a round trip for every few.
+const PAGE: i64 = 2048;
 /// Reasons for refusal that are counted apart; more than an admission has, so that a map stays small whatever it says.
 const MOST_REASONS: usize = 64;
 
@@ -29,6 +31,7 @@ pub(super) fn follow_config(config: &MirrorConfig, start: Option<Resume>) -> Fol
         order: Order::Total,
         relist: Relist::Whole,
         trust_progress: true,
+        page: PAGE,
         pace: config.pace.clone(),
         ..FollowConfig::new(config.ranges.clone())
     }

@@ -110,7 +110,7 @@ async fn a_revision_too_large_for_a_message_is_split_where_etcd_splits_it() {
     assert_eq!(events(&here), events(&there));
     let here = pieces(here);
     assert_eq!(here, pieces(there));
-    assert_eq!(here, [(2, true), (2, true), (1, false)]);
+    assert_eq!(here, [(3, true), (2, false)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

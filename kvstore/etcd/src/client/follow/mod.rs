@@ -46,7 +46,7 @@ impl FollowConfig {
             order: Order::PerRange,
             relist: Relist::Diff,
             trust_progress: false,
-            page: 2048,
+            page: 512,
             buffer: 1024,
             pace: Pace::default(),
         }

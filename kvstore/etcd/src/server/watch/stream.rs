@@ -7,7 +7,7 @@ use crate::pb::watch_create_request::FilterType;
 use crate::pb::watch_request::RequestUnion;
 use crate::server::authorize::Access;
 use crate::server::keyspaces::{Counters, KeyspaceHandle};
-use crate::server::service::{MAX_REQUEST, Shared, header};
+use crate::server::service::{MAX_MESSAGE, Shared, header};
 use bytes::Bytes;
 use hawser_kvstore::{Cursor, Event, EventKind, KeyRange, PullLimits, Pulled, Revision};
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ struct Watch {
     keys: KeyRange,
     prev_kv: bool,
     progress_notify: bool,
-    /// A response above etcd's size of a request comes in pieces.
+    /// A response above what etcd takes as a request, its own overhead included, comes in pieces.
     fragment: bool,
     puts: bool,
     deletes: bool,
@@ -240,7 +240,7 @@ impl WatchStream {
             self.keyspace.counters().events.fetch_add(events.len() as u64, Ordering::Relaxed);
             header.revision = revision;
             let head = pb::WatchResponse { header: Some(header), watch_id: id, ..Default::default() };
-            let most = if watch.fragment { MAX_REQUEST } else { usize::MAX };
+            let most = if watch.fragment { MAX_MESSAGE } else { usize::MAX };
             let mut room = Some(permit);
             for message in Message::fragments(&head, &events, watch.prev_kv, most) {
                 let permit = match room.take() {
