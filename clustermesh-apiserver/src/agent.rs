@@ -13,9 +13,9 @@ use tonic::{Request, Response, Status};
 
 use crate::authorize::Caller;
 use crate::config::Config;
-use crate::export::NodeReport;
 use crate::exporter::{Command, ReportError};
 use crate::own::Own;
+use crate::reports::{self, NodeReport};
 use crate::rotation;
 use crate::session::Session;
 use crate::tokenreview::{ReviewError, Reviewer};
@@ -101,16 +101,13 @@ impl agent_server::Agent for AgentService {
         let report = read_report(request)?;
         let (reply, answer) = oneshot::channel();
         let gone = |_| Status::unavailable("the server is shutting down");
-        self.exporter
-            .send(Command::Report { node: node.clone(), report, reply })
-            .await
-            .map_err(|_| gone(()))?;
-        let index = answer.await.map_err(|_| gone(()))?.map_err(|error| match error {
-            ReportError::Store(_) => Status::unavailable(error.to_string()),
-            ReportError::UnknownNode { .. } | ReportError::NotReady(_) => {
-                Status::failed_precondition(error.to_string())
-            }
-        })?;
+        self.exporter.send(Command::Reported { node: node.clone(), reply }).await.map_err(|_| gone(()))?;
+        let known: Result<(), ReportError> = answer.await.map_err(|_| gone(()))?;
+        known.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        // Whichever replica exports reads it there.
+        reports::note(&self.own, &node, &report).await.map_err(store_failed)?;
+        let index = reports::exported(&self.own, &self.config, &node, &report).await;
+        let index = index.map_err(|error| Status::unavailable(error.to_string()))?;
         let authority = self.certificates.authority();
         let issuer = session.and_then(|session| session.issuer(&authority.trusted()));
         rotation::note_agent(&self.own, &node, issuer, trusted).await.map_err(store_failed)?;

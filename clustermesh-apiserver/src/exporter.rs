@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use hawser_etcd::server::WriteError;
-use hawser_model::{NodeIndex, NodeName, Time, Timestamp};
+use hawser_model::{NodeName, Time, Timestamp};
 use hawser_sources::{Source, SourceEvent};
 use hawser_telemetry::{Pulse, span};
 use hawser_wire::{Context, Entry, Key, decode, encode_synced, prefix};
@@ -20,13 +19,15 @@ use tracing::Instrument as _;
 use crate::annotations::Wishes;
 use crate::board::{Board, NodeFacts};
 use crate::config::Config;
-use crate::export::{self, Export, Held, NodeReport, PREFIXES, RESOURCES, Step, diff};
+use crate::export::{self, Export, Held, PREFIXES, RESOURCES, Step, diff};
 use crate::exposure::{Exposure, exposures, named};
 use crate::identity::Allocator;
+use crate::leader::{Leading, Term};
 use crate::nodes::Indices;
 use crate::objects::{Objects, Touched};
-use crate::own::Own;
+use crate::own::{ExportError, Own};
 use crate::peers;
+use crate::reports::{NodeReport, Reports};
 use crate::writeback::Asked;
 
 /// How often everything is compared again: a foreign edit lives no longer than this.
@@ -41,10 +42,10 @@ const STUCK: Duration = Duration::from_secs(60);
 /// What services ask of the exporter.
 #[derive(Debug)]
 pub enum Command {
-    Report {
+    /// An agent spoke: is its node one of ours?
+    Reported {
         node: NodeName,
-        report: NodeReport,
-        reply: oneshot::Sender<Result<NodeIndex, ReportError>>,
+        reply: oneshot::Sender<Result<(), ReportError>>,
     },
     /// For the problems that depend on who is connected.
     PeersChanged,
@@ -61,8 +62,6 @@ pub enum ReportError {
     UnknownNode { node: NodeName },
     #[error(transparent)]
     NotReady(#[from] NotReady),
-    #[error("the report could not be stored: {0}")]
-    Store(String),
 }
 
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -76,7 +75,11 @@ pub struct Exporter {
     board: Arc<Board>,
     accept_mass_delete: bool,
     objects: Objects,
+    /// While another replica leads, nothing is written and nothing below is kept.
+    leading: Leading,
+    term: Option<Term>,
     export: Export,
+    reports: Reports,
     held: Held,
     /// Deletions are held back: nothing that is absent may be taken for gone.
     withheld: Option<String>,
@@ -93,38 +96,25 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    pub fn new(config: Arc<Config>, own: Own, board: Arc<Board>, accept_mass_delete: bool) -> Self {
-        let context = Context { cluster: config.cluster.clone(), width: config.width };
-        let started = Instant::now();
-        let (mut identities, mut indices, mut reports) = (Vec::new(), Vec::new(), Vec::new());
-        for kv in [prefix::IDENTITIES, prefix::TUNNEL_NODES].iter().flat_map(|prefix| own.list(prefix)) {
-            let entry = Key::parse(&kv.key).ok().and_then(|key| decode(&key, &kv.value, &context).ok());
-            match entry {
-                Some(Entry::Identity(identity)) => identities.push((identity.id, identity.labels)),
-                Some(Entry::TunnelNode(node)) => {
-                    indices.push((node.name.clone(), node.index));
-                    reports
-                        .push((node.name, NodeReport { boot_id: node.boot_id, wireguard: node.wireguard }));
-                }
-                // Written over by the first export.
-                _ => {
-                    tracing::warn!(key = %String::from_utf8_lossy(&kv.key), "unreadable key in the own keyspace")
-                }
-            }
-        }
-        let identities = Allocator::new(config.cluster.id, config.width, identities, Time::ZERO);
-        let mut export = Export::new(&config, identities, Indices::new(indices));
-        for (node, report) in reports {
-            export.remember(node, report);
-        }
+    pub fn new(
+        config: Arc<Config>,
+        own: Own,
+        board: Arc<Board>,
+        leading: Leading,
+        accept_mass_delete: bool,
+    ) -> Self {
+        let export = resume(&config, &own, Time::ZERO);
         let asked = watch::Sender::default();
         let pulse = board.watchdog().task("exporter", STUCK);
         Self {
+            reports: Reports::new(own.clone()),
             config,
             own,
             board,
             accept_mass_delete,
             objects: Objects::default(),
+            leading,
+            term: None,
             export,
             held: Held::new(),
             withheld: None,
@@ -133,7 +123,7 @@ impl Exporter {
             exposures: Vec::new(),
             exposed: false,
             told: BTreeSet::new(),
-            started,
+            started: Instant::now(),
             pulse,
             asked,
         }
@@ -154,14 +144,13 @@ impl Exporter {
         mut commands: mpsc::Receiver<Command>,
         stop: CancellationToken,
     ) {
-        self.reload();
         let mut reassert = tokio::time::interval(REASSERT);
         reassert.reset();
-        let mut touched = Touched::default();
+        let mut changes = self.own.subscribe();
+        let mut touched = self.follow_term();
         loop {
             let wait = self.wait(touched);
             self.pulse.idle();
-            let mut replies = Vec::new();
             let mut news = false;
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -173,12 +162,19 @@ impl Exporter {
                 command = commands.recv() => {
                     let Some(command) = command else { return };
                     news = matches!(command, Command::PeersChanged);
-                    touched = touched.and(self.handle(command, &mut replies));
+                    self.handle(command);
                 }
+                // Who is alone is told nothing more.
+                Ok(()) = self.leading.changed() => {
+                    touched = touched.and(self.follow_term());
+                    news = true;
+                }
+                _ = changes.changed(), if self.term.is_some() => touched = touched.and(self.take_reports()),
                 () = tokio::time::sleep(wait) => touched = touched.and(Touched { endpoints: true, ..Touched::default() }),
                 _ = reassert.tick() => {
                     self.reload();
                     touched = Touched::ALL;
+                    self.sweep().await;
                 }
             }
             let result = if touched.any() {
@@ -186,14 +182,6 @@ impl Exporter {
             } else {
                 Ok(())
             };
-            for (reply, index) in replies {
-                let answer = match (&result, index) {
-                    (Err(error), _) => Err(ReportError::Store(error.to_string())),
-                    (Ok(()), answer) => answer,
-                };
-                // A caller that gave up is answered by its next report.
-                let _ = reply.send(answer);
-            }
             let quiet = !touched.any() && !news;
             if result.is_ok() {
                 touched = Touched::default();
@@ -244,35 +232,59 @@ impl Exporter {
         });
     }
 
-    fn handle(&mut self, command: Command, replies: &mut Vec<Answer>) -> Touched {
+    /// A term begins with what the keyspace holds: another replica has written it since.
+    fn follow_term(&mut self) -> Touched {
+        self.pulse.busy();
+        self.term = *self.leading.borrow_and_update();
+        self.store_problem = None;
+        if self.term.is_none() {
+            return Touched::default();
+        }
+        self.export = resume(&self.config, &self.own, self.now());
+        (self.withheld, self.announced) = (None, false);
+        self.reports = Reports::new(self.own.clone());
+        self.reload();
+        self.take_reports();
+        Touched::ALL
+    }
+
+    fn take_reports(&mut self) -> Touched {
+        let mut touched = Touched::default();
+        for (node, report) in self.reports.news() {
+            touched.nodes |= self.export.report(node, report);
+        }
+        touched
+    }
+
+    /// What agents said of nodes that are gone. Left for the next time when it fails.
+    async fn sweep(&self) {
+        if self.term.is_none() || !self.objects.complete() || self.withheld.is_some() {
+            return;
+        }
+        if let Err(error) = self.reports.sweep(|node| self.objects.nodes.contains_key(node)).await {
+            tracing::debug!(%error, "reports of nodes that are gone are kept for now");
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
         self.pulse.busy();
         match command {
-            Command::PeersChanged => Touched::default(),
+            Command::PeersChanged => {}
             Command::Exposures { reply } => {
                 let answer =
                     if self.objects.complete() { Ok(exposures(&self.objects)) } else { Err(NotReady) };
                 let _ = reply.send(answer);
-                Touched::default()
             }
-            Command::Report { node, report, reply } => {
-                if !self.objects.nodes.contains_key(&node) {
-                    let error = match self.objects.complete() {
-                        true => ReportError::UnknownNode { node },
-                        false => NotReady.into(),
-                    };
-                    replies.push((reply, Err(error)));
-                    return Touched::default();
-                }
-                self.board.update(|facts| {
-                    facts.nodes.entry(node.clone()).or_default().reported = Some(Instant::now());
-                });
-                let news = self.export.report(node.clone(), report);
-                let answer = match self.export.index(&node) {
-                    Some(index) => Ok(index),
-                    None => Err(NotReady.into()),
+            Command::Reported { node, reply } => {
+                let answer = match self.objects.nodes.contains_key(&node) {
+                    true => Ok(self.board.update(|facts| {
+                        facts.nodes.entry(node).or_default().reported = Some(Instant::now());
+                    })),
+                    false if self.objects.complete() => Err(ReportError::UnknownNode { node }),
+                    false => Err(NotReady.into()),
                 };
-                replies.push((reply, answer));
-                Touched { nodes: news, ..Touched::default() }
+                // A caller that gave up asks again.
+                let _ = reply.send(answer);
             }
         }
     }
@@ -283,10 +295,8 @@ impl Exporter {
         self.held = kvs.map(|kv| (text(&kv.key), kv.value.clone())).collect();
     }
 
-    async fn reconcile(&mut self, touched: Touched) -> Result<(), WriteError> {
-        if !self.objects.synced {
-            return Ok(());
-        }
+    async fn reconcile(&mut self, touched: Touched) -> Result<(), ExportError> {
+        let Some(term) = self.term.filter(|_| self.objects.synced) else { return Ok(()) };
         self.pulse.busy();
         let settle = self.objects.complete() && self.withheld.is_none();
         let now = self.now();
@@ -298,7 +308,7 @@ impl Exporter {
         }
         // How long a write takes is the store's affair.
         self.pulse.idle();
-        let result = self.write(steps).instrument(span!("store.commit")).await;
+        let result = self.write(steps, term).instrument(span!("store.commit")).await;
         self.pulse.busy();
         self.store_problem = result.as_ref().err().map(ToString::to_string);
         if result.is_err() {
@@ -308,14 +318,14 @@ impl Exporter {
         result
     }
 
-    async fn write(&mut self, steps: Vec<Step>) -> Result<(), WriteError> {
+    async fn write(&mut self, steps: Vec<Step>, term: Term) -> Result<(), ExportError> {
         if !steps.is_empty() {
             tracing::debug!(steps = steps.len(), "export");
             for step in &steps {
                 tracing::trace!(?step, "export");
             }
         }
-        self.own.write(steps.clone()).await?;
+        self.own.write(steps.clone(), term).await?;
         for step in steps {
             match step {
                 Step::Put { key, value } => _ = self.held.insert(key, value),
@@ -323,7 +333,7 @@ impl Exporter {
             }
         }
         if !self.announced {
-            self.announce().await?;
+            self.announce(term).await?;
             self.announced = true;
             self.board.update(|facts| facts.exported = true);
             tracing::info!(keys = self.held.len(), "the source is exported");
@@ -332,7 +342,7 @@ impl Exporter {
     }
 
     /// Cluster config and canaries: written last, and never taken back.
-    async fn announce(&self) -> Result<(), WriteError> {
+    async fn announce(&self, term: Term) -> Result<(), ExportError> {
         let config = export::cluster_config(&self.config);
         let key = config.key(&self.config.cluster).to_string();
         let mut steps = vec![Step::Put { key, value: config.encode() }];
@@ -340,7 +350,7 @@ impl Exporter {
         for resource in RESOURCES {
             steps.push(Step::Put { key: export::canary(&self.config.cluster, resource), value: now.clone() });
         }
-        self.own.write(steps).await
+        self.own.write(steps, term).await
     }
 
     fn why_withhold(&self, steps: &[Step]) -> Option<String> {
@@ -434,4 +444,28 @@ fn bounded(problems: impl Iterator<Item = String>) -> Vec<String> {
     shown
 }
 
-type Answer = (oneshot::Sender<Result<NodeIndex, ReportError>>, Result<NodeIndex, ReportError>);
+/// An export that goes on where the keyspace is. Cost: its identities and nodes.
+fn resume(config: &Config, own: &Own, now: Time) -> Export {
+    let context = Context { cluster: config.cluster.clone(), width: config.width };
+    let (mut identities, mut indices, mut reports) = (Vec::new(), Vec::new(), Vec::new());
+    for kv in [prefix::IDENTITIES, prefix::TUNNEL_NODES].iter().flat_map(|prefix| own.list(prefix)) {
+        let entry = Key::parse(&kv.key).ok().and_then(|key| decode(&key, &kv.value, &context).ok());
+        match entry {
+            Some(Entry::Identity(identity)) => identities.push((identity.id, identity.labels)),
+            Some(Entry::TunnelNode(node)) => {
+                indices.push((node.name.clone(), node.index));
+                reports.push((node.name, NodeReport { boot_id: node.boot_id, wireguard: node.wireguard }));
+            }
+            // Written over by the first export.
+            _ => {
+                tracing::warn!(key = %String::from_utf8_lossy(&kv.key), "unreadable key in the own keyspace")
+            }
+        }
+    }
+    let identities = Allocator::new(config.cluster.id, config.width, identities, now);
+    let mut export = Export::new(config, identities, Indices::new(indices));
+    for (node, report) in reports {
+        export.remember(node, report);
+    }
+    export
+}

@@ -12,6 +12,7 @@ use hawser_wire::{encode_heartbeat, prefix};
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
+use crate::leader::Leading;
 use crate::own::Own;
 
 const EVERY: Duration = Duration::from_secs(60);
@@ -19,10 +20,16 @@ const EVERY: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(2);
 const TTL_SECONDS: i64 = 15 * 60;
 
-pub async fn run(own: Own, board: Arc<Board>, stop: CancellationToken) {
+/// Written by the replica that leads.
+pub async fn run(own: Own, board: Arc<Board>, mut leading: Leading, stop: CancellationToken) {
     let mut lease = None;
     let mut failing = false;
     loop {
+        let follows = leading.wait_for(Option::is_some);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = follows => {}
+        }
         let wait = match beat(&own, &mut lease).await {
             Ok(()) => {
                 if failing {

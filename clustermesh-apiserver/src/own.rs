@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use hawser_etcd::server::{KeyspaceHandle, WriteError};
 use hawser_kvstore::{
-    Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Op, Put, RangeQuery, ReplyBody,
-    Revision, SharedKv, Txn, TxnOp,
+    Compare, CompareResult, CompareTarget, Cursor, DeleteRange, EventKind, KeyRange, LeaseId, Op, PullLimits,
+    Pulled, Put, RangeQuery, ReplyBody, Revision, SharedKv, Txn, TxnOp,
 };
 use tokio::sync::watch;
 
 use crate::export::Step;
+use crate::leader::{LEADER, Term};
 
 /// Operations in one transaction: below etcd's default of 128.
 const BATCH: usize = 100;
@@ -17,6 +18,14 @@ const BATCH_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Own(KeyspaceHandle);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error(transparent)]
+    Store(#[from] WriteError),
+    #[error("another replica exports now")]
+    NotLeading,
+}
 
 impl Own {
     pub fn new(handle: KeyspaceHandle) -> Self {
@@ -45,8 +54,43 @@ impl Own {
         self.0.keyspace().subscribe()
     }
 
-    /// In order, in as few transactions as fit. Those before an error are written.
-    pub async fn write(&self, steps: Vec<Step>) -> Result<(), WriteError> {
+    /// What was put below `prefix` since the last call; everything that is there the first time, or when too much has
+    /// happened since. Cost: the changes since then.
+    pub fn news(&self, prefix: &str, cursor: &mut Option<Cursor>) -> Vec<SharedKv> {
+        let keys = KeyRange::prefix(prefix.to_owned());
+        self.0.keyspace().read(|keyspace| {
+            let mut found = Vec::new();
+            while let Some(from) = cursor {
+                match keyspace.pull(from, &keys, PullLimits::default()) {
+                    Pulled::Events { events, more, .. } => {
+                        let puts = events.iter().filter(|event| event.kind() == EventKind::Put);
+                        found.extend(puts.map(|event| event.kv().clone()));
+                        if !more {
+                            return found;
+                        }
+                    }
+                    Pulled::FellBehind { .. } | Pulled::Replaced => *cursor = None,
+                }
+            }
+            *cursor = keyspace.watch(0).ok();
+            keyspace.range(&RangeQuery::new(keys)).map(|reply| reply.kvs).unwrap_or_default()
+        })
+    }
+
+    /// In order, in as few transactions as fit, each only while `term` lasts. Those before an error are written.
+    pub async fn write(&self, steps: Vec<Step>, term: Term) -> Result<(), ExportError> {
+        let fence = || match term {
+            Term::Alone => Vec::new(),
+            Term::Since(revision) => vec![Compare {
+                keys: KeyRange::key(LEADER),
+                result: CompareResult::Equal,
+                target: CompareTarget::CreateRevision(revision),
+            }],
+        };
+        let commit = async |batch| match self.commit(fence(), batch).await? {
+            true => Ok(()),
+            false => Err(ExportError::NotLeading),
+        };
         let mut batch = Vec::new();
         let mut bytes = 0;
         for step in steps {
@@ -55,7 +99,7 @@ impl Own {
                 Step::Delete { key } => key.len(),
             };
             if !batch.is_empty() && (batch.len() == BATCH || bytes + size > BATCH_BYTES) {
-                self.commit(Vec::new(), std::mem::take(&mut batch)).await?;
+                commit(std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
             bytes += size;
@@ -65,9 +109,35 @@ impl Own {
             });
         }
         if !batch.is_empty() {
-            self.commit(Vec::new(), batch).await?;
+            commit(batch).await?;
         }
         Ok(())
+    }
+
+    /// Creates a key that is not there; the revision, if it was created.
+    pub async fn create_leased(
+        &self,
+        key: &str,
+        value: impl Into<Bytes>,
+        lease: LeaseId,
+    ) -> Result<Option<Revision>, WriteError> {
+        let keys = KeyRange::key(key.to_owned());
+        let target = CompareTarget::CreateRevision(0);
+        let compare = vec![Compare { keys, result: CompareResult::Equal, target }];
+        let put = Put { lease, ..Put::new(key.to_owned(), value) };
+        let txn = Txn { compare, success: vec![TxnOp::Put(put)], failure: Vec::new() };
+        let reply = self.0.writer().write(Op::Txn(txn)).await?;
+        let created = matches!(reply.body, ReplyBody::Txn(body) if body.succeeded);
+        Ok(created.then_some(reply.revision))
+    }
+
+    pub async fn revoke_lease(&self, id: LeaseId) -> Result<(), WriteError> {
+        self.0.writer().write(Op::LeaseRevoke { id }).await.map(|_| ())
+    }
+
+    /// Forgets what was before `revision`.
+    pub async fn compact(&self, revision: Revision) -> Result<(), WriteError> {
+        self.0.writer().write(Op::Compact { revision }).await.map(|_| ())
     }
 
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), WriteError> {

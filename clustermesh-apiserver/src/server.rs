@@ -6,12 +6,12 @@ use hawser_api::admin::admin_server::AdminServer;
 use hawser_api::agent::agent_server::AgentServer;
 use hawser_api::session::session_server::SessionServer;
 use hawser_etcd::server::{EtcdServer, Keyspaces};
-use hawser_etcd::store::{OpenStoreError, OwnStore, open_store};
+use hawser_etcd::store::{OpenStoreError, OwnStore, StoreUri, open_store};
 use hawser_pki::TrustStore;
 use hawser_sources::Source;
 use rustls::crypto::CryptoProvider;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -22,6 +22,7 @@ use crate::authorize::Roles;
 use crate::board::Board;
 use crate::config::Config;
 use crate::exporter::{Command, Exporter};
+use crate::leader::{self, Leader, Leading};
 use crate::listen::{self, ListenError};
 use crate::metrics::Commits;
 use crate::mirrors::Mirrors;
@@ -126,22 +127,28 @@ impl Server {
         let (exporter, commands) = mpsc::channel(COMMANDS);
         let routes = parts.routes(exporter, reviewer.flatten());
         let tls = listen::tls(&parts.certificates, Arc::clone(&parts.provider))?;
+        let leader = leads_by_election(&config).then(|| Leader::new(parts.own.clone(), replica(&config)));
+        let leading = leader.as_ref().map_or_else(leader::alone, Leader::leading);
         let exports = Exporter::new(
             Arc::clone(&config),
             parts.own.clone(),
             Arc::clone(&parts.board),
+            leading.clone(),
             accept_mass_delete,
         );
         let peers = peers::admitted(&parts.own, &config).len();
         tracing::info!(cluster = %config.cluster, listen = %config.listen, store = parts.describe, peers, "serving");
         let mut tasks = JoinSet::new();
         if let Some(client) = client {
-            tasks.spawn(parts.writeback(client, &exports).run(stop.clone()));
+            tasks.spawn(parts.writeback(client, &exports, leading.clone()).run(stop.clone()));
+        }
+        if let Some(leader) = leader {
+            tasks.spawn(leader.run(stop.clone()));
         }
         tasks.spawn(exports.run(source, commands, stop.clone()));
         let Parts { own, board, trust, certificates, mirrors, rotating, .. } = parts;
         tasks.spawn(watch_lock(own.clone(), board.watchdog().clone(), stop.clone()));
-        tasks.spawn(heartbeat::run(own, board, stop.clone()));
+        tasks.spawn(heartbeat::run(own, board, leading, stop.clone()));
         tasks.spawn(mirrors.run(stop.clone()));
         tasks.spawn(certificates.keep_fresh(trust.clone(), stop.clone()));
         tasks.spawn(rotating.run(stop.clone()));
@@ -156,6 +163,17 @@ impl Server {
         drop(store);
         Ok(())
     }
+}
+
+/// Whether other replicas may share the store.
+fn leads_by_election(config: &Config) -> bool {
+    matches!(config.store.parse(), Ok(StoreUri::Etcd(_)))
+}
+
+/// This replica, for people: the machine's name and where it listens.
+fn replica(config: &Config) -> String {
+    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
+    format!("{} ({})", host.unwrap_or_else(|_| "unknown".to_owned()), config.listen)
 }
 
 /// What the tasks and services of a server share.
@@ -254,7 +272,7 @@ impl Parts {
         }
     }
 
-    fn writeback(&self, client: kube::Client, exports: &Exporter) -> Writeback {
+    fn writeback(&self, client: kube::Client, exports: &Exporter, leading: Leading) -> Writeback {
         Writeback {
             client,
             config: Arc::clone(&self.config),
@@ -262,7 +280,7 @@ impl Parts {
             keyspaces: self.keyspaces.clone(),
             board: Arc::clone(&self.board),
             asked: exports.asked(),
-            leads: watch::channel(true).1,
+            leading,
         }
     }
 }

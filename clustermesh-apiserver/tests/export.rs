@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clustermesh_apiserver::config::Config;
-use clustermesh_apiserver::export::{Export, Held, NodeReport, Step, diff};
+use clustermesh_apiserver::export::{Export, Held, Step, diff};
 use clustermesh_apiserver::identity::Allocator;
 use clustermesh_apiserver::nodes::Indices;
 use clustermesh_apiserver::objects::{Objects, Touched};
+use clustermesh_apiserver::reports::NodeReport;
 use hawser_model::{Epoch, NodeName, PublicKey, Time, TunnelEnd};
 use hawser_sources::{Change, Files, SourceEvent};
 

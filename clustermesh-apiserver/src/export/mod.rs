@@ -8,22 +8,16 @@ mod services;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use hawser_model::{BootId, ClusterConfig, ClusterRef, ExportMode, NodeName, Time, TunnelEnd};
+use hawser_model::{ClusterConfig, ClusterRef, ExportMode, NodeName, Time};
 use hawser_wire::{Entry, Key, PeerRecord, Resource, admit, prefix};
 
 use crate::config::Config;
 use crate::identity::Allocator;
 use crate::nodes::Indices;
 use crate::objects::{Objects, Touched};
+use crate::reports::NodeReport;
 
 pub use diff::{Held, PREFIXES, Step, diff};
-
-/// What a node's agent last said of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeReport {
-    pub boot_id: Option<BootId>,
-    pub wireguard: Option<TunnelEnd>,
-}
 
 /// The parts of the export that are written with a canary each.
 pub const RESOURCES: [Resource; 6] = [

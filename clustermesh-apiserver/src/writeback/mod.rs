@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
 use crate::config::Config;
+use crate::leader::Leading;
 use crate::mirrors::Mirrors;
 use plan::{Held, Op, Remote, Wanted, plan};
 
@@ -51,7 +52,7 @@ pub struct Writeback {
     pub board: Arc<Board>,
     pub asked: watch::Receiver<Asked>,
     /// Whether this replica is the one that writes.
-    pub leads: watch::Receiver<bool>,
+    pub leading: Leading,
 }
 
 impl fmt::Debug for Writeback {
@@ -74,7 +75,7 @@ impl Writeback {
                 () = tokio::time::sleep(LOOK) => {}
             }
             let asked = self.asked.borrow_and_update().clone();
-            if !*self.leads.borrow() || asked.is_none() {
+            if self.leading.borrow().is_none() || asked.is_none() {
                 // Another one writes now, or nobody: what is there is to be read again then.
                 (known, done) = (None, None);
                 continue;

@@ -38,6 +38,10 @@ pub mod prefix {
     /// Read by API servers only.
     pub const PRIVATE: &str = "hawser/private/";
     pub const PRIVATE_TOKENS: &str = "hawser/private/tokens/v1/";
+    /// A key, not a prefix: the replica that exports.
+    pub const PRIVATE_LEADER: &str = "hawser/private/leader";
+    /// What each node's agent last said of it.
+    pub const PRIVATE_REPORTS: &str = "hawser/private/reports/v1/";
     /// What agents and replicas said of the CAs they trust: `agents/<node>`, `replicas/<name>`.
     pub const PRIVATE_TRUST: &str = "hawser/private/trust/v1/";
 }
