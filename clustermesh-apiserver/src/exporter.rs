@@ -276,17 +276,23 @@ impl Exporter {
                 let _ = reply.send(answer);
             }
             Command::Reported { node, reply } => {
-                let answer = match self.objects.nodes.contains_key(&node) {
-                    true => Ok(self.board.update(|facts| {
-                        facts.nodes.entry(node).or_default().reported = Some(Instant::now());
-                    })),
-                    false if self.objects.complete() => Err(ReportError::UnknownNode { node }),
-                    false => Err(NotReady.into()),
-                };
+                let answer = self.spoke(node);
                 // A caller that gave up asks again.
                 let _ = reply.send(answer);
             }
         }
+    }
+
+    fn spoke(&self, node: NodeName) -> Result<(), ReportError> {
+        if !self.objects.nodes.contains_key(&node) {
+            return Err(if self.objects.complete() {
+                ReportError::UnknownNode { node }
+            } else {
+                NotReady.into()
+            });
+        }
+        self.board.update(|facts| facts.nodes.entry(node).or_default().reported = Some(Instant::now()));
+        Ok(())
     }
 
     fn reload(&mut self) {

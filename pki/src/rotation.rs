@@ -234,6 +234,7 @@ pub struct Member {
 
 /// What a `pki` directory says: a CA, or a rotation from one to another.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Authority {
     Settled(Ca),
     Changing(Rotation),

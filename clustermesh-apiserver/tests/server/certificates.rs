@@ -65,9 +65,10 @@ impl Agent {
         config.alpn_protocols = vec![b"h2".to_vec()];
         let connector = TlsConnector::from(Arc::new(config));
         let name = ServerName::try_from(format!("{}.mesh.hawser.io", cluster.name)).unwrap();
-        let (dials, binding, served) = (Arc::default(), Arc::default(), Arc::default());
-        let shared: (Arc<AtomicUsize>, Arc<Mutex<Option<Binding>>>, Arc<Mutex<Option<_>>>) =
-            (Arc::clone(&dials), Arc::clone(&binding), Arc::clone(&served));
+        let dials = Arc::new(AtomicUsize::default());
+        let binding = Arc::new(Mutex::new(None::<Binding>));
+        let served = Arc::new(Mutex::new(None));
+        let shared = (Arc::clone(&dials), Arc::clone(&binding), Arc::clone(&served));
         let port = cluster.port;
         let dial = tower::service_fn(move |_: Uri| {
             let (connector, name, shared) = (connector.clone(), name.clone(), shared.clone());

@@ -85,6 +85,19 @@ impl Cluster {
         cluster
     }
 
+    /// Another replica of the same cluster, with the same CA and manifests.
+    pub(crate) fn twin(&self) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let ca = Ca::from_pem(&self.ca.cert().pem(), &self.ca.key_pem()).unwrap();
+        let twin =
+            Self { name: self.name, id: self.id, port, ca, dir: tempfile::tempdir().unwrap(), process: None };
+        for shared in ["pki", "manifests"] {
+            std::os::unix::fs::symlink(self.path(shared), twin.path(shared)).unwrap();
+        }
+        twin.write_config(&twin.config());
+        twin
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

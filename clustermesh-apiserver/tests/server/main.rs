@@ -11,5 +11,6 @@ mod kubernetes;
 mod mesh;
 mod observed;
 mod policies;
+mod replicas;
 mod roles;
 mod startup;

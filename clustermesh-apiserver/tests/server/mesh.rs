@@ -8,7 +8,7 @@ use hawser_api::admin::{ConnectRequest, DisconnectRequest};
 use hawser_etcd::client::Client;
 use hawser_kvstore::KeyRange;
 
-const CART: &str = "cilium/state/services/v1/us-east/shop/cart";
+pub(crate) const CART: &str = "cilium/state/services/v1/us-east/shop/cart";
 
 async fn two() -> (Cluster, Cluster) {
     let (mut us, mut eu) = (Cluster::with_shop("us-east", 1), Cluster::with_shop("eu-west", 2));
@@ -280,14 +280,14 @@ async fn etcdctl_reads_it_with_a_certificate() {
 }
 
 /// An etcd of its own, on loopback, ended with the test.
-struct Etcd {
+pub(crate) struct Etcd {
     process: std::process::Child,
-    port: u16,
+    pub(crate) port: u16,
     _dir: tempfile::TempDir,
 }
 
 impl Etcd {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (port, peer, dir) = (free(), free(), tempfile::tempdir().unwrap());
         let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));

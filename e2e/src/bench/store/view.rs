@@ -97,7 +97,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
 
 fn told_up(view: &MeshView, began: Instant) -> Result<()> {
     let remotes = || view.clusters().filter(|cluster| !view.is_own(&cluster.name));
-    for cluster in remotes().filter(|cluster| !cluster.is_synced()) {
+    if let Some(cluster) = remotes().find(|cluster| !cluster.is_synced()) {
         bail!("{} is not complete: {}, {:?}", cluster.name, cluster.waits_for(), cluster.refused);
     }
     let entries =
