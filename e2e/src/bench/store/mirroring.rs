@@ -118,41 +118,17 @@ fn grown(mesh: &Mesh<'_>, replica: &Replica, rows: &mut Vec<Row>) {
     rows.push(Row::plain(&key("first sync"), replica.up.seconds, "s", "lower", None));
 }
 
-fn whole_mesh(sizes: &Sizes, pki: &Pki, keep: &Path, rows: &mut Vec<Row>) -> Result<()> {
-    let mut mesh = Mesh::start(pki, sizes.mesh)?;
-    let mut replica = mesh.replica(None, None)?;
-    let what = format!("first sync, {} clusters, {} keys", sizes.mesh.clusters, mesh.up.keys);
-    synced(&what, &mesh, &replica, [5.0, 350.0], rows)?;
-    rows.push(Row::plain(
-        "  a key and its value",
-        mesh.up.bytes as f64 / mesh.up.keys as f64,
-        "B",
-        "lower",
-        None,
-    ));
-    grown(&mesh, &replica, rows);
-
-    let args = view::Args { pki: pki.clone(), server: replica.up.address, clusters: sizes.mesh.clusters };
-    let mut agent = Part::start("view", &args)?;
-    let up: view::Up = agent.hear()?;
-    ensure!(up.refused == 0, "the view refused {} entries", up.refused);
-    let used = agent.usage()?;
-    rows.push(Row::plain("the same into an agent's MeshView", up.seconds, "s", "lower", Some(4.0)));
-    rows.push(Row::plain("  its peak RSS", used.peak_mib, "MiB", "lower", Some(300.0)));
-
-    let [slow, fast] = sizes.changes;
-    let (mut p50, mut p99) = (Vec::new(), Vec::new());
-    for _ in 0..sizes.rounds {
-        let (_, mirrored, _) = mesh.changes(&mut replica, None, (1, slow, 500))?;
-        p50.push(mirrored.p50_ms);
-        p99.push(mirrored.p99_ms);
-    }
-    let healthy = median(p99);
-    rows.push(Row::plain("500 changes/s, visible in the mirror, p50", median(p50), "ms", "lower", Some(0.3)));
-    rows.push(Row::plain("  p99", healthy, "ms", "lower", Some(1.0)));
-
+/// Many changes: at 10,000 a second, and all at once, on to the agent's view.
+fn many_changes(
+    sizes: &Sizes,
+    mesh: &mut Mesh<'_>,
+    replica: &mut Replica,
+    agent: &mut Part,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let [_, fast] = sizes.changes;
     let before = [mesh.origins.usage()?.cpu_s, replica.part.usage()?.cpu_s, agent.usage()?.cpu_s];
-    let (wrote, mirrored, viewed) = mesh.changes(&mut replica, Some(&mut agent), (CHANGING, fast, 10_000))?;
+    let (wrote, mirrored, viewed) = mesh.changes(replica, Some(agent), (CHANGING, fast, 10_000))?;
     let rate = f64::from(fast) / wrote.seconds;
     rows.push(Row::plain("10,000 changes/s: so many were written", rate, "1/s", "higher", None));
     rows.push(Row::plain("  visible in the mirror, p50", mirrored.p50_ms, "ms", "lower", None));
@@ -164,14 +140,22 @@ fn whole_mesh(sizes: &Sizes, pki: &Pki, keep: &Path, rows: &mut Vec<Row>) -> Res
         rows.push(Row::plain(&format!("  CPU of the {who} per change"), cpu, "us", "lower", None));
     }
 
-    let (wrote, _, viewed) = mesh.changes(&mut replica, Some(&mut agent), (CHANGING, sizes.bulk, 0))?;
+    let (wrote, _, viewed) = mesh.changes(replica, Some(agent), (CHANGING, sizes.bulk, 0))?;
     let seconds = viewed.last_ns.saturating_sub(wrote.began_ns) as f64 / 1e9;
     let what = format!("bulk: {} changes through origin, mirror and view", sizes.bulk);
     rows.push(Row::plain(&what, f64::from(sizes.bulk) / seconds, "keys/s", "higher", Some(50_000.0)));
-    drop(agent);
-    drop(replica);
+    Ok(())
+}
 
-    // Once to disk, and then from disk, with one remote that takes connections and says nothing.
+/// Once to disk, and then from disk, with one remote that takes connections and says nothing.
+fn warm_restart(
+    sizes: &Sizes,
+    mesh: &mut Mesh<'_>,
+    keep: &Path,
+    healthy: f64,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let [slow, _] = sizes.changes;
     let mut kept = mesh.replica(Some(keep), None)?;
     let _: bool = kept.part.ask(&replica::Command::Settle)?;
     drop(kept);
@@ -198,4 +182,44 @@ fn whole_mesh(sizes: &Sizes, pki: &Pki, keep: &Path, rows: &mut Vec<Row>) -> Res
         Some(1.0),
     ));
     Ok(())
+}
+
+fn whole_mesh(sizes: &Sizes, pki: &Pki, keep: &Path, rows: &mut Vec<Row>) -> Result<()> {
+    let mut mesh = Mesh::start(pki, sizes.mesh)?;
+    let mut replica = mesh.replica(None, None)?;
+    let what = format!("first sync, {} clusters, {} keys", sizes.mesh.clusters, mesh.up.keys);
+    synced(&what, &mesh, &replica, [5.0, 350.0], rows)?;
+    rows.push(Row::plain(
+        "  a key and its value",
+        mesh.up.bytes as f64 / mesh.up.keys as f64,
+        "B",
+        "lower",
+        None,
+    ));
+    grown(&mesh, &replica, rows);
+
+    let args = view::Args { pki: pki.clone(), server: replica.up.address, clusters: sizes.mesh.clusters };
+    let mut agent = Part::start("view", &args)?;
+    let up: view::Up = agent.hear()?;
+    ensure!(up.refused == 0, "the view refused {} entries", up.refused);
+    let used = agent.usage()?;
+    rows.push(Row::plain("the same into an agent's MeshView", up.seconds, "s", "lower", Some(4.0)));
+    rows.push(Row::plain("  its peak RSS", used.peak_mib, "MiB", "lower", Some(300.0)));
+
+    let [slow, _] = sizes.changes;
+    let (mut p50, mut p99) = (Vec::new(), Vec::new());
+    for _ in 0..sizes.rounds {
+        let (_, mirrored, _) = mesh.changes(&mut replica, None, (1, slow, 500))?;
+        p50.push(mirrored.p50_ms);
+        p99.push(mirrored.p99_ms);
+    }
+    let healthy = median(p99);
+    rows.push(Row::plain("500 changes/s, visible in the mirror, p50", median(p50), "ms", "lower", Some(0.3)));
+    rows.push(Row::plain("  p99", healthy, "ms", "lower", Some(1.0)));
+
+    many_changes(sizes, &mut mesh, &mut replica, &mut agent, rows)?;
+    drop(agent);
+    drop(replica);
+
+    warm_restart(sizes, &mut mesh, keep, healthy, rows)
 }
