@@ -48,7 +48,7 @@ fn begun_anew(lab: &mut Lab) -> Result<Vec<(String, u64)>> {
 fn a_ca_rotates_under_load_and_nobody_is_cut_off_but_the_old_one() {
     scenario::run_with_product(|| {
         let mut lab = Lab::connected(LabPlan::regions(&["us-east", "eu-west", "ap-south"], 1))?;
-        let target = lab.cluster("us-east").service_address();
+        let target = lab.cluster("eu-west").service_address();
         let load = Request::to(&target).concurrency(2).every(Duration::from_millis(20));
         let load = lab.cluster("eu-west").pod("client").keep_asking(&load)?;
         let before = begun_anew(&mut lab)?;

@@ -48,7 +48,8 @@ pub(crate) struct SendBatch {
     headers: Vec<libc::mmsghdr>,
 }
 
-/// Datagrams to one address and of one length, of which the last may be shorter.
+/// Datagrams to one address, of one type and one length, of which the last may be shorter. Of one type, so that whoever
+/// looks at a device that has not cut the message yet sees every handshake by itself.
 #[derive(Clone, Copy)]
 struct Message {
     /// Of its datagrams.
@@ -140,7 +141,9 @@ impl SendBatch {
                 let next = self.lengths[first + count];
                 let ended = self.lengths[first + count - 1] < size;
                 let full = count == MOST_SEGMENTS || length + next > LARGEST_MESSAGE;
-                if ended || full || next > size || self.to[first + count] != self.to[first] {
+                let alike = self.to[first + count] == self.to[first]
+                    && self.buffer[start + length] == self.buffer[start];
+                if ended || full || next > size || !alike {
                     break;
                 }
                 (count, length) = (count + 1, length + next);
