@@ -10,6 +10,7 @@ mod mesh;
 mod node;
 mod peer;
 mod service;
+mod service_export;
 mod slice;
 mod time;
 mod timestamp;
@@ -23,10 +24,13 @@ pub use mesh::{Encryption, MeshAddresses, MeshPlan, MeshPlanError, NodeIndex, Pa
 pub use node::{
     AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
 };
-pub use peer::{ClusterConfig, ExportMode, ParseServerUrlError, Peer, ServerUrl};
+pub use peer::{CiliumPeer, ClusterConfig, ExportMode, ParseServerUrlError, Peer, PeerKind, ServerUrl};
 pub use service::{
     Affinity, Endpoint, GlobalService, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
     ServicePort, SharedService,
+};
+pub use service_export::{
+    ExportedPort, ImportKind, InternalTrafficPolicy, ServiceExport, SessionAffinity, TrafficDistribution,
 };
 pub use slice::{AddressFamily, EndpointSlice, ParseSliceError, SliceEndpoint, SliceKey, SlicePort};
 pub use time::Time;

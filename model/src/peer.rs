@@ -1,5 +1,6 @@
 //! Other clusters: what we admitted them with, and what they say they can do.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -90,9 +91,29 @@ pub struct Peer {
     pub endpoints: Vec<ServerUrl>,
     pub pod_cidrs: Vec<IpNet>,
     pub node_cidrs: Vec<IpNet>,
-    /// PEM, during a rotation the old one and the new one. Trusted for exactly one name, `remote-<cluster>`.
+    /// PEM, during a rotation the old one and the new one. Trusted for exactly one name, `remote-<cluster>`; of a cluster on
+    /// Cilium, which has no other name where it is in Cilium's legacy mode, for `remote` too.
     pub ca: String,
     pub admitted: Timestamp,
+    pub kind: PeerKind,
+}
+
+/// What runs at the other end.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum PeerKind {
+    #[default]
+    Hawser,
+    /// Cilium's clustermesh-apiserver, or any etcd with what a Cilium cluster writes in it.
+    Cilium(CiliumPeer),
+}
+
+/// How a cluster on Cilium is reached, where that differs: Cilium's client configuration file (cilium-facts §2).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CiliumPeer {
+    /// What its server's certificate has to name; none: the host of the endpoint that is dialled.
+    pub server_name: Option<String>,
+    /// `cilium-host-aliases`: where hosts of the endpoints are, in place of DNS. No list is empty.
+    pub aliases: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// What a cluster says about its keyspace (`cluster-config`).

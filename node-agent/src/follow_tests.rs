@@ -11,7 +11,7 @@ use hawser_etcd::server::{AllowAll, EtcdServer, KeyspaceHandle, Keyspaces, Memor
 use hawser_kvstore::{Identity, Keyspace, Limits};
 use hawser_model::{
     AddressKind, ClusterId, ClusterIdWidth, ClusterRef, Epoch, MeshPlan, Node, NodeAddress, NodeIndex,
-    NodeName, Peer, PublicKey, ServerUrl, Timestamp, TunnelEnd, TunnelNode,
+    NodeName, Peer, PeerKind, PublicKey, ServerUrl, Timestamp, TunnelEnd, TunnelNode,
 };
 use hawser_wire::{Entry, Resource};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -104,6 +104,7 @@ fn peer() -> Entry {
         node_cidrs: vec!["172.16.2.0/24".parse().unwrap()],
         ca: "PEM".into(),
         admitted: Timestamp::parse("2026-11-20T12:00:00Z").unwrap(),
+        kind: PeerKind::Hawser,
     })
 }
 

@@ -2,7 +2,8 @@
 //! is changed.
 
 use hawser_model::{
-    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, Peer, Timestamp,
+    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, Peer, PeerKind,
+    Timestamp,
 };
 
 use crate::bundle::Bundle;
@@ -81,6 +82,7 @@ pub fn check_admission(
         // In the middle of its rotation a cluster is believed by both of its CAs.
         ca: same.map_or_else(|| bundle.ca.pem(), |was| was.ca.clone()),
         admitted: now,
+        kind: PeerKind::Hawser,
     };
     match same {
         None => Ok(Admission::New(peer)),

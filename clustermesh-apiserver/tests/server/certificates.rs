@@ -15,7 +15,7 @@ use hawser_api::session::PresentRequest;
 use hawser_api::session::session_client::SessionClient;
 use hawser_etcd::client::{Client, FollowConfig, FollowEvent};
 use hawser_kvstore::KeyRange;
-use hawser_model::{ClusterName, ClusterRef, Peer, ServerUrl};
+use hawser_model::{ClusterName, ClusterRef, Peer, PeerKind, ServerUrl};
 use hawser_pki::session::{self, Binding};
 use hawser_pki::{CaSet, Leaf};
 use hyper_util::rt::TokioIo;
@@ -236,6 +236,7 @@ async fn our_client_and_our_server_agree_on_x25519mlkem768() {
         node_cidrs: Vec::new(),
         ca: us.ca.cert().pem(),
         admitted: now(),
+        kind: PeerKind::Hawser,
     };
     let acceptor = TlsAcceptor::from(listen::tls(&ours.1, Arc::clone(&provider)).unwrap());
     let line = Line::new(&peer, &theirs.1, provider).unwrap();

@@ -102,6 +102,7 @@ pub fn admit(peer: &PeerRecord, key: &Key, entry: &Entry) -> Result<(), Refusal>
             service.backends.keys().try_for_each(|ip| peer.pod_or_node("backends", *ip))
         }
         Entry::Slice(slice) => admit_slice(peer, slice),
+        Entry::Export(export) => peer.speaks(&export.cluster),
         Entry::TunnelNode(node) => admit_tunnel_node(peer, node),
         Entry::LocalService(_) | Entry::LocalPeer(_) => Ok(()),
     }

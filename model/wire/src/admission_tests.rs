@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use hawser_model::{
     AddressFamily, ClusterConfig, ClusterId, ClusterName, Endpoint, ExportMode, GlobalService, Identity,
-    Labels, MeshAddresses, NodeAddress, NodeIndex, NodeName, ServiceKey, SharedService, SliceEndpoint,
-    SliceKey, Timestamp,
+    Labels, MeshAddresses, NodeAddress, NodeIndex, NodeName, PeerKind, ServiceKey, SharedService,
+    SliceEndpoint, SliceKey, Timestamp,
 };
 
 use super::*;
@@ -223,6 +223,7 @@ fn local_keys_never_come_from_a_peer() {
         node_cidrs: vec![],
         ca: String::new(),
         admitted: Timestamp::from_unix(0),
+        kind: PeerKind::Hawser,
     });
     assert_eq!(refused(peer), "foreign_key");
 }

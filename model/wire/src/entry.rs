@@ -3,11 +3,13 @@
 use bytes::Bytes;
 use hawser_model::{
     ClusterConfig, ClusterIdWidth, ClusterRef, Endpoint, EndpointSlice, GlobalService, Identity, Node, Peer,
-    SharedService, Timestamp, TrustNotice, TrustReceipt, TunnelNode,
+    ServiceExport, SharedService, Timestamp, TrustNotice, TrustReceipt, TunnelNode,
 };
 
 use crate::error::{DecodeError, Fault, Reason, short};
-use crate::{Key, Resource, config, hawser, identity, ip, limits, node, service, slice, trust};
+use crate::{
+    Key, Resource, config, hawser, identity, ip, limits, node, peer, service, service_export, slice, trust,
+};
 
 /// Whose keyspace is read: what its values have to agree with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,7 @@ pub enum Entry {
     Endpoint(Endpoint),
     Service(SharedService),
     Slice(EndpointSlice),
+    Export(ServiceExport),
     TunnelNode(TunnelNode),
     Trust(TrustNotice),
     Trusted(TrustReceipt),
@@ -70,13 +73,14 @@ fn decode_value(key: &Key, value: &[u8], cx: &Context) -> Result<Entry, Fault> {
         Key::Ip(ip) => ip::decode(*ip, value, cx).map(Entry::Endpoint),
         Key::Service { service, .. } => service::decode(service, value, cx).map(Entry::Service),
         Key::EndpointSlice { slice, .. } => slice::decode(slice, value, cx).map(Entry::Slice),
+        Key::ServiceExport { service, .. } => service_export::decode(service, value, cx).map(Entry::Export),
         Key::TunnelNode { node, .. } => hawser::decode_node(node, value, cx).map(Entry::TunnelNode),
         Key::Trust(_) => trust::decode_notice(value).map(Entry::Trust),
         Key::Trusted { peer, .. } => trust::decode_receipt(peer, value).map(Entry::Trusted),
         Key::LocalService { service, .. } => {
             hawser::decode_service(service, value, cx).map(Entry::LocalService)
         }
-        Key::LocalPeer(name) => hawser::decode_peer(name, value, cx).map(Entry::LocalPeer),
+        Key::LocalPeer(name) => peer::decode(name, value, cx).map(Entry::LocalPeer),
         Key::Other(_) | Key::Private(_) => Err(Reason::NoCodec.at("")),
     }
 }
@@ -126,6 +130,7 @@ impl Entry {
             Self::Endpoint(endpoint) => Key::ip(endpoint.ip),
             Self::Service(s) => Key::Service { cluster: of(&s.cluster), service: s.key.clone() },
             Self::Slice(s) => Key::EndpointSlice { cluster: of(&s.cluster), slice: s.key.clone() },
+            Self::Export(s) => Key::ServiceExport { cluster: of(&s.cluster), service: s.key.clone() },
             Self::TunnelNode(n) => Key::TunnelNode { cluster: of(&n.cluster), node: n.name.clone() },
             Self::Trust(_) => Key::Trust(of(cluster)),
             Self::Trusted(receipt) => Key::Trusted { cluster: of(cluster), peer: receipt.peer.clone() },
@@ -145,11 +150,12 @@ impl Entry {
             Self::Endpoint(endpoint) => ip::encode(endpoint),
             Self::Service(service) => service::encode(service),
             Self::Slice(slice) => slice::encode(slice),
+            Self::Export(export) => service_export::encode(export),
             Self::TunnelNode(node) => hawser::encode_node(node),
             Self::Trust(notice) => trust::encode_notice(notice),
             Self::Trusted(receipt) => trust::encode_receipt(receipt),
             Self::LocalService(service) => hawser::encode_service(service),
-            Self::LocalPeer(peer) => hawser::encode_peer(peer),
+            Self::LocalPeer(peer) => peer::encode(peer),
         }
     }
 }

@@ -68,6 +68,8 @@ pub enum Reason {
     ExportMode { text: String },
     #[error("address type {text:?} is neither IPv4 nor IPv6")]
     AddressType { text: String },
+    #[error("{text:?} is none of {of}")]
+    Word { text: String, of: &'static str },
     #[error("does not decompress: {message}")]
     Zstd { message: String },
     #[error("is not the protobuf it should be: {message}")]

@@ -1,4 +1,4 @@
-//! What only Hawser writes: tunnel nodes for everyone, global services and peers for the own cluster (contracts.md).
+//! What only Hawser writes: tunnel nodes for everyone, global services for the own cluster (contracts.md).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,17 +7,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hawser_model::{
-    Affinity, BootId, ClusterId, ClusterName, ClusterRef, Epoch, GlobalService, IpNet, MeshAddresses,
-    NodeIndex, NodeName, Peer, PortName, Protocol, ServerUrl, ServiceKey, ServicePort, Timestamp, TunnelEnd,
-    TunnelNode,
+    Affinity, BootId, Epoch, GlobalService, MeshAddresses, NodeIndex, NodeName, PortName, Protocol,
+    ServiceKey, ServicePort, TunnelEnd, TunnelNode,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Context, same, same_cluster};
 use crate::error::{Fault, Reason, short};
-use crate::json::{
-    List, PortMapIn, PortMapOut, Text, bounded, ip, parse, port, port_map, port_map_out, print,
-};
+use crate::json::{List, PortMapIn, PortMapOut, Text, ip, parse, port, port_map, port_map_out, print};
 use crate::limits;
 use crate::node::{boot_id, public_key};
 
@@ -225,71 +222,5 @@ pub fn encode_service(service: &GlobalService) -> Bytes {
         affinity: service.affinity.as_str(),
         shared: service.shared,
         backends: port_map_out(&service.backends),
-    })
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PeerIn<'a> {
-    #[serde(borrow)]
-    name: Text<'a>,
-    id: u32,
-    #[serde(borrow)]
-    endpoints: List<Text<'a>, { limits::ENDPOINTS }>,
-    #[serde(rename = "podCIDRs", borrow)]
-    pod_cidrs: List<Text<'a>, { limits::CIDRS }>,
-    #[serde(rename = "nodeCIDRs", borrow)]
-    node_cidrs: List<Text<'a>, { limits::CIDRS }>,
-    #[serde(borrow)]
-    ca: Text<'a>,
-    #[serde(borrow)]
-    admitted: Text<'a>,
-}
-
-#[derive(Serialize)]
-struct PeerOut<'a> {
-    name: &'a str,
-    id: u16,
-    endpoints: Vec<&'a str>,
-    #[serde(rename = "podCIDRs")]
-    pod_cidrs: Vec<String>,
-    #[serde(rename = "nodeCIDRs")]
-    node_cidrs: Vec<String>,
-    ca: &'a str,
-    admitted: String,
-}
-
-pub(crate) fn decode_peer(key: &ClusterName, value: &[u8], cx: &Context) -> Result<Peer, Fault> {
-    let raw: PeerIn<'_> = parse(value)?;
-    same("name", &raw.name, key.as_str(), "the key")?;
-    let id = ClusterId::new(raw.id, cx.width).map_err(|why| Reason::from(why).at("id"))?;
-    let endpoints = raw.endpoints.0.iter().map(|text| ServerUrl::parse(text));
-    let cidrs = |list: &List<Text<'_>, { limits::CIDRS }>, field: &str| {
-        let parse = |text: &Text<'_>| match text.parse::<IpNet>() {
-            Ok(net) if net.trunc() == net => Ok(net),
-            _ => Err(Reason::Cidr { text: short(text) }.at(field)),
-        };
-        list.0.iter().map(parse).collect::<Result<Vec<_>, _>>()
-    };
-    Ok(Peer {
-        cluster: ClusterRef { name: key.clone(), id },
-        endpoints: endpoints.collect::<Result<_, _>>().map_err(|why| Reason::from(why).at("endpoints"))?,
-        pod_cidrs: cidrs(&raw.pod_cidrs, "podCIDRs")?,
-        node_cidrs: cidrs(&raw.node_cidrs, "nodeCIDRs")?,
-        ca: bounded(Some(&raw.ca), "ca", limits::CA_BYTES)?,
-        admitted: Timestamp::parse(&raw.admitted).map_err(|why| Reason::from(why).at("admitted"))?,
-    })
-}
-
-pub fn encode_peer(peer: &Peer) -> Bytes {
-    let text = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect();
-    print(&PeerOut {
-        name: peer.cluster.name.as_str(),
-        id: peer.cluster.id.get(),
-        endpoints: peer.endpoints.iter().map(ServerUrl::as_str).collect(),
-        pod_cidrs: text(&peer.pod_cidrs),
-        node_cidrs: text(&peer.node_cidrs),
-        ca: &peer.ca,
-        admitted: peer.admitted.to_string(),
     })
 }

@@ -131,6 +131,10 @@ pub enum Key {
         cluster: ClusterName,
         slice: SliceKey,
     },
+    ServiceExport {
+        cluster: ClusterName,
+        service: ServiceKey,
+    },
     TunnelNode {
         cluster: ClusterName,
         node: NodeName,
@@ -171,6 +175,7 @@ impl Key {
             | Self::Node { cluster, .. }
             | Self::Service { cluster, .. }
             | Self::EndpointSlice { cluster, .. }
+            | Self::ServiceExport { cluster, .. }
             | Self::TunnelNode { cluster, .. }
             | Self::Trusted { cluster, .. }
             | Self::LocalService { cluster, .. } => Some(cluster),
@@ -261,6 +266,10 @@ impl Key {
             let slice = SliceKey::new(namespace, name)?;
             return Ok(Self::EndpointSlice { cluster: ClusterName::parse(cluster)?, slice });
         }
+        if let Some(rest) = text.strip_prefix(prefix::SERVICE_EXPORTS) {
+            let (cluster, service) = cluster_and_service(rest)?;
+            return Ok(Self::ServiceExport { cluster, service });
+        }
         Self::parse_hawser(text)
     }
 
@@ -335,6 +344,9 @@ impl fmt::Display for Key {
             Self::Service { cluster, service } => write!(f, "{}{cluster}/{service}", prefix::SERVICES),
             Self::EndpointSlice { cluster, slice } => {
                 write!(f, "{}{cluster}/{slice}", prefix::ENDPOINT_SLICES)
+            }
+            Self::ServiceExport { cluster, service } => {
+                write!(f, "{}{cluster}/{service}", prefix::SERVICE_EXPORTS)
             }
             Self::TunnelNode { cluster, node } => write!(f, "{}{cluster}/{node}", prefix::TUNNEL_NODES),
             Self::Trust(cluster) => write!(f, "{}{cluster}", prefix::TRUST),

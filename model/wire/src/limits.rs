@@ -27,8 +27,12 @@ pub const NAME_BYTES: usize = 253;
 pub const SLICE_ENDPOINTS: usize = 1_000;
 /// Fields of all kinds in a slice's protobuf, nested ones too: bounds what decoding allocates.
 pub const SLICE_FIELDS: usize = 50_000;
-/// Servers of a peer.
+/// Servers of a peer, and names of theirs that DNS does not know.
 pub const ENDPOINTS: usize = 32;
+/// `appProtocol` is a prefixed name: a subdomain, a slash and a label name.
+pub const APP_PROTOCOL_BYTES: usize = 317;
+/// Kubernetes' bound on a session affinity's timeout: a day.
+pub const AFFINITY_SECONDS: u32 = 86_400;
 /// One certificate, or two of a rotation.
 pub const CA_BYTES: usize = 16 << 10;
 /// CAs that a cluster is believed by: one, during a rotation two.

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use hawser_model::{
-    AddressFamily, AddressKind, Affinity, BootId, ClusterConfig, ClusterId, ClusterIdWidth, ClusterName,
-    ClusterRef, Endpoint, EndpointSlice, Epoch, ExportMode, GlobalService, Identity, IdentityId, Labels,
-    MeshPlan, Node, NodeAddress, NodeIndex, NodeName, Peer, PortName, Protocol, PublicKey, ServerUrl,
-    ServiceKey, ServicePort, SharedService, SliceEndpoint, SliceKey, SlicePort, Timestamp, TunnelEnd,
-    TunnelNode,
+    AddressFamily, AddressKind, Affinity, BootId, CiliumPeer, ClusterConfig, ClusterId, ClusterIdWidth,
+    ClusterName, ClusterRef, Endpoint, EndpointSlice, Epoch, ExportMode, ExportedPort, GlobalService,
+    Identity, IdentityId, ImportKind, InternalTrafficPolicy, Labels, MeshPlan, Node, NodeAddress, NodeIndex,
+    NodeName, Peer, PeerKind, PortName, Protocol, PublicKey, ServerUrl, ServiceExport, ServiceKey,
+    ServicePort, SessionAffinity, SharedService, SliceEndpoint, SliceKey, SlicePort, Timestamp,
+    TrafficDistribution, TunnelEnd, TunnelNode,
 };
 use hawser_wire::{Context, Entry, Key, Resource, decode};
 
@@ -340,10 +341,96 @@ fn a_local_service_and_a_peer() {
         node_cidrs: vec!["172.16.2.0/24".parse().unwrap()],
         ca: "-----BEGIN CERTIFICATE-----\n".into(),
         admitted: Timestamp::parse("2026-11-20T21:44:55Z").unwrap(),
+        kind: PeerKind::Hawser,
     };
     golden(
-        Entry::LocalPeer(peer),
+        Entry::LocalPeer(peer.clone()),
         "hawser/local/peers/v1/eu-west",
         r#"{"name":"eu-west","id":2,"endpoints":["https://172.16.2.11:2379"],"podCIDRs":["10.2.0.0/16"],"nodeCIDRs":["172.16.2.0/24"],"ca":"-----BEGIN CERTIFICATE-----\n","admitted":"2026-11-20T21:44:55Z"}"#,
     );
+    let plain = Peer { kind: PeerKind::Cilium(CiliumPeer::default()), ..peer.clone() };
+    let named = CiliumPeer {
+        server_name: Some("clustermesh-apiserver.cilium.svc".into()),
+        aliases: BTreeMap::from([("c1.mesh.cilium.io".into(), vec![ip("198.51.100.7"), ip("fd00::7")])]),
+    };
+    let named = Peer { kind: PeerKind::Cilium(named), ..peer };
+    for (peer, kind) in [
+        (plain, r#""kind":"cilium"}"#),
+        (
+            named,
+            r#""kind":"cilium","serverName":"clustermesh-apiserver.cilium.svc","aliases":{"c1.mesh.cilium.io":["198.51.100.7","fd00::7"]}}"#,
+        ),
+    ] {
+        golden(
+            Entry::LocalPeer(peer),
+            "hawser/local/peers/v1/eu-west",
+            &format!(
+                r#"{{"name":"eu-west","id":2,"endpoints":["https://172.16.2.11:2379"],"podCIDRs":["10.2.0.0/16"],"nodeCIDRs":["172.16.2.0/24"],"ca":"-----BEGIN CERTIFICATE-----\n","admitted":"2026-11-20T21:44:55Z",{kind}"#
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_service_export() {
+    let export = ServiceExport {
+        cluster: cx().cluster,
+        key: ServiceKey::new("shop", "cart").unwrap(),
+        annotations: BTreeMap::from([("c".into(), "d".into())]),
+        labels: BTreeMap::from([("a".into(), "b".into())]),
+        created: Timestamp::parse("2026-11-20T21:44:04Z").unwrap(),
+        ports: vec![ExportedPort {
+            name: PortName::parse("http").unwrap(),
+            protocol: Protocol::Tcp,
+            app_protocol: Some("http".into()),
+            port: 80,
+        }],
+        kind: ImportKind::ClusterSetIp,
+        session_affinity: SessionAffinity::ClientIp(Some(600)),
+        ip_families: Vec::new(),
+        internal_traffic_policy: None,
+        traffic_distribution: None,
+    };
+    let key = "cilium/state/serviceexports/v1/hawser-a/shop/cart";
+    golden(
+        Entry::Export(export.clone()),
+        key,
+        r#"{"cluster":"hawser-a","name":"cart","namespace":"shop","Annotations":{"c":"d"},"Labels":{"a":"b"},"exportCreationTimestamp":"2026-11-20T21:44:04Z","ports":[{"name":"http","protocol":"TCP","appProtocol":"http","port":80}],"type":"ClusterSetIP","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":600}}}"#,
+    );
+    let other = ServiceExport {
+        annotations: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        ports: vec![ExportedPort {
+            name: PortName::default(),
+            protocol: Protocol::Udp,
+            app_protocol: None,
+            port: 53,
+        }],
+        kind: ImportKind::Headless,
+        session_affinity: SessionAffinity::None,
+        ip_families: vec![AddressFamily::V6, AddressFamily::V4],
+        internal_traffic_policy: Some(InternalTrafficPolicy::Local),
+        traffic_distribution: Some(TrafficDistribution::PreferSameZone),
+        ..export.clone()
+    };
+    golden(
+        Entry::Export(other),
+        key,
+        r#"{"cluster":"hawser-a","name":"cart","namespace":"shop","Annotations":null,"Labels":null,"exportCreationTimestamp":"2026-11-20T21:44:04Z","ports":[{"protocol":"UDP","port":53}],"type":"Headless","sessionAffinity":"None","ipFamilies":["IPv6","IPv4"],"internalTrafficPolicy":"Local","trafficDistribution":"PreferSameZone"}"#,
+    );
+    // The spelling of the facts, with what Go may leave out.
+    let least = r#"{"cluster":"hawser-a","name":"cart","namespace":"shop","annotations":{"c":"d"},"labels":{"a":"b"},"exportCreationTimestamp":"2026-11-20T21:44:04Z","ports":[{"name":"http","appProtocol":"http","port":80}],"type":"ClusterSetIP","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":600}},"later":1}"#;
+    assert_eq!(
+        decode(&Key::parse(key.as_bytes()).unwrap(), least.as_bytes(), &cx()).unwrap(),
+        Entry::Export(export)
+    );
+}
+
+#[test]
+fn an_exported_service_has_a_derived_one() {
+    // As coreutils say: printf shop/cart | sha256sum | xxd -r -p | basenc --base32hex | head -c 10
+    for (name, derived) in [("exported", "derived-o5q7lodl2q"), ("cart", "derived-bsqa4s8pq5")] {
+        let of = ServiceKey::new("shop", name).unwrap();
+        assert_eq!(hawser_wire::derived(&of), ServiceKey::new("shop", derived).unwrap());
+    }
 }

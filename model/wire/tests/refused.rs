@@ -244,8 +244,49 @@ fn our_own() {
             ("10.2.0.0/16", "10.2.0.1/16", "podCIDRs", "is not a CIDR"),
             ("2026-11-20T21:44:55Z", "yesterday", "admitted", "not RFC 3339"),
             (r#","ca":"PEM""#, "", "", "missing field `ca`"),
+            (r#""ca":"PEM""#, r#""ca":"PEM","kind":"istio""#, "kind", "none of hawser, cilium"),
+            (
+                r#""ca":"PEM""#,
+                r#""ca":"PEM","kind":"cilium","aliases":{"h":["x"]}"#,
+                "aliases.h",
+                "is not an IP address",
+            ),
+            (r#""ca":"PEM""#, r#""ca":"PEM","kind":"cilium","aliases":{"h":[]}"#, "aliases.h", "is missing"),
         ],
     );
+}
+
+#[test]
+fn service_exports() {
+    let good = r#"{"cluster":"c1","name":"cart","namespace":"shop","labels":{"a":"b"},"exportCreationTimestamp":"2026-11-20T21:44:04Z","ports":[{"name":"http","protocol":"TCP","appProtocol":"http","port":80}],"type":"ClusterSetIP","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":600}},"ipFamilies":["IPv4","IPv6"]}"#;
+    let families = r#"["IPv4","IPv6"]"#;
+    table(
+        "cilium/state/serviceexports/v1/c1/shop/cart",
+        good,
+        &[
+            (r#""c1""#, r#""c2""#, "cluster", "but the keyspace says"),
+            (r#""name":"cart""#, r#""name":"till""#, "name", "but the key says"),
+            (r#""shop""#, r#""bank""#, "namespace", "but the key says"),
+            ("2026-11-20T21:44:04Z", "0001-01-01T00:00:00Z", "exportCreationTimestamp", "missing"),
+            ("2026-11-20T21:44:04Z", "never", "exportCreationTimestamp", "not RFC 3339"),
+            ("ClusterSetIP", "ExternalName", "type", "none of ClusterSetIP, Headless"),
+            (r#""ClientIP""#, r#""""#, "sessionAffinity", "none of ClientIP, None"),
+            ("600", "0", "sessionAffinityConfig", "out of range 1..=86400"),
+            ("600", "86401", "sessionAffinityConfig", "out of range 1..=86400"),
+            (r#""port":80"#, r#""port":0"#, "ports", "out of range"),
+            (r#""TCP""#, r#""tcp""#, "ports", "none of TCP"),
+            (families, r#"["IPv4","IPv4"]"#, "ipFamilies", "appears twice"),
+            (families, r#"["IPv5"]"#, "ipFamilies", "neither IPv4 nor IPv6"),
+            (families, r#"["IPv4","IPv6","IPv4"]"#, "ipFamilies", "more than 2 entries"),
+            (families, r#"[],"internalTrafficPolicy":"Zone""#, "internalTrafficPolicy", "none of Cluster"),
+            (families, r#"[],"trafficDistribution":"Far""#, "trafficDistribution", "none of PreferClose"),
+            (r#"{"a":"b"}"#, r#"{"a":1}"#, "labels.a", "expected a string"),
+        ],
+    );
+    let long = "x".repeat(limits::APP_PROTOCOL_BYTES + 1);
+    let value = good.replace(r#""appProtocol":"http""#, &format!(r#""appProtocol":"{long}""#));
+    let error = refused("cilium/state/serviceexports/v1/c1/shop/cart", value.as_bytes());
+    assert_eq!(error.fault.field, "ports.appProtocol");
 }
 
 #[test]

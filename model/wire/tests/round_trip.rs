@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hawser_model::{
     AddressFamily, AddressKind, BootId, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Endpoint,
-    EndpointSlice, Identity, IdentityId, IpNet, Ipv4Net, Ipv6Net, Labels, Node, NodeAddress, NodeName,
-    PortMap, PortName, Protocol, PublicKey, ServiceKey, ServicePort, SharedService, SliceEndpoint, SliceKey,
-    SlicePort,
+    EndpointSlice, ExportedPort, Identity, IdentityId, ImportKind, InternalTrafficPolicy, IpNet, Ipv4Net,
+    Ipv6Net, Labels, Node, NodeAddress, NodeName, PortMap, PortName, Protocol, PublicKey, ServiceExport,
+    ServiceKey, ServicePort, SessionAffinity, SharedService, SliceEndpoint, SliceKey, SlicePort, Timestamp,
+    TrafficDistribution,
 };
 use hawser_wire::{Context, Entry, Key, decode};
 use proptest::collection::{btree_map, vec};
@@ -147,7 +148,57 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
     })
 }
 
+fn kinds() -> impl Strategy<Value = (ImportKind, SessionAffinity, Vec<AddressFamily>)> {
+    use AddressFamily::{V4, V6};
+    let kind = prop_oneof![Just(ImportKind::ClusterSetIp), Just(ImportKind::Headless)];
+    let timeout = option::of(1..86_400_u32).prop_map(SessionAffinity::ClientIp);
+    let affinity = prop_oneof![Just(SessionAffinity::None), timeout];
+    let families = prop_oneof![Just(vec![]), Just(vec![V6]), Just(vec![V4, V6])];
+    (kind, affinity, families)
+}
+
+prop_compose! {
+    fn export()(
+        (namespace, name) in (label(), label()),
+        (annotations, labels) in (texts(), texts()),
+        created in 0..4_000_000_000_i64,
+        ports in ports(),
+        app_protocol in option::of(label()),
+        (kind, session_affinity, ip_families) in kinds(),
+        (local, zone) in any::<(Option<bool>, Option<bool>)>(),
+    ) -> ServiceExport {
+        let port = |(name, port): (PortName, ServicePort)| ExportedPort {
+            name, protocol: port.protocol, app_protocol: app_protocol.clone(), port: port.port,
+        };
+        ServiceExport {
+            cluster: cx().cluster,
+            key: ServiceKey::new(&namespace, &name).unwrap(),
+            annotations,
+            labels,
+            created: Timestamp::from_unix(created),
+            ports: ports.into_iter().map(port).collect(),
+            kind,
+            session_affinity,
+            ip_families,
+            internal_traffic_policy: local.map(|local| match local {
+                true => InternalTrafficPolicy::Local,
+                false => InternalTrafficPolicy::Cluster,
+            }),
+            traffic_distribution: zone.map(|zone| match zone {
+                true => TrafficDistribution::PreferSameZone,
+                false => TrafficDistribution::PreferClose,
+            }),
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn exports(export in export()) {
+        assert!(hawser_wire::derived(&export.key).name().starts_with("derived-"));
+        check(&Entry::Export(export));
+    }
+
     #[test]
     fn nodes(node in node()) {
         check(&Entry::Node(node));

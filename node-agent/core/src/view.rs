@@ -122,7 +122,7 @@ impl ClusterView {
                 self.settle();
             }
             // services/v1 says the same for now.
-            Entry::Heartbeat(_) | Entry::Slice(_) | Entry::Trust(_) | Entry::Trusted(_) => {}
+            Entry::Heartbeat(_) | Entry::Slice(_) | Entry::Export(_) | Entry::Trust(_) | Entry::Trusted(_) => {}
         }
         if let Some(seen) = &mut self.seen {
             seen.insert(key);
@@ -157,7 +157,7 @@ impl ClusterView {
             Key::LocalService { service, .. } => drop(self.local_services.remove(service)),
             Key::LocalPeer(name) => drop(self.peers.remove(name)),
             // A canary that goes says nothing about the data (Cilium's readers ignore it too).
-            Key::Synced { .. } | Key::Heartbeat | Key::EndpointSlice { .. } => {}
+            Key::Synced { .. } | Key::Heartbeat | Key::EndpointSlice { .. } | Key::ServiceExport { .. } => {}
             Key::Trust(_) | Key::Trusted { .. } | Key::Private(_) | Key::Other(_) => {}
         }
     }
@@ -290,9 +290,15 @@ impl MeshView {
     fn read(&self, cluster: &ClusterName, key: &[u8], value: &[u8]) -> Result<Option<(Key, Entry)>, String> {
         let key = Key::parse(key).map_err(|error| error.to_string())?;
         let trust = matches!(key, Key::Trust(_) | Key::Trusted { .. });
-        if trust
-            || matches!(key, Key::Other(_) | Key::Private(_) | Key::Heartbeat | Key::EndpointSlice { .. })
-        {
+        let unread = matches!(
+            key,
+            Key::Other(_)
+                | Key::Private(_)
+                | Key::Heartbeat
+                | Key::EndpointSlice { .. }
+                | Key::ServiceExport { .. }
+        );
+        if trust || unread {
             return Ok(None);
         }
         if self.is_own(cluster) {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use hawser_kvstore::{Identity, KeyRange, KeyValue, Snapshot};
 use hawser_model::{
     AddressKind, ClusterConfig, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Endpoint, ExportMode,
-    IdentityId, Labels, Node, NodeAddress, NodeName, Peer, PortName, Protocol, ServerUrl, ServiceKey,
+    IdentityId, Labels, Node, NodeAddress, NodeName, Peer, PeerKind, PortName, Protocol, ServerUrl, ServiceKey,
     ServicePort, SharedService, Timestamp,
 };
 use hawser_wire::{Entry, Key, Resource, prefix};
@@ -158,6 +158,7 @@ pub(super) fn peer(n: u32) -> Result<Peer> {
         node_cidrs: vec![format!("172.16.{n}.0/24").parse()?],
         ca: "PEM".into(),
         admitted: Timestamp::parse(WHEN)?,
+        kind: PeerKind::Hawser,
     })
 }
 

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use hawser_model::{
     AddressKind, Affinity, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Endpoint, Epoch,
-    GlobalService, IdentityId, MeshPlan, Node, NodeAddress, NodeIndex, NodeName, Peer, PortMap, PortName,
+    GlobalService, IdentityId, MeshPlan, Node, NodeAddress, NodeIndex, NodeName, Peer, PeerKind, PortMap, PortName,
     Protocol, PublicKey, ServerUrl, ServiceKey, ServicePort, SharedService, Time, Timestamp, TunnelEnd,
     TunnelNode,
 };
@@ -145,6 +145,7 @@ pub(crate) fn mk_peer(c: u32) -> Entry {
         node_cidrs: vec![format!("172.16.{c}.0/24").parse().unwrap()],
         ca: "PEM".into(),
         admitted: Timestamp::parse("2026-11-20T12:00:00Z").unwrap(),
+        kind: PeerKind::Hawser,
     })
 }
 
