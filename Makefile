@@ -13,10 +13,10 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # bpf-linker must read the bitcode of exactly the compiler in rust-toolchain.toml (LLVM 22): move both together.
 BPF_LINKER_VERSION := 0.10.4
 
-APT_PACKAGES := build-essential ca-certificates conntrack curl etcd-client etcd-server iproute2 iptables \
-	iperf3 iputils-ping jq nftables procps socat tcpdump wireguard-go wireguard-tools
+APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server iproute2 iptables \
+	iperf3 iputils-ping jq nftables procps qemu-system-x86 socat tcpdump wireguard-go wireguard-tools
 
-.PHONY: help setup build demo bench-lb bench-tunnel bench-store soak test check fmt lint doc unit layers clean
+.PHONY: help setup build demo bench-lb bench-tunnel bench-store soak test test-vm vm-kernel check fmt lint doc unit layers clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -55,6 +55,17 @@ bench-store: setup ## the mesh store beside a real etcd, optimised build: first 
 
 soak: build ## faults against the real processes: every acknowledged write seen once and in order? (SEED=, MINUTES=10, STORE=embedded|etcd)
 	@target/debug/hawser-lab soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(STORE),--store $(STORE))
+
+vm-kernel: setup ## Debian's own kernel, unpacked for `hawser-lab vm`
+	@[ -d target/vm/kernel/boot ] || { \
+		mkdir -p target/vm; cd target/vm; rm -rf kernel *.deb; \
+		image=$$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ {print $$2}'); \
+		echo "vm-kernel: downloading $$image"; \
+		apt-get -qq -o APT::Sandbox::User=root download "$$image"; \
+		dpkg-deb -x "$$image"_*.deb unpacked; mv unpacked kernel; }
+
+test-vm: build vm-kernel ## acts 1 to 3 on Debian 12's own kernel (6.1: clsact, WireGuard in the kernel), in QEMU
+	@target/debug/hawser-lab vm -- hawser-lab demo --acts 3 --fast
 
 test: setup ## everything that must hold
 	@$(MAKE) --no-print-directory fmt lint layers doc unit

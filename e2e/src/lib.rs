@@ -18,5 +18,6 @@ pub mod pod;
 pub mod process;
 pub mod scenario;
 pub mod status;
+pub mod vm;
 pub mod wait;
 pub mod walk;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use hawser_e2e::enclave::{self, Inside};
-use hawser_e2e::{bench, demo, enter, history, place, pod, walk};
+use hawser_e2e::{bench, demo, enter, history, place, pod, vm, walk};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +33,8 @@ enum Verb {
     Bench { which: bench::Bench },
     /// Writers, watchers and faults from a seed: is every acknowledged write seen exactly once and in order?
     Soak(history::Options),
+    /// Runs a command on Debian's own kernel, emulated: `hawser-lab vm -- hawser-lab demo --acts 3`.
+    Vm(vm::Options),
     /// Runs a command in a node or pod of a lab that is up: `hawser-lab enter us-east/node-1/client curl ...`.
     Enter {
         /// cluster/node or cluster/node/pod; of the newest lab unless --lab says which.
@@ -85,6 +87,7 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Bench { which: bench::Bench::Store } => bench::run(bench::Bench::Store),
         Verb::Bench { which } => in_enclave(|| bench::run(which)),
         Verb::Soak(options) => in_enclave(|| history::run(&options)),
+        Verb::Vm(options) => vm::run(&options),
         Verb::Enter { place, lab, command } => enter::run(&place, lab, &command),
         Verb::Inside { command } => enclave::run(&command),
         Verb::Pause { host_name, cgroup } => {

@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+/// By how much this machine is slower than one that is not emulated.
+const SLOWER: &str = "HAWSER_LAB_PATIENCE";
 const INTERVAL: Duration = Duration::from_millis(40);
 
 /// Polls `condition` until it gives a value. An error means "not yet" and is quoted when the time is over.
 pub fn until<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
+    let patience = scaled(patience);
     let start = Instant::now();
     loop {
         match condition() {
@@ -19,4 +22,10 @@ pub fn until<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> R
             Err(_) => sleep(INTERVAL),
         }
     }
+}
+
+/// A patience of a usual machine, as one of this machine.
+pub fn scaled(patience: Duration) -> Duration {
+    let factor = std::env::var(SLOWER).ok().and_then(|factor| factor.parse().ok());
+    patience * factor.unwrap_or(1)
 }

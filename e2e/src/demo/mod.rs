@@ -36,6 +36,9 @@ pub struct Options {
     /// Fewer requests and a shorter idle check, while working on the lab.
     #[arg(long)]
     fast: bool,
+    /// Stop after this act.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=6))]
+    acts: u8,
 }
 
 impl Options {
@@ -82,7 +85,7 @@ pub fn run(options: Options) -> Result<u8> {
     });
     perform(&mut acts, 1, "up", start, first);
     if let Some(stage) = &mut stage {
-        for ((title, play), number) in ACTS.iter().zip(2..) {
+        for ((title, play), number) in ACTS.iter().zip(2..=options.acts) {
             let begun = Instant::now();
             let outcome = play(stage).and_then(|facts| stage.lab.check_alive().map(|()| facts));
             perform(&mut acts, number, title, begun, outcome);
@@ -91,7 +94,7 @@ pub fn run(options: Options) -> Result<u8> {
             }
         }
     }
-    let held = acts.len() == ACTS.len() + 1 && acts.iter().all(Act::held);
+    let held = acts.len() == usize::from(options.acts) && acts.iter().all(Act::held);
     finish(options, acts, held, start.elapsed(), stage.as_ref())?;
     if options.keep
         && let Some(stage) = &stage

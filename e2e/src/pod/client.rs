@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::binaries;
 use crate::place::Place;
+use crate::wait;
 
 /// What a client shall do.
 #[derive(Clone, Debug)]
@@ -81,7 +82,7 @@ impl Request {
         let mut command = place.command(binaries::find("hawser-lab")?);
         command.args(["pod-client", "--target", &self.target, "--path", &self.path]);
         command.args(["--concurrency", &self.concurrency.to_string()]);
-        command.args(["--timeout-ms", &self.timeout.as_millis().to_string()]);
+        command.args(["--timeout-ms", &wait::scaled(self.timeout).as_millis().to_string()]);
         command.args(["--interval-ms", &self.interval.as_millis().to_string()]);
         if let Some(requests) = self.requests {
             command.args(["--requests", &requests.to_string()]);
