@@ -270,7 +270,8 @@ impl Keyspace {
     }
 
     /// Puts `event` into the tree, the leases and the history. O(log keys).
-    pub(crate) fn record_event(&mut self, event: Event) {
+    pub(crate) fn record_event(&mut self, event: impl Into<Arc<Event>>) {
+        let event = event.into();
         let kv = event.kv();
         if let Some(prev) = event.prev() {
             self.leases.detach(prev.lease, &prev.key);
@@ -281,8 +282,23 @@ impl Keyspace {
             EventKind::Delete => Version::Gone(kv.mod_revision),
         };
         self.tree.set(&kv.key, version);
-        self.history.push(Arc::new(event));
+        self.history.push(event);
         self.undo.push(Undo::Event);
+    }
+
+    pub(crate) fn watchable(&self) -> Revision {
+        self.watchable
+    }
+
+    pub(crate) fn cursor_after(&self, revision: Revision) -> Cursor {
+        Cursor { incarnation: self.incarnation, from: revision + 1 }
+    }
+
+    /// What is older can be neither read nor watched any more. O(events forgotten * log keys).
+    pub(crate) fn forget_beyond(&mut self, readable: Revision, watchable: Revision) {
+        self.forget_to(watchable);
+        self.compact = self.compact.max(readable);
+        self.watchable = self.watchable.max(watchable);
     }
 
     /// Forgets events before `revision` and the versions that they superseded.

@@ -105,6 +105,11 @@ impl Event {
         Self::new(EventKind::Delete, &kv, prev)
     }
 
+    /// The same to a reader for whom the key was something else before. Shares the bytes.
+    pub(crate) fn with_prev(&self, prev: SharedKv) -> Self {
+        Self { prev: Some(prev), ..self.clone() }
+    }
+
     fn new(kind: EventKind, kv: &KeyValue, prev: Option<SharedKv>) -> Self {
         let (encoded, kv_at) = encode::event(kind, kv);
         let kv = SharedKv::from_encoded(kv, encoded.slice(kv_at..));

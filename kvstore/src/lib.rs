@@ -14,6 +14,7 @@ mod range;
 mod record;
 mod tree;
 mod txn;
+mod view;
 mod write;
 
 pub use history::{Cursor, PullLimits, Pulled};
@@ -26,4 +27,5 @@ pub use op::{
 };
 pub use range::KeyRange;
 pub use record::{ApplyError, Change, Identity, Record, Snapshot};
+pub use view::{Filter, Horizon, View, view_id};
 pub use write::Executed;
