@@ -375,7 +375,7 @@ impl Agent {
     }
 
     fn find_pods(&mut self) {
-        self.pods = local_pods(&self.config, &self.view).iter().map(|pod| pod.ip).collect();
+        self.pods = local_pods(&self.config, &self.view).into_keys().collect();
     }
 
     fn make_plan(&mut self, now: Time) {

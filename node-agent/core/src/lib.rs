@@ -13,6 +13,7 @@ mod budget;
 mod config;
 mod eligible;
 mod health;
+mod kept;
 mod plan_datapath;
 mod plan_tunnels;
 mod services;
@@ -27,6 +28,7 @@ pub use agent::{
 pub use config::AgentConfig;
 pub use eligible::{BackendStatus, backends};
 pub use health::{HealthWords, WordCounts, WordPlace, WordWrite};
+pub use kept::{KeptBackends, KeptEndpoint, KeptService};
 pub use plan_datapath::Interfaces;
 pub use services::{MergedBackend, MergedPort, MergedService};
 pub use slots::{NodeSlots, REST, SLOT_NONE};

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 
 use crate::budget::IpcacheShare;
 use crate::config::AgentConfig;
+use crate::kept::KeptEndpoint;
 use crate::services::{MergedBackend, MergedPort, MergedService};
 use crate::slots::NodeSlots;
 use crate::topology::Remote;
@@ -39,13 +40,14 @@ fn own_addresses<'a>(config: &AgentConfig, view: &'a MeshView) -> impl Iterator<
 }
 
 /// The pods of this node: endpoints of the own cluster whose host is one of this node's addresses.
-pub(crate) fn local_pods<'a>(config: &AgentConfig, view: &'a MeshView) -> Vec<&'a hawser_model::Endpoint> {
+pub(crate) fn local_pods(config: &AgentConfig, view: &MeshView) -> BTreeMap<IpAddr, IdentityId> {
     let own: Vec<_> = own_addresses(config, view).collect();
-    let here = |endpoint: &&hawser_model::Endpoint| {
+    let here = |(ip, endpoint): &(&IpAddr, &KeptEndpoint)| {
         // A host-network pod has no interface of its own.
-        endpoint.host.is_some_and(|host| own.contains(&host)) && !own.contains(&endpoint.ip)
+        endpoint.host.is_some_and(|host| own.contains(&host)) && !own.contains(ip)
     };
-    view.own().endpoints.values().filter(here).collect()
+    let pods = view.own().endpoints.iter().filter(here);
+    pods.map(|(ip, endpoint)| (*ip, endpoint.identity)).collect()
 }
 
 /// The maps, and what was left out of them and why.
@@ -59,9 +61,9 @@ pub(crate) fn plan_datapath(
     own_stale: bool,
 ) -> (DesiredDatapath, Vec<String>) {
     let pods = local_pods(config, view);
-    let endpoints = pods.iter().filter_map(|pod| {
-        let ifindex = *interfaces.pods.get(&pod.ip)?;
-        Some((Addr::from(pod.ip), Endpoint { ifindex, identity: pod.identity.get(), flags: 0 }))
+    let endpoints = pods.iter().filter_map(|(ip, identity)| {
+        let ifindex = *interfaces.pods.get(ip)?;
+        Some((Addr::from(*ip), Endpoint { ifindex, identity: identity.get(), flags: 0 }))
     });
     let mut desired = DesiredDatapath {
         config: header(config, interfaces, own_stale),
@@ -71,11 +73,10 @@ pub(crate) fn plan_datapath(
     for service in services {
         frontends(service, &mut desired);
     }
-    let here: BTreeSet<IpAddr> = pods.iter().map(|pod| pod.ip).collect();
     for service in services.iter().filter(|service| service.shared) {
         let slices = service.ports.values().filter(|port| port.is_programmed());
         let own = slices.filter_map(|port| port.slices.get(&config.cluster)).flatten();
-        for backend in own.filter(|backend| here.contains(&backend.ip)) {
+        for backend in own.filter(|backend| pods.contains_key(&backend.ip)) {
             let key = ServiceKey::new(backend.ip.into(), Port::new(backend.port), Protocol::Tcp.number());
             desired.exported.insert(key, Exported { flags: 0 });
         }
@@ -139,8 +140,8 @@ fn slices(port: &MergedPort, frontend: IpAddr) -> BTreeMap<u16, SliceSpec> {
 /// Own pods are known by identity, and not behind the tunnel.
 fn own_ipcache(config: &AgentConfig, view: &MeshView, desired: &mut DesiredDatapath) {
     let cluster = config.cluster.id.get();
-    for endpoint in view.own().endpoints.values() {
-        let key = PrefixKey::host(endpoint.ip.into());
+    for (ip, endpoint) in &view.own().endpoints {
+        let key = PrefixKey::host((*ip).into());
         desired
             .ipcache
             .insert(key, IpEntry { identity: endpoint.identity.get(), node: 0, cluster, flags: 0 });
@@ -191,9 +192,9 @@ fn remote_ipcache(
             add(*cidr, IdentityId::WORLD, slots.get(node.id), 0);
         }
     }
-    for endpoint in remote.endpoints() {
-        let slot = remote.node_of(endpoint.ip).map_or(0, |node| slots.get(node.id));
-        add(endpoint.ip.into(), endpoint.identity, slot, 0);
+    for (ip, endpoint) in remote.endpoints() {
+        let slot = remote.node_of(ip).map_or(0, |node| slots.get(node.id));
+        add(ip.into(), endpoint.identity, slot, 0);
     }
     share.note(of)
 }

@@ -94,13 +94,13 @@ fn remote_slice(
     let Some(service) = remote.view.services.get(key).filter(|service| service.shared) else {
         return Vec::new();
     };
-    let backend = |(ip, ports): (&IpAddr, &BTreeMap<PortName, ServicePort>)| {
-        let port = target(ports.get(name)?, port).filter(|_| remote.admits_pod(*ip))?;
-        let node = remote.node_of(*ip);
+    let backend = |(ip, given)| {
+        let port = target(&given, port).filter(|_| remote.admits_pod(ip))?;
+        let node = remote.node_of(ip);
         let slot = node.map_or(0, |node| slots.get(node.id));
-        Some(MergedBackend { ip: *ip, port, node: node.map(|node| (node.id, node.name.clone())), slot })
+        Some(MergedBackend { ip, port, node: node.map(|node| (node.id, node.name.clone())), slot })
     };
-    service.backends.iter().filter_map(backend).collect()
+    service.backends.of_port(name).filter_map(backend).collect()
 }
 
 /// The backend's port, if it speaks the service's protocol.

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use hawser_discovery::NodeId;
-use hawser_model::{AddressKind, Endpoint, MeshAddresses, Node, NodeName, Peer, TunnelEnd};
+use hawser_model::{AddressKind, MeshAddresses, Node, NodeName, Peer, TunnelEnd};
 use hawser_tunnels::PrefixTable;
 use ipnet::IpNet;
 
 use crate::config::AgentConfig;
+use crate::kept::KeptEndpoint;
 use crate::view::{ClusterView, MeshView};
 
 /// Nodes of one cluster that get a tunnel: Kubernetes' own limit. Each costs a handshake and two probes a second, so a
@@ -51,9 +52,10 @@ impl<'a> Remote<'a> {
     }
 
     /// Its pods. Endpoints at node addresses are not behind the tunnel, so they are not among them.
-    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &'a Endpoint> + use<'a> {
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (IpAddr, &'a KeptEndpoint)> + use<'a> {
         let peer = self.peer;
-        self.view.endpoints.values().filter(move |endpoint| admitted(&peer.pod_cidrs, endpoint.ip))
+        let all = self.view.endpoints.iter().map(|(ip, endpoint)| (*ip, endpoint));
+        all.filter(move |(ip, _)| admitted(&peer.pod_cidrs, *ip))
     }
 
     pub(crate) fn admits_pod(&self, ip: IpAddr) -> bool {
@@ -149,12 +151,12 @@ fn remote<'a>(
         });
     }
     let mut remote = Remote { peer, view, leaving: false, nodes, by_host, by_prefix };
-    for endpoint in remote.endpoints() {
+    for (ip, endpoint) in remote.endpoints() {
         let at = endpoint.host.and_then(|host| remote.by_host.get(&host).copied());
         if let Some(node) = at.and_then(|at| remote.nodes.get_mut(at))
-            && !admitted(&node.pod_cidrs, endpoint.ip)
+            && !admitted(&node.pod_cidrs, ip)
         {
-            node.stray_pods.push(endpoint.ip);
+            node.stray_pods.push(ip);
         }
     }
     remote

@@ -9,10 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_model::{
-    ClusterConfig, ClusterIdWidth, ClusterName, ClusterRef, Endpoint, GlobalService, IdentityId, MeshPlan,
-    Node, NodeName, Peer, ServiceKey, SharedService, Time, TunnelNode,
+    ClusterConfig, ClusterIdWidth, ClusterName, ClusterRef, GlobalService, IdentityId, MeshPlan, Node,
+    NodeName, Peer, ServiceKey, Time, TunnelNode,
 };
 use hawser_wire::{Context, Entry, Key, PeerRecord, Resource, admit, decode};
+
+use crate::kept::{KeptEndpoint, KeptService};
 
 /// A cluster's data is used once all of these have been published and listed.
 const NEEDED: [Resource; 5] =
@@ -32,9 +34,9 @@ pub struct ClusterView {
     pub config: Option<ClusterConfig>,
     pub nodes: BTreeMap<NodeName, Node>,
     pub tunnel_nodes: BTreeMap<NodeName, TunnelNode>,
-    pub endpoints: BTreeMap<IpAddr, Endpoint>,
+    pub endpoints: BTreeMap<IpAddr, KeptEndpoint>,
     pub identities: BTreeSet<IdentityId>,
-    pub services: BTreeMap<ServiceKey, SharedService>,
+    pub services: BTreeMap<ServiceKey, KeptService>,
     /// Of the own keyspace only.
     pub local_services: BTreeMap<ServiceKey, GlobalService>,
     /// Of the own keyspace only.
@@ -113,8 +115,13 @@ impl ClusterView {
             Entry::Node(node) => drop(self.nodes.insert(node.name.clone(), node)),
             Entry::TunnelNode(node) => drop(self.tunnel_nodes.insert(node.name.clone(), node)),
             Entry::Identity(identity) => drop(self.identities.insert(identity.id)),
-            Entry::Endpoint(endpoint) => drop(self.endpoints.insert(endpoint.ip.to_canonical(), endpoint)),
-            Entry::Service(service) => drop(self.services.insert(service.key.clone(), service)),
+            Entry::Endpoint(endpoint) => {
+                self.endpoints.insert(endpoint.ip.to_canonical(), KeptEndpoint::from(&endpoint));
+            }
+            Entry::Service(service) => {
+                let kept = KeptService::from(&service);
+                self.services.insert(service.key, kept);
+            }
             Entry::LocalService(service) => drop(self.local_services.insert(service.key.clone(), service)),
             Entry::LocalPeer(peer) => drop(self.peers.insert(peer.cluster.name.clone(), peer)),
             Entry::Synced { resource, .. } => {
@@ -122,7 +129,11 @@ impl ClusterView {
                 self.settle();
             }
             // services/v1 says the same for now.
-            Entry::Heartbeat(_) | Entry::Slice(_) | Entry::Export(_) | Entry::Trust(_) | Entry::Trusted(_) => {}
+            Entry::Heartbeat(_)
+            | Entry::Slice(_)
+            | Entry::Export(_)
+            | Entry::Trust(_)
+            | Entry::Trusted(_) => {}
         }
         if let Some(seen) = &mut self.seen {
             seen.insert(key);
