@@ -14,7 +14,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 BPF_LINKER_VERSION := 0.10.4
 
 APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server iproute2 iptables \
-	iperf3 iputils-ping jq nftables procps qemu-system-x86 socat tcpdump wireguard-go wireguard-tools
+	iperf3 iputils-ping jq nftables openssl procps qemu-system-x86 socat tcpdump wireguard-go wireguard-tools
 
 .PHONY: help setup build demo bench-lb bench-tunnel bench-store soak test test-vm vm-kernel check fmt lint doc unit layers clean
 

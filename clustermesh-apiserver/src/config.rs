@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use hawser_etcd::store::StoreUri;
+use hawser_etcd::store::{StoreTls, StoreUri};
 use hawser_model::{
     ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, ServerUrl,
 };
@@ -23,8 +23,10 @@ pub struct Config {
     pub source: SourceConfig,
     /// Whose service account tokens let a node in; none: one-time tokens alone do.
     pub agents: Option<AgentAccount>,
-    /// `embedded:<dir>` or `etcd://host:port,...`: it parses as a [`StoreUri`].
+    /// `embedded:<dir>`, `etcd://host:port,...` or `etcds://` the same: it parses as a [`StoreUri`].
     pub store: String,
+    /// With `etcds://`, and only there.
+    pub store_tls: Option<StoreTls>,
     /// Where mirrors of other clusters are kept.
     pub mirrors: PathBuf,
     pub pki: PathBuf,
@@ -73,6 +75,8 @@ struct Text {
     agents: Option<AgentsText>,
     #[serde(default = "default_store")]
     store: String,
+    #[serde(default, rename = "storeTLS")]
+    store_tls: Option<StoreTlsText>,
     #[serde(default)]
     mirrors: Option<PathBuf>,
     #[serde(default = "default_pki")]
@@ -115,6 +119,14 @@ struct AgentsText {
     service_account: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreTlsText {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct MeshText {
@@ -134,7 +146,7 @@ fn default_pki() -> PathBuf {
 fn default_mirrors(store: &StoreUri) -> PathBuf {
     match store {
         StoreUri::Embedded(dir) => dir.join("mirrors"),
-        StoreUri::Etcd(_) => "/var/lib/hawser/mirrors".into(),
+        StoreUri::Etcd(_) | StoreUri::Etcds(_) => "/var/lib/hawser/mirrors".into(),
     }
 }
 
@@ -212,6 +224,7 @@ impl Text {
             Lifetime::parse(&text).ok_or_else(|| ("certificateLifetime", reason()))
         })?;
         let store = self.store.parse().map_err(refuse("store"))?;
+        let store_tls = store_tls(&store, self.store_tls)?;
         Ok(Config {
             cluster: ClusterRef { name, id },
             listen,
@@ -221,6 +234,7 @@ impl Text {
             source,
             agents,
             store: self.store,
+            store_tls,
             mirrors: self.mirrors.unwrap_or_else(|| default_mirrors(&store)),
             pki: self.pki,
             certificate_lifetime,
@@ -249,6 +263,21 @@ impl SourceText {
                 Err(("source", reason.into()))
             }
         }
+    }
+}
+
+fn store_tls(store: &StoreUri, tls: Option<StoreTlsText>) -> Result<Option<StoreTls>, Refusal> {
+    match (store, tls) {
+        (StoreUri::Etcds(_), Some(StoreTlsText { ca, cert, key })) => Ok(Some(StoreTls { ca, cert, key })),
+        (StoreUri::Etcds(_), None) => {
+            let reason = "is missing, and etcds:// is reached over TLS; fix: write {ca: PATH, cert: PATH, key: PATH}";
+            Err(("storeTLS", reason.into()))
+        }
+        (_, Some(_)) => {
+            let reason = "is of no use to this store; fix: write store: etcds://..., or leave it out";
+            Err(("storeTLS", reason.into()))
+        }
+        (_, None) => Ok(None),
     }
 }
 
@@ -358,6 +387,17 @@ source:
         assert!(refused(&format!("{GOOD}certificateLifetime: 1y\n")).contains("\"1y\" is not 5s to 90d"));
         assert!(refused(&format!("{GOOD}metrics: 9880\n")).contains("metrics: \"9880\" is not address:port"));
         assert!(refused(&format!("{GOOD}encryption: ipsec\n")).contains("not built yet"));
+    }
+
+    #[test]
+    fn etcd_over_tls_has_its_files_and_no_other_store_has() {
+        let tls = "storeTLS: { ca: /c/ca.crt, cert: /c/client.crt, key: /c/client.key }\n";
+        let config = parse(&format!("{GOOD}store: etcds://a:2379,b:2379\n{tls}")).unwrap();
+        assert_eq!(config.store_tls.unwrap().key, Path::new("/c/client.key"));
+        assert_eq!(config.mirrors, Path::new("/var/lib/hawser/mirrors"));
+        assert!(refused(&format!("{GOOD}store: etcds://a:2379\n")).contains("storeTLS: is missing"));
+        assert!(refused(&format!("{GOOD}store: etcd://a:2379\n{tls}")).contains("storeTLS: is of no use"));
+        assert!(refused(&format!("{GOOD}{tls}")).contains("storeTLS: is of no use"));
     }
 
     #[test]

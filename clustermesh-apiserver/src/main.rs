@@ -9,6 +9,7 @@ use clustermesh_apiserver::config::Config;
 use clustermesh_apiserver::repair;
 use clustermesh_apiserver::server::{self, Server, StartError};
 use clustermesh_apiserver::source::OpenSourceError;
+use hawser_etcd::store::StoreTls;
 use hawser_telemetry::Telemetry;
 use rustls::crypto::CryptoProvider;
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,6 +106,9 @@ fn main() -> ExitCode {
         Err(error) => return fail(REFUSED, &error),
     };
     if args.check_config {
+        if let Some(Err(error)) = config.store_tls.as_ref().map(StoreTls::check) {
+            return fail(REFUSED, &error);
+        }
         return match server::certificates(Arc::new(config.clone()), provider) {
             Ok(_) => {
                 println!("{}: good, for cluster {}", args.config.display(), config.cluster);

@@ -96,7 +96,7 @@ impl Server {
             // For as long as the process lives: whoever probes wants to know why the store does not open, too.
             tokio::spawn(hawser_telemetry::serve(metrics, probes.clone()));
         }
-        let store = open_store(&config.store, config.cluster.name.as_str()).await?;
+        let store = open_store(&config.store, config.store_tls.as_ref(), config.cluster.name.as_str()).await?;
         let (source, kubernetes) = source::open(&config).await?;
         Ok(Self {
             config,
@@ -167,7 +167,7 @@ impl Server {
 
 /// Whether other replicas may share the store.
 fn leads_by_election(config: &Config) -> bool {
-    matches!(config.store.parse(), Ok(StoreUri::Etcd(_)))
+    matches!(config.store.parse(), Ok(StoreUri::Etcd(_) | StoreUri::Etcds(_)))
 }
 
 /// This replica, for people: the machine's name and where it listens.

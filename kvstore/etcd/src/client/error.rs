@@ -5,12 +5,27 @@ use tonic::{Code, Status};
 /// Why a call gave no result.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
-    #[error("the server refused: {} ({:?})", .0.message(), .0.code())]
+    #[error("the server refused: {} ({:?}){}", .0.message(), .0.code(), causes(.0))]
     Status(Status),
     #[error("the reply has no header with a cluster id: this is not an etcd server")]
     NoHeader,
     #[error("the server closed the stream without an answer")]
     NoAnswer,
+}
+
+/// What is below a failed connection; its own message is "transport error" whatever failed.
+fn causes(status: &Status) -> String {
+    let mut causes = String::new();
+    let mut next = std::error::Error::source(status);
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !causes.ends_with(&text) && text != status.message() {
+            causes.push_str(": ");
+            causes.push_str(&text);
+        }
+        next = cause.source();
+    }
+    causes
 }
 
 impl From<Status> for CallError {

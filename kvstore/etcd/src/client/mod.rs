@@ -7,6 +7,7 @@
 
 mod error;
 mod follow;
+mod members;
 mod rpc;
 
 pub use error::{CallError, Trouble};

@@ -6,6 +6,7 @@ use tonic::{Request, Response};
 
 use super::MAX_MESSAGE;
 use super::error::CallError;
+use super::members::Members;
 use crate::pb;
 
 /// The metadata key that chooses a keyspace of a Hawser server.
@@ -14,8 +15,9 @@ pub(crate) const CLUSTER_METADATA: &str = "hawser-cluster";
 /// Cloning counts references; clones share the channel.
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Channel,
+    members: Members,
     cluster: Option<AsciiMetadataValue>,
+    requires_leader: bool,
 }
 
 /// Why a client could not be made.
@@ -38,14 +40,20 @@ macro_rules! calls {
 
 impl Client {
     pub fn new(channel: Channel) -> Self {
-        Self { channel, cluster: None }
+        Self { members: Members::new([channel]), cluster: None, requires_leader: false }
+    }
+
+    /// A real etcd by all its members. One that has lost the others refuses, and ends its watches, instead of falling
+    /// behind in silence (etcd's `WithRequireLeader`).
+    pub(crate) fn of_etcd(members: Vec<Channel>) -> Self {
+        Self { members: Members::new(members), cluster: None, requires_leader: true }
     }
 
     /// Every request names `cluster` (metadata `hawser-cluster`): the keyspace meant at a Hawser server.
     pub fn for_cluster(channel: Channel, cluster: &str) -> Result<Self, ClientConfigError> {
         let value =
             cluster.parse().map_err(|_| ClientConfigError { name: cluster.chars().take(64).collect() })?;
-        Ok(Self { channel, cluster: Some(value) })
+        Ok(Self { cluster: Some(value), ..Self::new(channel) })
     }
 
     calls! {
@@ -69,26 +77,29 @@ impl Client {
         Ok(reply)
     }
 
-    fn kv(&self) -> pb::kv_client::KvClient<Channel> {
-        pb::kv_client::KvClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    fn kv(&self) -> pb::kv_client::KvClient<Members> {
+        pb::kv_client::KvClient::new(self.members.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    fn lease(&self) -> pb::lease_client::LeaseClient<Channel> {
-        pb::lease_client::LeaseClient::new(self.channel.clone())
+    fn lease(&self) -> pb::lease_client::LeaseClient<Members> {
+        pb::lease_client::LeaseClient::new(self.members.clone())
     }
 
-    fn maintenance(&self) -> pb::maintenance_client::MaintenanceClient<Channel> {
-        pb::maintenance_client::MaintenanceClient::new(self.channel.clone())
+    fn maintenance(&self) -> pb::maintenance_client::MaintenanceClient<Members> {
+        pb::maintenance_client::MaintenanceClient::new(self.members.clone())
     }
 
-    pub(super) fn watches(&self) -> pb::watch_client::WatchClient<Channel> {
-        pb::watch_client::WatchClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    pub(crate) fn watches(&self) -> pb::watch_client::WatchClient<Members> {
+        pb::watch_client::WatchClient::new(self.members.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(cluster) = &self.cluster {
             request.metadata_mut().insert(CLUSTER_METADATA, cluster.clone());
+        }
+        if self.requires_leader {
+            request.metadata_mut().insert("hasleader", AsciiMetadataValue::from_static("true"));
         }
         request
     }

@@ -61,6 +61,7 @@ pub(crate) fn write(error: WriteError) -> Status {
     match error {
         WriteError::Refused(error) => op(error),
         WriteError::Mirror { .. } => Status::failed_precondition(error.to_string()),
+        WriteError::Elsewhere(_) => Status::invalid_argument(error.to_string()),
         WriteError::Unavailable(_) => Status::unavailable(error.to_string()),
     }
 }

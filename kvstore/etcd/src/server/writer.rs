@@ -27,6 +27,9 @@ pub enum WriteError {
         "the keyspace of cluster {cluster} is a mirror and cannot be written here. fix: write to {cluster}'s own API server"
     )]
     Mirror { cluster: String },
+    /// The store does not keep such keys.
+    #[error("{0}")]
+    Elsewhere(#[source] Box<dyn Error + Send + Sync>),
     /// The store cannot make anything durable now; whether this write happened is not known.
     #[error("the store cannot write: {0}")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),

@@ -1,4 +1,4 @@
-//! The own keyspace, whatever makes it durable: `embedded:DIR`, or `etcd://HOST:PORT[,HOST:PORT...]`.
+//! The own keyspace, whatever makes it durable: `embedded:DIR`, or `etcd://HOST:PORT[,HOST:PORT...]`, or `etcds://` the same.
 
 mod convert;
 mod etcd;
@@ -10,18 +10,24 @@ use std::sync::Arc;
 use crate::durable::{Embedded, EmbeddedConfig, EmbeddedError};
 use crate::server::{KeyspaceHandle, Writer};
 
-pub use etcd::{EtcdStore, EtcdStoreError, EtcdWriter, LINEAGE_KEY, PREFIXES};
+pub use etcd::{
+    BARRIER_KEY, EtcdStore, EtcdStoreError, EtcdWriter, LINEAGE_KEY, PREFIXES, StoreTls, StoreTlsError,
+};
 
 /// Where the own keyspace is kept, as `store:` and `--store` say it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreUri {
     Embedded(PathBuf),
-    /// `host:port` of each member.
+    /// `host:port` of each member, reached in clear text (on loopback, or through a tunnel of its own).
     Etcd(Vec<String>),
+    /// The same, over TLS.
+    Etcds(Vec<String>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("store {uri:?} is not understood: {why}. fix: write embedded:DIR or etcd://HOST:PORT[,HOST:PORT...]")]
+#[error(
+    "store {uri:?} is not understood: {why}. fix: write embedded:DIR or etcd://HOST:PORT[,HOST:PORT...] or etcds:// the same"
+)]
 pub struct ParseStoreError {
     uri: String,
     why: &'static str,
@@ -39,9 +45,12 @@ impl FromStr for StoreUri {
                 Ok(Self::Embedded(dir.into()))
             };
         }
-        let Some(members) = uri.strip_prefix("etcd://") else {
-            return bad("it begins neither with embedded: nor with etcd://");
-        };
+        let (members, kind): (_, fn(Vec<String>) -> Self) =
+            match (uri.strip_prefix("etcd://"), uri.strip_prefix("etcds://")) {
+                (Some(members), _) => (members, Self::Etcd),
+                (_, Some(members)) => (members, Self::Etcds),
+                _ => return bad("it begins neither with embedded: nor with etcd:// or etcds://"),
+            };
         let members: Vec<String> = members.split(',').map(str::to_owned).collect();
         let is_member = |member: &String| {
             member
@@ -51,7 +60,7 @@ impl FromStr for StoreUri {
         if !members.iter().all(is_member) {
             return bad("each member is HOST:PORT, with commas between them");
         }
-        Ok(Self::Etcd(members))
+        Ok(kind(members))
     }
 }
 
@@ -66,6 +75,10 @@ pub enum OpenStoreError {
     Etcd(#[from] EtcdStoreError),
     #[error("the store could not be read: its reader stopped")]
     Stopped,
+    #[error(
+        "store {uri:?} is reached over TLS, and storeTLS is missing. fix: write storeTLS: {{ca: PATH, cert: PATH, key: PATH}}"
+    )]
+    NoTls { uri: String },
 }
 
 /// The own keyspace, open.
@@ -90,7 +103,11 @@ impl OwnStore {
 }
 
 /// Opens the own keyspace of `cluster`: read whole, its writer running. With etcd, waits until it is reached, within limits.
-pub async fn open_store(uri: &str, cluster: &str) -> Result<OwnStore, OpenStoreError> {
+pub async fn open_store(
+    uri: &str,
+    tls: Option<&StoreTls>,
+    cluster: &str,
+) -> Result<OwnStore, OpenStoreError> {
     match uri.parse()? {
         StoreUri::Embedded(dir) => {
             let (path, name) = (dir.clone(), cluster.to_owned());
@@ -104,17 +121,28 @@ pub async fn open_store(uri: &str, cluster: &str) -> Result<OwnStore, OpenStoreE
                 _etcd: None,
             })
         }
-        StoreUri::Etcd(members) => {
-            let store = EtcdStore::open(&members, cluster).await?;
-            let writer: Arc<dyn Writer> = store.writer();
-            Ok(OwnStore {
-                handle: KeyspaceHandle::new(cluster, store.keyspace().clone(), writer),
-                lineage: store.lineage(),
-                describe: format!("etcd at {}", members.join(",")),
-                _etcd: Some(store),
-            })
-        }
+        StoreUri::Etcd(members) => in_etcd(&members, None, cluster).await,
+        StoreUri::Etcds(members) => match tls {
+            Some(tls) => in_etcd(&members, Some(tls), cluster).await,
+            None => Err(OpenStoreError::NoTls { uri: uri.to_owned() }),
+        },
     }
+}
+
+async fn in_etcd(
+    members: &[String],
+    tls: Option<&StoreTls>,
+    cluster: &str,
+) -> Result<OwnStore, OpenStoreError> {
+    let store = EtcdStore::open(members, tls, cluster).await?;
+    let writer: Arc<dyn Writer> = store.writer();
+    let over = if tls.is_some() { " over TLS" } else { "" };
+    Ok(OwnStore {
+        handle: KeyspaceHandle::new(cluster, store.keyspace().clone(), writer),
+        lineage: store.lineage(),
+        describe: format!("etcd at {}{over}", members.join(",")),
+        _etcd: Some(store),
+    })
 }
 
 #[cfg(test)]
@@ -130,9 +158,18 @@ mod tests {
         );
         let three = StoreUri::Etcd(vec!["a:2379".into(), "10.0.0.2:2379".into(), "[fd00::1]:2379".into()]);
         assert_eq!(parse("etcd://a:2379,10.0.0.2:2379,[fd00::1]:2379"), Ok(three));
-        for bad in
-            ["", "/var/lib", "embedded:", "etcd://", "etcd://a", "etcd://a:1,", "etcd://a:b", "http://a:1"]
-        {
+        assert_eq!(parse("etcds://a:2379"), Ok(StoreUri::Etcds(vec!["a:2379".into()])));
+        for bad in [
+            "",
+            "etcds://",
+            "/var/lib",
+            "embedded:",
+            "etcd://",
+            "etcd://a",
+            "etcd://a:1,",
+            "etcd://a:b",
+            "http://a:1",
+        ] {
             assert!(parse(bad).unwrap_err().to_string().contains("fix: write embedded:DIR"), "{bad}");
         }
     }

@@ -26,7 +26,7 @@ fn value(store: &OwnStore, key: &str) -> Option<String> {
 async fn etcdctl_sees_the_same_keys_and_revisions_in_etcd_and_in_hawser() {
     let etcd = RealEtcd::start().await;
     etcdctl(etcd.addr, "put cilium/state/before 1").await;
-    let store = open_store(&etcd.uri(), "us-east").await.unwrap();
+    let store = open_store(&etcd.uri(), None, "us-east").await.unwrap();
     let ours = TestServer::serving(store.handle.clone()).await;
     etcdctl(ours.addr, "put cilium/state/through-us 1").await;
     etcdctl(etcd.addr, "put cilium/state/beside-us 1").await;
@@ -56,7 +56,7 @@ async fn etcdctl_sees_the_same_keys_and_revisions_in_etcd_and_in_hawser() {
 #[tokio::test]
 async fn every_write_is_answered_as_etcd_answers_it_and_is_read_back_at_once() {
     let etcd = RealEtcd::start().await;
-    let store = open_store(&etcd.uri(), "us-east").await.unwrap();
+    let store = open_store(&etcd.uri(), None, "us-east").await.unwrap();
     for n in 0..50 {
         put(&store, "cilium/state/a", &n.to_string()).await.unwrap();
         assert_eq!(value(&store, "cilium/state/a").unwrap(), n.to_string(), "read your writes");
@@ -104,7 +104,7 @@ async fn every_write_is_answered_as_etcd_answers_it_and_is_read_back_at_once() {
 #[tokio::test]
 async fn etcd_is_killed_and_started_again_and_no_acknowledged_write_is_lost() {
     let mut etcd = RealEtcd::start().await;
-    let store = std::sync::Arc::new(open_store(&etcd.uri(), "us-east").await.unwrap());
+    let store = std::sync::Arc::new(open_store(&etcd.uri(), None, "us-east").await.unwrap());
     let ours = TestServer::serving(store.handle.clone()).await;
     let mut reader = Copy::of(&ours.client(), &["cilium/"]);
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
@@ -155,9 +155,9 @@ async fn etcd_is_killed_and_started_again_and_no_acknowledged_write_is_lost() {
 #[tokio::test]
 async fn an_api_server_that_starts_again_is_the_same_lineage_and_its_readers_do_not_list_again() {
     let etcd = RealEtcd::start().await;
-    let first = open_store(&etcd.uri(), "us-east").await.unwrap();
+    let first = open_store(&etcd.uri(), None, "us-east").await.unwrap();
     put(&first, "cilium/state/a", "1").await.unwrap();
-    let second = open_store(&etcd.uri(), "us-east").await.unwrap();
+    let second = open_store(&etcd.uri(), None, "us-east").await.unwrap();
     assert_eq!(first.lineage, second.lineage);
     let identity = |store: &OwnStore| store.handle.keyspace().read(Keyspace::identity);
     assert_eq!(identity(&first), identity(&second), "replicas are one cluster to their readers");
@@ -169,7 +169,7 @@ async fn an_api_server_that_starts_again_is_the_same_lineage_and_its_readers_do_
 #[tokio::test]
 async fn a_wiped_etcd_is_another_lineage_and_nobody_keeps_a_stale_key() {
     let mut etcd = RealEtcd::start().await;
-    let store = open_store(&etcd.uri(), "us-east").await.unwrap();
+    let store = open_store(&etcd.uri(), None, "us-east").await.unwrap();
     for n in 0..30 {
         put(&store, &format!("cilium/state/old/{n}"), "v").await.unwrap();
     }
@@ -192,13 +192,13 @@ async fn a_wiped_etcd_is_another_lineage_and_nobody_keeps_a_stale_key() {
 #[tokio::test]
 async fn a_deleted_lineage_is_written_again() {
     let etcd = RealEtcd::start().await;
-    let store = open_store(&etcd.uri(), "us-east").await.unwrap();
+    let store = open_store(&etcd.uri(), None, "us-east").await.unwrap();
     etcdctl(etcd.addr, "del --prefix hawser/").await;
     eventually("it is back", || value(&store, LINEAGE_KEY) == Some(format!("{:016x}", store.lineage))).await;
 }
 
 #[tokio::test]
 async fn an_address_that_is_none_is_refused_with_a_fix() {
-    let said = open_store("etcd://nowhere", "us-east").await.unwrap_err().to_string();
+    let said = open_store("etcd://nowhere", None, "us-east").await.unwrap_err().to_string();
     assert!(said.contains("fix: write embedded:DIR or etcd://HOST:PORT"), "{said}");
 }

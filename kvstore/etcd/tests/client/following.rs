@@ -116,8 +116,9 @@ async fn what_was_compacted_while_we_were_cut_off_is_made_up_for_by_differences(
 #[tokio::test]
 async fn a_store_is_wiped_while_ten_clients_resume_and_none_hangs_and_none_keeps_a_stale_key() {
     let dir = tempfile::tempdir().unwrap();
-    let store =
-        open_store(&format!("embedded:{}", dir.path().join("first").display()), "us-east").await.unwrap();
+    let store = open_store(&format!("embedded:{}", dir.path().join("first").display()), None, "us-east")
+        .await
+        .unwrap();
     let old = TestServer::serving(store.handle.clone()).await;
     for n in 0..500 {
         old.put(&format!("cilium/state/old/{n}"), "v").await;
@@ -130,8 +131,9 @@ async fn a_store_is_wiped_while_ten_clients_resume_and_none_hangs_and_none_keeps
     }
     wire.cut();
 
-    let wiped =
-        open_store(&format!("embedded:{}", dir.path().join("second").display()), "us-east").await.unwrap();
+    let wiped = open_store(&format!("embedded:{}", dir.path().join("second").display()), None, "us-east")
+        .await
+        .unwrap();
     assert_ne!(wiped.lineage, store.lineage);
     let new = TestServer::serving(wiped.handle.clone()).await;
     new.put("cilium/state/both", "new").await;

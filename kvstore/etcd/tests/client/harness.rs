@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -214,15 +215,26 @@ pub(crate) struct RealEtcd {
     peer: SocketAddr,
     child: Child,
     data: TempDir,
+    /// Where ca.crt, server.crt and server.key are, when it asks its clients for certificates.
+    tls: Option<PathBuf>,
 }
 
 impl RealEtcd {
     pub(crate) async fn start() -> Self {
-        let free_port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (addr, peer, data) = (free_port(), free_port(), TempDir::new().unwrap());
-        let etcd = Self { child: spawn(addr, peer, &data), addr, peer, data };
+        let etcd = Self::spawn(None);
         etcd.up().await;
         etcd
+    }
+
+    /// With `--client-cert-auth`. Whether it answers is for whoever has a certificate to find out.
+    pub(crate) fn start_with_tls(files: &Path) -> Self {
+        Self::spawn(Some(files.to_owned()))
+    }
+
+    fn spawn(tls: Option<PathBuf>) -> Self {
+        let free_port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (addr, peer, data) = (free_port(), free_port(), TempDir::new().unwrap());
+        Self { child: spawn(addr, peer, &data, tls.as_deref()), addr, peer, data, tls }
     }
 
     /// SIGKILL, by the pid we started.
@@ -232,8 +244,10 @@ impl RealEtcd {
     }
 
     pub(crate) async fn start_again(&mut self) {
-        self.child = spawn(self.addr, self.peer, &self.data);
-        self.up().await;
+        self.child = spawn(self.addr, self.peer, &self.data, self.tls.as_deref());
+        if self.tls.is_none() {
+            self.up().await;
+        }
     }
 
     /// Loses everything it had.
@@ -254,13 +268,25 @@ impl RealEtcd {
     }
 
     pub(crate) fn uri(&self) -> String {
-        format!("etcd://{}", self.addr)
+        format!("etcd{}://{}", if self.tls.is_some() { "s" } else { "" }, self.addr)
     }
 }
 
-fn spawn(addr: SocketAddr, peer: SocketAddr, data: &TempDir) -> Child {
-    let (client, peer) = (format!("http://{addr}"), format!("http://{peer}"));
-    Command::new("etcd")
+fn spawn(addr: SocketAddr, peer: SocketAddr, data: &TempDir, tls: Option<&Path>) -> Child {
+    let (client, peer) = match tls {
+        Some(_) => (format!("https://{addr}"), format!("http://{peer}")),
+        None => (format!("http://{addr}"), format!("http://{peer}")),
+    };
+    let mut command = Command::new("etcd");
+    if let Some(files) = tls {
+        command.arg("--client-cert-auth");
+        for (flag, file) in
+            [("--trusted-ca-file", "ca.crt"), ("--cert-file", "server.crt"), ("--key-file", "server.key")]
+        {
+            command.arg(flag).arg(files.join(file));
+        }
+    }
+    command
         .args(["--name", "us-east", "--data-dir"])
         .arg(data.path())
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])

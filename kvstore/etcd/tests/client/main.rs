@@ -5,6 +5,7 @@
 )]
 
 mod etcd_store;
+mod etcd_tls;
 mod following;
 mod harness;
 mod mirrors;

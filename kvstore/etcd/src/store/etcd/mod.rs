@@ -2,24 +2,29 @@
 //!
 //! One watch covers both prefixes (everything from `cilium/` to `hawser/`'s end), because etcd before 3.4.25 cannot say how far
 //! several watches have come (etcd#15220); what lies between the prefixes is another's and passed over.
-//! etcd is reached in clear text here, so on loopback or through a tunnel of its own.
 
+mod list;
+mod tls;
 mod writer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hawser_kvstore::{ApplyError, Change, Identity, KeyRange, Keyspace, Limits, Record};
+use hawser_kvstore::{ApplyError, Change, Identity, KeyRange, Keyspace, Limits, Record, Revision};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::client::{
     CallError, Client, Follow, FollowConfig, FollowConfigError, FollowEvent, Order, Pace, Relist,
+    ResetReason, Resume,
 };
 use crate::mirror::fill::{Fill, Filled};
 use crate::pb;
 use crate::server::SharedKeyspace;
+pub use list::BARRIER_KEY;
+use list::{BeginError, REPLAYED, list, within};
+pub use tls::{StoreTls, StoreTlsError};
 pub use writer::EtcdWriter;
 
 /// What of etcd is ours.
@@ -38,9 +43,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why the keyspace cannot be read from etcd.
 #[derive(Debug, thiserror::Error)]
 pub enum EtcdStoreError {
-    #[error(
-        "etcd at {members} cannot be used as the store: {why}. fix: start etcd (>= 3.4) there, or correct `store:`"
-    )]
+    #[error("etcd at {members} cannot be used as the store: {why}{}", fix(why))]
     Unreachable { members: String, why: String },
     #[error(
         "etcd's key {LINEAGE_KEY} holds {found:?} and not 16 hexadecimal digits. fix: restore it; deleting it makes this a new store"
@@ -49,7 +52,20 @@ pub enum EtcdStoreError {
     #[error("{member:?} is not an address of an etcd member")]
     Address { member: String },
     #[error(transparent)]
+    Tls(#[from] StoreTlsError),
+    #[error(transparent)]
     Follow(#[from] FollowConfigError),
+}
+
+/// One fix, of who knows best.
+fn fix(why: &str) -> &'static str {
+    if why.contains("fix:") {
+        ""
+    } else if why.contains("certificate") || why.contains("alert") || why.contains("tls") {
+        ". fix: see which CA etcd's --trusted-ca-file and storeTLS.ca name, and who signed storeTLS.cert"
+    } else {
+        ". fix: start etcd (>= 3.4) there, or correct `store:`"
+    }
 }
 
 /// The follower of etcd. Dropping it stops it; the keyspace stays as it was last known.
@@ -62,54 +78,39 @@ pub struct EtcdStore {
 }
 
 impl EtcdStore {
-    pub async fn open(members: &[String], cluster: &str) -> Result<Self, EtcdStoreError> {
-        let unreachable = |why| EtcdStoreError::Unreachable { members: members.join(","), why };
-        let client = Client::new(channel(members)?);
-        let began = Instant::now();
-        let mut said = String::new();
-        let lineage = loop {
-            match ensure_lineage(&client, rand::random()).await {
-                Ok(lineage) => break lineage,
-                Err(EnsureError::Lineage(found)) => return Err(EtcdStoreError::Lineage { found }),
-                Err(EnsureError::Call(why)) if began.elapsed() > OPEN_WITHIN => return Err(unreachable(why)),
-                Err(EnsureError::Call(why)) => {
-                    if why != said {
-                        tracing::warn!(
-                            members = members.join(","),
-                            why,
-                            "etcd is not reached yet, trying again"
-                        );
-                        said = why;
-                    }
-                    tokio::time::sleep(TRY_AGAIN).await;
-                }
-            }
-        };
-        let keyspace =
-            SharedKeyspace::new(Keyspace::replica(Identity::new(cluster, lineage, 0), Limits::default()));
-        let (known, mut lineage) = watch::channel(lineage);
-        lineage.mark_unchanged();
+    /// Read whole, with the history that etcd still has of the last [`REPLAYED`] revisions.
+    pub async fn open(
+        members: &[String],
+        tls: Option<&StoreTls>,
+        cluster: &str,
+    ) -> Result<Self, EtcdStoreError> {
+        tls.map_or(Ok(()), StoreTls::check)?;
+        let client = Client::of_etcd(channels(members, tls)?);
+        let identity = Identity::new(cluster, 0, 0);
+        let keyspace = SharedKeyspace::new(Keyspace::replica(identity, Limits::default()));
+        let (known, lineage) = watch::channel(0);
         let relist = Arc::new(Notify::new());
-        let task = Task {
+        let mut task = Task {
             client: client.clone(),
             cluster: cluster.to_owned(),
             keyspace: keyspace.clone(),
             lineage: known,
             relist: relist.clone(),
+            said: String::new(),
         };
+        let members = members.join(",");
+        let (follow, newest) = task.begin_within(OPEN_WITHIN, &members).await?;
         let mut loaded = keyspace.subscribe();
-        let follow = task.begin()?;
         let task = tokio::spawn(task.run(follow));
-        let store = Self {
-            writer: Arc::new(EtcdWriter::new(client, keyspace.clone(), relist)),
-            keyspace,
-            lineage,
-            task,
-        };
-        // etcd's first revision is 1 and a replica's before it is loaded 0.
-        match tokio::time::timeout(OPEN_WITHIN, loaded.wait_for(|(_, revision)| *revision > 0)).await {
+        let writer = Arc::new(EtcdWriter::new(client, keyspace.clone(), relist));
+        let store = Self { writer, keyspace, lineage, task };
+        let replayed = loaded.wait_for(|(_, revision)| *revision >= newest);
+        match tokio::time::timeout(OPEN_WITHIN, replayed).await {
             Ok(Ok(_)) => Ok(store),
-            _ => Err(unreachable("its keys could not be listed".to_owned())),
+            _ => {
+                let why = format!("its watch did not come to revision {newest}");
+                Err(EtcdStoreError::Unreachable { members, why })
+            }
         }
     }
 
@@ -132,32 +133,28 @@ impl Drop for EtcdStore {
     }
 }
 
-/// Connects when first used, and again whenever a connection is lost; calls go to any member that is there.
-fn channel(members: &[String]) -> Result<Channel, EtcdStoreError> {
-    let endpoint = |member: &String| {
-        let endpoint = Endpoint::from_shared(format!("http://{member}"))
-            .map_err(|_| EtcdStoreError::Address { member: member.clone() })?;
-        Ok(endpoint
+/// One to each member: it connects when first used, and again whenever the connection is lost.
+fn channels(members: &[String], tls: Option<&StoreTls>) -> Result<Vec<Channel>, EtcdStoreError> {
+    let channel = |member: &String| {
+        let address = || EtcdStoreError::Address { member: member.clone() };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{member}"))
+            .map_err(|_| address())?
             .connect_timeout(CALL_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(CALL_TIMEOUT)
-            .keep_alive_while_idle(true))
+            .keep_alive_while_idle(true);
+        let Some(tls) = tls else { return Ok(endpoint.connect_lazy()) };
+        let door = Arc::new(tls::Door::new(member, tls).ok_or_else(address)?);
+        let dial = tower::service_fn(move |_: http::Uri| Arc::clone(&door).connect());
+        Ok(endpoint.connect_with_connector_lazy(dial))
     };
-    let endpoints: Vec<Endpoint> = members.iter().map(endpoint).collect::<Result<_, EtcdStoreError>>()?;
-    Ok(match endpoints.as_slice() {
-        [one] => one.connect_lazy(),
-        many => Channel::balance_list(many.iter().cloned()),
-    })
-}
-
-enum EnsureError {
-    Call(String),
-    Lineage(String),
+    members.iter().map(channel).collect()
 }
 
 /// The lineage in etcd; when there is none, `fresh`, written in the same transaction that found none.
-async fn ensure_lineage(client: &Client, fresh: u64) -> Result<u64, EnsureError> {
+async fn ensure_lineage(client: &Client, fresh: u64) -> Result<u64, BeginError> {
     use pb::compare::{CompareTarget, TargetUnion};
     use pb::request_op::Request;
     let key = bytes::Bytes::from_static(LINEAGE_KEY.as_bytes());
@@ -179,10 +176,7 @@ async fn ensure_lineage(client: &Client, fresh: u64) -> Result<u64, EnsureError>
             request: Some(Request::RequestRange(pb::RangeRequest { key, ..Default::default() })),
         }],
     };
-    let reply = tokio::time::timeout(CALL_TIMEOUT, client.txn(request)).await;
-    let reply = reply
-        .map_err(|_| EnsureError::Call("it does not answer".to_owned()))?
-        .map_err(|error: CallError| EnsureError::Call(error.to_string()))?;
+    let reply = within(client.txn(request)).await?;
     if reply.succeeded {
         return Ok(fresh);
     }
@@ -190,8 +184,11 @@ async fn ensure_lineage(client: &Client, fresh: u64) -> Result<u64, EnsureError>
         Some(pb::response_op::Response::ResponseRange(mut range)) => range.kvs.pop(),
         _ => None,
     });
-    let value = found.map(|kv| kv.value).unwrap_or_default();
-    parse_lineage(&value).ok_or_else(|| EnsureError::Lineage(value.escape_ascii().to_string()))
+    read_lineage(&found.map(|kv| kv.value).unwrap_or_default())
+}
+
+fn read_lineage(value: &[u8]) -> Result<u64, BeginError> {
+    parse_lineage(value).ok_or_else(|| BeginError::Lineage(value.escape_ascii().to_string()))
 }
 
 fn parse_lineage(value: &[u8]) -> Option<u64> {
@@ -207,25 +204,105 @@ struct Task {
     client: Client,
     cluster: String,
     keyspace: SharedKeyspace,
+    /// 0 until it is known.
     lineage: watch::Sender<u64>,
     /// The writer has seen that etcd is not what it was.
     relist: Arc<Notify>,
+    /// The trouble that was logged last: each is said once, not at each attempt.
+    said: String,
 }
 
-/// Why following begins again, with a list.
+/// Why following begins again.
 #[derive(Debug, thiserror::Error)]
 enum Restart {
     #[error("etcd answered a write with an older revision than it had: it was wiped or restored")]
     WentBack,
     #[error("another lineage was written into etcd")]
     OtherLineage,
+    #[error("etcd cannot go on from where we are: {0:?}")]
+    Reset(ResetReason),
     #[error(transparent)]
     Apply(#[from] ApplyError),
 }
 
 impl Task {
-    fn begin(&self) -> Result<Follow, FollowConfigError> {
+    async fn begin_within(
+        &mut self,
+        patience: Duration,
+        members: &str,
+    ) -> Result<(Follow, Revision), EtcdStoreError> {
+        let began = Instant::now();
+        loop {
+            let why = match self.begin(None).await {
+                Ok(begun) => return Ok(begun),
+                Err(BeginError::Lineage(found)) => return Err(EtcdStoreError::Lineage { found }),
+                Err(error) => error.to_string(),
+            };
+            if began.elapsed() > patience {
+                return Err(EtcdStoreError::Unreachable { members: members.to_owned(), why });
+            }
+            self.say(&why, "etcd is not reached yet, trying again");
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    fn say(&mut self, why: &str, what: &'static str) {
+        if self.said != why {
+            tracing::warn!(why, "{what}");
+            why.clone_into(&mut self.said);
+        }
+    }
+
+    /// Follows on from what is here when that is still etcd's own past; else from a list, of an older revision where etcd
+    /// has one. Also says which revision etcd was at: an answer before that one would be an answer of the past.
+    async fn begin(&self, after: Option<&Restart>) -> Result<(Follow, Revision), BeginError> {
+        let key = pb::RangeRequest { key: LINEAGE_KEY.into(), ..Default::default() };
+        let reply = within(self.client.range(key)).await?;
+        let header = reply.header.unwrap_or_default();
+        let (lineage, since) = match reply.kvs.first() {
+            Some(kv) => (read_lineage(&kv.value)?, kv.mod_revision),
+            None => (ensure_lineage(&self.client, rand::random()).await?, header.revision),
+        };
+        let newest = self.barrier().await?;
+        let same = lineage == *self.lineage.borrow();
+        let here = self.keyspace.read(Keyspace::revision);
+        let here = if same && here <= newest.unwrap_or(header.revision) { here } else { 0 };
+        if here > 0 && matches!(after, Some(Restart::Reset(ResetReason::Behind { .. }))) {
+            return Ok((self.resume(header.cluster_id, here)?, here));
+        }
+        // Without a barrier nobody can tell when the replay is over.
+        let oldest = newest.map_or(header.revision, |newest| newest - REPLAYED);
+        let listed = list(&self.client, oldest.max(since).max(here)).await?;
+        let (revision, keys) = (listed.revision, listed.kvs.len());
+        let identity = Identity::new(&self.cluster, lineage, 0);
+        self.lineage.send_replace(lineage);
+        self.keyspace.update(|keyspace| keyspace.load(identity, revision, listed.kvs))?;
+        tracing::info!(revision, newest, keys, "the own keyspace is listed from etcd");
+        Ok((self.resume(listed.cluster_id, revision)?, newest.unwrap_or(revision)))
+    }
+
+    /// The revision of a write of ours that our watch will deliver; none when etcd has no room for it.
+    async fn barrier(&self) -> Result<Option<Revision>, BeginError> {
+        let value = format!("{:016x}", rand::random::<u64>()).into();
+        let put = pb::PutRequest { key: BARRIER_KEY.into(), value, ..Default::default() };
+        match within(self.client.put(put)).await {
+            Ok(reply) => Ok(Some(reply.header.unwrap_or_default().revision)),
+            Err(BeginError::Call(CallError::Status(status)))
+                if status.code() == tonic::Code::ResourceExhausted =>
+            {
+                tracing::warn!(
+                    why = status.message(),
+                    "etcd takes no writes; its keys are read, and watches begun at another replica list again here"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn resume(&self, cluster_id: u64, revision: Revision) -> Result<Follow, FollowConfigError> {
         self.client.follow(FollowConfig {
+            start: Some(Resume { cluster_id, revision, known: Vec::new() }),
             order: Order::Total,
             relist: Relist::Whole,
             trust_progress: false,
@@ -238,19 +315,21 @@ impl Task {
         })
     }
 
-    async fn run(self, mut follow: Follow) {
+    async fn run(mut self, mut follow: Follow) {
         loop {
-            let why = self.follow(&mut follow).await;
-            tracing::warn!(%why, "listing etcd again");
-            tokio::time::sleep(TRY_AGAIN).await;
-            match self.begin() {
-                Ok(again) => follow = again,
-                Err(error) => return tracing::error!(%error, "etcd cannot be followed"),
-            }
+            let restart = self.follow(&mut follow).await;
+            self.say(&restart.to_string(), "following etcd anew");
+            follow = loop {
+                tokio::time::sleep(TRY_AGAIN).await;
+                match self.begin(Some(&restart)).await {
+                    Ok((follow, _)) => break follow,
+                    Err(error) => self.say(&error.to_string(), "etcd cannot be followed yet, trying again"),
+                }
+            };
         }
     }
 
-    async fn follow(&self, follow: &mut Follow) -> Restart {
+    async fn follow(&mut self, follow: &mut Follow) -> Restart {
         let mut fill = Fill::new(1);
         loop {
             let event = tokio::select! {
@@ -260,59 +339,30 @@ impl Task {
             // A follower ends only with its runtime.
             let Some(event) = event else { return std::future::pending().await };
             match &event {
-                FollowEvent::Reset { reason, .. } => {
-                    tracing::info!(?reason, "listing the own keyspace from etcd")
-                }
+                FollowEvent::Reset { reason, .. } => return Restart::Reset(reason.clone()),
                 FollowEvent::Interrupted { reason } => {
-                    tracing::warn!(reason, "etcd is not reached; reads go on from memory")
+                    self.say(reason, "etcd is not reached; reads go on from memory");
                 }
-                _ => {}
+                // It is there: the next trouble is another one.
+                _ => self.said.clear(),
             }
             for filled in fill.handle(event, |kv, _| is_ours(&kv.key)) {
-                if let Err(restart) = self.take(filled).await {
+                // Lists are made by `begin` alone.
+                let Filled::Apply(record) = filled else { continue };
+                if let Err(restart) = self.take(record).await {
                     return restart;
                 }
             }
         }
     }
 
-    async fn take(&self, filled: Filled) -> Result<(), Restart> {
-        match filled {
-            Filled::Load { revision, kvs, .. } => {
-                let listed = kvs.iter().find(|kv| kv.key == LINEAGE_KEY.as_bytes());
-                let lineage = match listed.and_then(|kv| parse_lineage(&kv.value)) {
-                    Some(lineage) => lineage,
-                    None => self.new_lineage().await,
-                };
-                self.lineage.send_replace(lineage);
-                let identity = Identity::new(&self.cluster, lineage, 0);
-                self.keyspace.update(|keyspace| keyspace.load(identity, revision, kvs))?;
-            }
-            Filled::Apply(record) => {
-                if record.changes.is_empty() && record.revision <= self.keyspace.read(Keyspace::revision) {
-                    return Ok(());
-                }
-                let now = self.keyspace.now();
-                self.keyspace.update(|keyspace| keyspace.apply(&record, now))?;
-                self.guard_lineage(&record).await?;
-            }
+    async fn take(&self, record: Record) -> Result<(), Restart> {
+        if record.changes.is_empty() && record.revision <= self.keyspace.read(Keyspace::revision) {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// etcd was emptied: from now on this is another store.
-    async fn new_lineage(&self) -> u64 {
-        let fresh = rand::random();
-        loop {
-            match ensure_lineage(&self.client, fresh).await {
-                Ok(lineage) => return lineage,
-                Err(EnsureError::Lineage(found)) => {
-                    tracing::error!(found, "the key {LINEAGE_KEY} in etcd is not a lineage; restore it")
-                }
-                Err(EnsureError::Call(why)) => tracing::warn!(why, "the lineage cannot be written to etcd"),
-            }
-            tokio::time::sleep(TRY_AGAIN).await;
-        }
+        let now = self.keyspace.now();
+        self.keyspace.update(|keyspace| keyspace.apply(&record, now))?;
+        self.guard_lineage(&record).await
     }
 
     /// The lineage is not for anyone to change: a deleted one is written again, another one is another store.

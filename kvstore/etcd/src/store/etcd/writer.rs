@@ -39,10 +39,16 @@ enum Trouble {
         "etcd answered with revision {has} after it had {had}: it was wiped or restored, and is being listed again"
     )]
     WentBack { had: Revision, has: Revision },
-    #[error(
-        "a store in etcd keeps keys under cilium/ and hawser/ only, and {0} is elsewhere. fix: write such keys to that etcd itself"
-    )]
-    Elsewhere(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a store in etcd keeps keys under cilium/ and hawser/ only, and {0} is elsewhere. fix: write such keys to that etcd itself"
+)]
+struct Elsewhere(String);
+
+fn elsewhere(what: String) -> WriteError {
+    WriteError::Elsewhere(Box::new(Elsewhere(what)))
 }
 
 impl EtcdWriter {
@@ -199,13 +205,13 @@ fn check_key(key: &[u8]) -> Result<(), WriteError> {
     if key.is_empty() {
         return Err(OpError::EmptyKey.into());
     }
-    if is_ours(key) { Ok(()) } else { Err(unavailable(Trouble::Elsewhere(key.escape_ascii().to_string()))) }
+    if is_ours(key) { Ok(()) } else { Err(elsewhere(key.escape_ascii().to_string())) }
 }
 
 fn check_delete(delete: &DeleteRange) -> Result<(), WriteError> {
     let ours =
         super::PREFIXES.iter().any(|prefix| hawser_kvstore::KeyRange::prefix(*prefix).covers(&delete.keys));
-    if ours { Ok(()) } else { Err(unavailable(Trouble::Elsewhere(format!("part of {:?}", delete.keys)))) }
+    if ours { Ok(()) } else { Err(elsewhere(format!("part of {:?}", delete.keys))) }
 }
 
 fn check_txn(txn: &Txn) -> Result<(), WriteError> {
