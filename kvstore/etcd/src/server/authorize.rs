@@ -1,5 +1,7 @@
 //! The seam for roles: the server asks about every request and knows no role itself.
 
+use super::keyspaces::KeyspaceHandle;
+use super::view::ServedView;
 use hawser_kvstore::KeyRange;
 
 /// What a request is about to do.
@@ -37,6 +39,11 @@ pub struct Denied {
 /// Called for every request, for every operation of a Txn, and for every watch that a stream creates.
 pub trait Authorize: Send + Sync + 'static {
     fn authorize(&self, request: AccessRequest<'_>) -> Result<(), Denied>;
+
+    /// What the caller sees of the keyspace, where that is not all of it: every request of his is answered from there.
+    fn view(&self, _caller: &http::Extensions, _keyspace: &KeyspaceHandle) -> Option<ServedView> {
+        None
+    }
 }
 
 /// For tests on loopback.

@@ -129,6 +129,11 @@ impl KeyspaceHandle {
         }
     }
 
+    /// The same to whoever asks for it, with another content: a view. It is counted and removed with this one.
+    pub(crate) fn with_keyspace(&self, keyspace: SharedKeyspace) -> Self {
+        Self { keyspace, ..self.clone() }
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

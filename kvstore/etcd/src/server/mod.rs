@@ -8,11 +8,13 @@ mod kv;
 mod lease;
 mod service;
 pub(crate) mod status;
+mod view;
 mod watch;
 mod writer;
 
 pub use authorize::{Access, AccessRequest, AllowAll, Authorize, Denied};
 pub use keyspaces::{KeyspaceHandle, Keyspaces, SharedKeyspace, Stats};
 pub use service::{ETCD_VERSION, EtcdServer};
+pub use view::ServedView;
 pub(crate) use watch::PROGRESS_METADATA;
 pub use writer::{MemoryWriter, ReadOnlyWriter, WriteError, Writer};

@@ -8,6 +8,7 @@ use super::lease::LeaseService;
 use super::status;
 use super::watch::WatchService;
 use crate::pb;
+use futures::future::{BoxFuture, Either};
 use hawser_kvstore::{Keyspace, Revision};
 use http::{Method, StatusCode};
 use std::convert::Infallible;
@@ -80,7 +81,7 @@ impl EtcdServer {
     }
 
     fn keyed<S>(&self, service: S) -> Keyed<S> {
-        Keyed { keyspaces: self.keyspaces.clone(), service }
+        Keyed { keyspaces: self.keyspaces.clone(), authorize: Arc::clone(&self.shared.authorize), service }
     }
 }
 
@@ -118,10 +119,12 @@ pub(crate) fn keyspace_of(extensions: &http::Extensions) -> Result<KeyspaceHandl
     extensions.get::<KeyspaceHandle>().cloned().ok_or_else(|| Status::internal("no keyspace was chosen"))
 }
 
-/// Chooses the keyspace (contracts.md, "Which keyspace a request means") and leaves it in the request's extensions.
+/// Chooses the keyspace (contracts.md, "Which keyspace a request means"), or the caller's view of it, and leaves it in the
+/// request's extensions.
 #[derive(Clone)]
 pub(crate) struct Keyed<S> {
     keyspaces: Keyspaces,
+    authorize: Arc<dyn Authorize>,
     service: S,
 }
 
@@ -132,24 +135,36 @@ impl<S: NamedService> NamedService for Keyed<S> {
 impl<S> Service<http::Request<Body>> for Keyed<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = futures::future::Either<S::Future, std::future::Ready<Result<Self::Response, Infallible>>>;
+    type Future = Either<S::Future, BoxFuture<'static, Result<Self::Response, Infallible>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.service.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        match choose(&self.keyspaces, &request) {
-            Ok(keyspace) => {
-                request.extensions_mut().insert(keyspace);
-                futures::future::Either::Left(self.service.call(request))
-            }
-            Err(status) => futures::future::Either::Right(std::future::ready(Ok(status.into_http()))),
-        }
+        let keyspace = match choose(&self.keyspaces, &request) {
+            Ok(keyspace) => keyspace,
+            Err(status) => return Either::Right(Box::pin(std::future::ready(Ok(status.into_http())))),
+        };
+        let Some(view) = self.authorize.view(request.extensions(), &keyspace) else {
+            request.extensions_mut().insert(keyspace);
+            return Either::Left(self.service.call(request));
+        };
+        let mut service = self.service.clone();
+        Either::Right(Box::pin(async move {
+            let Some(keyspace) = view.ready().await else {
+                let name = keyspace.name();
+                let status = Status::unavailable(format!("what {name} exports cannot be served now"));
+                return Ok(status.into_http());
+            };
+            request.extensions_mut().insert(keyspace);
+            service.call(request).await
+        }))
     }
 }
 

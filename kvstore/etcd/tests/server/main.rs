@@ -11,4 +11,5 @@ mod choosing;
 mod etcdctl;
 mod harness;
 mod unread_watcher;
+mod views;
 mod watching;

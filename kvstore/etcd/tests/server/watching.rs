@@ -56,11 +56,11 @@ pub(crate) fn from(key: &'static str, start_revision: i64) -> pb::WatchCreateReq
     pb::WatchCreateRequest { key, range_end, start_revision, ..Default::default() }
 }
 
-async fn put(handle: &KeyspaceHandle, key: &'static str, value: &str) {
+pub(crate) async fn put(handle: &KeyspaceHandle, key: &'static str, value: &str) {
     handle.writer().write(Op::Put(Put::new(key, value.to_owned()))).await.unwrap();
 }
 
-fn keys(response: &pb::WatchResponse) -> Vec<&[u8]> {
+pub(crate) fn keys(response: &pb::WatchResponse) -> Vec<&[u8]> {
     response.events.iter().map(|event| &event.kv.as_ref().unwrap().key[..]).collect()
 }
 
