@@ -4,6 +4,7 @@
     reason = "a test that unwraps reads better than one that explains why it may not"
 )]
 
+mod etcd_history;
 mod etcd_store;
 mod etcd_tls;
 mod following;
