@@ -72,10 +72,21 @@ pub(crate) enum Verb {
     #[command(after_help = "\
 Both sides connect. On us-east:   hawser ca bundle --for eu-west -o us-east.yaml   (carry the file to eu-west)
 On eu-west:                       hawser connect us-east.yaml
-and the same the other way round. Compare the fingerprints by voice.")]
+and the same the other way round. Compare the fingerprints by voice.
+
+A cluster on Cilium gives no bundle. FILE is its client configuration (of its Secret cilium-clustermesh, or made by
+`cilium clustermesh`), the files that it names lie beside it, and the rest is said:
+  hawser connect --cilium ./c1 --id 7 --pod-cidr 10.7.0.0/16 --node-cidr 172.16.7.0/24 --out ./for-c1
+--out writes what c1 mounts to read this cluster, as `hawser cilium config --for c1` does.")]
     Connect {
         /// The other cluster's bundle, made there with `hawser ca bundle --for <this cluster>`
-        bundle: PathBuf,
+        #[arg(required_unless_present = "cilium", conflicts_with = "cilium")]
+        bundle: Option<PathBuf>,
+        /// In place of a bundle: the client configuration of a cluster on Cilium
+        #[arg(long, value_name = "FILE", requires_all = ["id", "pod_cidr", "node_cidr"])]
+        cilium: Option<PathBuf>,
+        #[command(flatten)]
+        on_cilium: CiliumArgs,
         /// Check and say what would happen, change nothing
         #[arg(long)]
         dry_run: bool,
@@ -105,8 +116,73 @@ Examples:
     /// The operations that this node's next reconcile would do; none when all is as it should be
     #[command(after_help = "Example:\n  hawser plan -o json | jq '.operations | length'")]
     Plan(Shape),
+    /// Clusters on Cilium that read this one
+    Cilium {
+        #[command(subcommand)]
+        verb: CiliumVerb,
+    },
     /// This program's version
     Version,
+}
+
+/// Of a cluster on Cilium, what its client configuration does not say.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "With --cilium")]
+pub(crate) struct CiliumArgs {
+    /// Its cluster id
+    #[arg(long, requires = "cilium")]
+    pub(crate) id: Option<u32>,
+    /// Its name; without it that of FILE, as Cilium has it
+    #[arg(long, requires = "cilium")]
+    pub(crate) name: Option<String>,
+    /// What its pods may use; may be said several times
+    #[arg(long, requires = "cilium", value_name = "CIDR")]
+    pub(crate) pod_cidr: Vec<String>,
+    /// What its nodes may use; may be said several times
+    #[arg(long, requires = "cilium", value_name = "CIDR")]
+    pub(crate) node_cidr: Vec<String>,
+    /// Its CA, in place of the trusted-ca-file
+    #[arg(long, requires = "cilium", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The certificate to show it, in place of the cert-file; without either our own, `remote-<this cluster>`
+    #[arg(long, requires = "key", value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its key, in place of the key-file
+    #[arg(long, requires = "cert", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// What its server's certificate has to name, in place of the host that is dialled
+    #[arg(long, requires = "cilium", value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
+    /// Write what it mounts to read this cluster
+    #[arg(long, short, requires = "cilium", value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CiliumVerb {
+    /// What Cilium mounts to read this cluster: client configuration, CA, certificate and key, named as Cilium's Helm chart does
+    #[command(after_help = "\
+Every time it is said a new certificate is made, good for a year. Cilium's agents take a changed Secret over by themselves.
+
+Examples:
+  hawser cilium config --for c1 --out ./for-c1   another cluster, connected with `hawser connect --cilium`
+  hawser cilium config --local --out ./here      Cilium in this cluster, which reads all connected ones (cachedLayout: true)")]
+    Config {
+        /// The connected cluster on Cilium
+        #[arg(
+            long = "for",
+            value_name = "CLUSTER",
+            required_unless_present = "local",
+            conflicts_with = "local"
+        )]
+        for_cluster: Option<String>,
+        /// For Cilium's agents in this very cluster
+        #[arg(long)]
+        local: bool,
+        /// The directory to write into
+        #[arg(long, short, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

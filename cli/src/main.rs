@@ -2,6 +2,7 @@
 
 mod args;
 mod ca;
+mod cilium;
 mod connection;
 mod mesh;
 mod output;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::args::{Args, CaVerb, ServiceVerb, Verb};
+use crate::args::{Args, CaVerb, CiliumVerb, ServiceVerb, Verb};
 
 /// Bad arguments, or something that was refused before anything was changed (sysexits.h, EX_USAGE).
 const EXIT_USAGE: u8 = 64;
@@ -62,8 +63,16 @@ async fn run(args: &Args) -> Result<()> {
         Verb::Ca { verb: CaVerb::Admin { user, out } } => {
             rotate::admin_certificate(&global.pki, user.as_deref(), out.as_deref())
         }
-        Verb::Connect { bundle, dry_run, policy_bypass_accepted } => {
-            mesh::connect(global, bundle, *dry_run, *policy_bypass_accepted).await
+        Verb::Connect { bundle, cilium, on_cilium, dry_run, policy_bypass_accepted } => {
+            let (dry_run, bypass) = (*dry_run, *policy_bypass_accepted);
+            match (bundle, cilium) {
+                (_, Some(file)) => cilium::connect(global, file, on_cilium, dry_run, bypass).await,
+                (Some(bundle), None) => mesh::connect(global, bundle, dry_run, bypass).await,
+                (None, None) => Ok(()),
+            }
+        }
+        Verb::Cilium { verb: CiliumVerb::Config { for_cluster, out, .. } } => {
+            cilium::config(global, for_cluster.as_deref(), out).await
         }
         Verb::Disconnect { cluster } => mesh::disconnect(global, cluster).await,
         Verb::Status(shape) => status::show(global, shape.output).await,

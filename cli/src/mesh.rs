@@ -3,41 +3,42 @@
 use std::path::Path;
 
 use anyhow::Result;
-use hawser_api::admin::{ConnectRequest, DisconnectRequest};
+use hawser_api::admin::{ConnectReply, ConnectRequest, DisconnectRequest};
 use hawser_api::local::PlanRequest;
 
 use crate::args::{Format, Global};
 use crate::connection::{admin, agent, answer};
 use crate::output::{Refused, json, line, table};
 
-/// A bundle is smaller than this many bytes; a larger file is something else.
+/// What is given to connect is smaller than this many bytes; a larger file is something else.
 const BUNDLE_MAX: u64 = 64 << 10;
 
-pub(crate) async fn connect(global: &Global, path: &Path, dry_run: bool, bypass: bool) -> Result<()> {
-    let unreadable = |error| {
-        Refused(format!(
-            "{} cannot be read: {error}. fix: name the file that `hawser ca bundle --for <this cluster>` made at the other one",
-            path.display()
-        ))
-    };
+/// A file that an operator names; `fix` says which.
+pub(crate) fn small(path: &Path, fix: &str) -> Result<String> {
+    let unreadable = |error| Refused(format!("{} cannot be read: {error}. fix: {fix}", path.display()));
     if std::fs::metadata(path).map_err(unreadable)?.len() > BUNDLE_MAX {
-        let text = format!(
-            "{} is larger than 64 KiB, so it is no bundle. fix: name what `hawser ca bundle` made",
-            path.display()
-        );
-        return Err(Refused(text).into());
+        return Err(Refused(format!("{} is larger than 64 KiB. fix: {fix}", path.display())).into());
     }
-    let bundle = std::fs::read_to_string(path).map_err(unreadable)?;
-    let request = ConnectRequest { bundle, policy_bypass_accepted: bypass, dry_run };
+    Ok(std::fs::read_to_string(path).map_err(unreadable)?)
+}
+
+pub(crate) async fn connect(global: &Global, path: &Path, dry_run: bool, bypass: bool) -> Result<()> {
+    let fix = "name the file that `hawser ca bundle --for <this cluster>` made at the other one";
+    let bundle = small(path, fix)?;
+    let request = ConnectRequest { bundle, policy_bypass_accepted: bypass, dry_run, cilium: None };
     let reply = answer(admin(global).await?.connect(request).await)?;
+    connected(dry_run, &reply)?;
+    line(&format!("fingerprint {}", reply.ca_fingerprint))?;
+    line(&format!("compare it with what {} prints: `hawser ca bundle --for <this cluster>`", reply.cluster))
+}
+
+pub(crate) fn connected(dry_run: bool, reply: &ConnectReply) -> Result<()> {
     let cluster = format!("{} (id {})", reply.cluster, reply.cluster_id);
     line(&match (dry_run, reply.unchanged) {
         (true, _) => format!("{cluster} can be connected; nothing was changed"),
         (false, true) => format!("{cluster} was connected before; nothing changed"),
         (false, false) => format!("connected {cluster}"),
-    })?;
-    line(&format!("fingerprint {}", reply.ca_fingerprint))?;
-    line(&format!("compare it with what {} prints: `hawser ca bundle --for <this cluster>`", reply.cluster))
+    })
 }
 
 pub(crate) async fn disconnect(global: &Global, cluster: &str) -> Result<()> {

@@ -1,15 +1,18 @@
 //! The `Admin` service: what an operator asks of this cluster. Everything is checked before anything is changed.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
+use bytes::Bytes;
 use hawser_api::admin::{
-    BundleReply, BundleRequest, CaStatusReply, CaStatusRequest, ConnectReply, ConnectRequest,
-    CreateJoinTokenReply, CreateJoinTokenRequest, DisconnectReply, DisconnectRequest, StatusReply,
-    StatusRequest, admin_server,
+    BundleReply, BundleRequest, CaStatusReply, CaStatusRequest, CiliumConfigReply, CiliumConfigRequest,
+    ConnectReply, ConnectRequest, CreateJoinTokenReply, CreateJoinTokenRequest, DisconnectReply,
+    DisconnectRequest, StatusReply, StatusRequest, admin_server,
 };
 use hawser_model::{ClusterName, NodeName, Peer};
-use hawser_pki::{Admission, Bundle, BundleFacts, JoinFile, OwnFacts, StoredToken, Token, check_admission};
+use hawser_pki::{
+    Admission, Bundle, BundleFacts, JoinFile, OwnFacts, StoredToken, Token, check_admission, check_cilium,
+};
 use hawser_wire::{Entry, encode_synced, prefix};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tonic::{Request, Response, Status};
@@ -17,12 +20,14 @@ use tonic::{Request, Response, Status};
 use crate::agent::token_key;
 use crate::authorize::Caller;
 use crate::board::Board;
+use crate::cilium;
 use crate::config::Config;
 use crate::exporter::Command;
 use crate::exposure::named;
 use crate::mirrors::Mirrors;
 use crate::own::Own;
 use crate::peers;
+use crate::replicas::Replica;
 use crate::rotation::Rotating;
 use crate::status;
 use crate::trust::{Certificates, now};
@@ -33,6 +38,7 @@ pub struct AdminService {
     pub own: Own,
     /// Of the own keyspace, for people.
     pub store: String,
+    pub replica: Replica,
     pub certificates: Arc<Certificates>,
     pub exporter: mpsc::Sender<Command>,
     pub mirrors: Mirrors,
@@ -83,18 +89,23 @@ impl admin_server::Admin for AdminService {
     async fn connect(&self, request: Request<ConnectRequest>) -> Result<Response<ConnectReply>, Status> {
         let request = admin(request, "Admin.Connect")?;
         let _one = self.admitting.lock().await;
-        let own = &self.config.cluster.name;
-        let bundle = Bundle::read(&request.bundle, own, now()).map_err(refused)?;
-        let admission = self.check(&bundle)?;
-        let unchanged = matches!(admission, Admission::Unchanged(_));
-        if !request.policy_bypass_accepted && !unchanged {
-            self.check_exposure(&bundle.facts.cluster.name).await?;
-        }
+        let (admission, shown, ca_fingerprint) = self.check(&request)?;
         let peer = admission.peer();
+        let shown_key = peers::shown_key(peer.cluster.name.as_str());
+        let shown_is = self.own.get(&shown_key).map(|kv| kv.value.clone());
+        let unchanged = matches!(admission, Admission::Unchanged(_)) && shown == shown_is;
+        if !request.policy_bypass_accepted && !unchanged {
+            self.check_exposure(&peer.cluster.name).await?;
+        }
         if !request.dry_run {
             self.note_bypass(&peer.cluster.name, request.policy_bypass_accepted, unchanged).await?;
         }
         if !request.dry_run && !unchanged {
+            // Before the mirror begins, which shows it.
+            match shown {
+                Some(shown) => self.own.put(shown_key, shown).await.map_err(store_failed)?,
+                None => _ = self.own.delete(&shown_key).await.map_err(store_failed)?,
+            }
             let value = Entry::LocalPeer(peer.clone()).encode();
             self.own.put(peers::key(&peer.cluster.name), value).await.map_err(store_failed)?;
             // So that whoever was told may rely on it.
@@ -104,7 +115,7 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(ConnectReply {
             cluster: peer.cluster.name.to_string(),
             cluster_id: peer.cluster.id.get().into(),
-            ca_fingerprint: bundle.fingerprint(),
+            ca_fingerprint,
             unchanged,
         }))
     }
@@ -126,7 +137,9 @@ impl admin_server::Admin for AdminService {
         if !self.own.delete(&peers::key(&cluster)).await.map_err(store_failed)? {
             return Err(unknown(cluster.as_str()));
         }
-        self.own.delete(&peers::bypass_key(cluster.as_str())).await.map_err(store_failed)?;
+        for key in [peers::bypass_key(cluster.as_str()), peers::shown_key(cluster.as_str())] {
+            self.own.delete(&key).await.map_err(store_failed)?;
+        }
         self.mirrors.follow_list();
         self.peers_changed().await;
         Ok(Response::new(DisconnectReply {}))
@@ -153,6 +166,18 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(CreateJoinTokenReply { join: file.to_yaml() }))
     }
 
+    async fn cilium_config(
+        &self,
+        request: Request<CiliumConfigRequest>,
+    ) -> Result<Response<CiliumConfigReply>, Status> {
+        let request = admin(request, "Admin.CiliumConfig")?;
+        let peers: Vec<Peer> =
+            peers::admitted(&self.own, &self.config).into_iter().map(|(peer, _)| peer).collect();
+        let authority = self.certificates.authority();
+        let reply = cilium::files(&self.config, &authority, &peers, &request.for_cluster);
+        reply.map(Response::new).map_err(refused)
+    }
+
     async fn ca_status(&self, request: Request<CaStatusRequest>) -> Result<Response<CaStatusReply>, Status> {
         admin(request, "Admin.CaStatus")?;
         Ok(Response::new(self.rotating.status()))
@@ -161,6 +186,7 @@ impl admin_server::Admin for AdminService {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         admin(request, "Admin.Status")?;
         let facts = self.board.read();
+        let [identities, endpoints, services] = status::counts(&self.own, &facts);
         let problems = facts.source_problems.iter().chain(&facts.export_problems);
         let source_errors =
             problems.chain(&facts.heartbeat_problem).chain(&facts.writeback_problem).cloned().collect();
@@ -170,18 +196,20 @@ impl admin_server::Admin for AdminService {
             version: env!("CARGO_PKG_VERSION").into(),
             store: self.store.clone(),
             revision: self.own.revision(),
-            nodes: status::nodes(&facts, Instant::now()),
+            nodes: status::nodes(&self.config, &self.own, &self.board, Instant::now()),
             peers: status::peers(&self.mirrors, Instant::now()),
-            services: facts.services,
-            identities: facts.identities,
-            endpoints: facts.endpoints,
+            services,
+            identities,
+            endpoints,
             source_errors,
+            replica: Some(self.replica.status(&self.own, &facts, SystemTime::now())),
         }))
     }
 }
 
 impl AdminService {
-    fn check(&self, bundle: &Bundle) -> Result<Admission, Status> {
+    /// What the request would change of the peers, what the cluster is shown if it is one on Cilium, and its CA's fingerprint.
+    fn check(&self, request: &ConnectRequest) -> Result<(Admission, Option<Bytes>, String), Status> {
         let existing: Vec<Peer> =
             peers::admitted(&self.own, &self.config).into_iter().map(|(peer, _)| peer).collect();
         let own = OwnFacts {
@@ -193,7 +221,15 @@ impl AdminService {
             encryption: self.config.encryption,
             ca: self.certificates.authority().trusted(),
         };
-        check_admission(&own, &existing, bundle, now()).map_err(refused)
+        let Some(cluster) = &request.cilium else {
+            let bundle = Bundle::read(&request.bundle, &own.cluster.name, now()).map_err(refused)?;
+            let admission = check_admission(&own, &existing, &bundle, now()).map_err(refused)?;
+            return Ok((admission, None, bundle.fingerprint()));
+        };
+        let facts = cilium::facts(cluster).map_err(invalid)?;
+        let shown = cilium::Shown::of(cluster).map_err(invalid)?;
+        let admission = check_cilium(&own, &existing, &facts, now()).map_err(refused)?;
+        Ok((admission, shown.map(|shown| shown.to_json()), facts.ca.newest().fingerprint()))
     }
 
     /// A mesh opens no door that a NetworkPolicy closed.

@@ -8,6 +8,8 @@ use hawser_pki::Role;
 use hawser_wire::prefix;
 use tonic::Status;
 
+use crate::cached;
+
 /// Who is at the other end of a connection. Left in every request's extensions by the listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
@@ -53,6 +55,8 @@ pub struct Roles {
     not_private: [KeyRange; 2],
     /// What a peer may read.
     remote: [KeyRange; 5],
+    /// What Cilium's agents in this cluster may read of the cached layout.
+    local: [KeyRange; 4],
 }
 
 impl Roles {
@@ -65,10 +69,13 @@ impl Roles {
             KeyRange::prefix(prefix::STATE),
             KeyRange::prefix(prefix::HAWSER_STATE),
         ];
+        // As Cilium's own role `local` (cilium-facts §2).
+        let local = [prefix::HEARTBEAT, prefix::CACHE, prefix::CLUSTER_CONFIG, prefix::SYNCED];
         Self {
             own,
             not_private: [KeyRange::between(Bytes::new(), private), KeyRange::from_key(after)],
             remote,
+            local: local.map(KeyRange::prefix),
         }
     }
 
@@ -83,7 +90,13 @@ impl Roles {
             }
             (Caller::Known(Role::Agent { .. }), Access::Status) => true,
             (Caller::Known(Role::Remote(_)), Access::Read(range)) => own && within(&self.remote, range),
-            (Caller::Known(Role::Agent { .. } | Role::Remote(_)), _) => false,
+            (Caller::Known(Role::Local), Access::Read(range)) => {
+                request.keyspace == cached::KEYSPACE && within(&self.local, range)
+            }
+            // As etcd, which asks for no permission; Cilium's agents of some versions look at it.
+            (Caller::Known(Role::Remote(_)), Access::Status) => own,
+            (Caller::Known(Role::Local), Access::Status) => request.keyspace == cached::KEYSPACE,
+            (Caller::Known(Role::Agent { .. } | Role::Remote(_) | Role::Local), _) => false,
             (Caller::Anonymous | Caller::Refused(_), _) => false,
         }
     }
@@ -141,13 +154,14 @@ mod tests {
         roles.authorize(request).map_err(|denied| denied.sentence)
     }
 
-    fn callers() -> [Caller; 5] {
+    fn callers() -> [Caller; 6] {
         [
             Caller::Known(Role::Admin(UserName::parse("bob").unwrap())),
             Caller::Known(Role::Agent { node: NodeName::parse("node-1").unwrap() }),
             Caller::Known(Role::Remote(ClusterName::parse("eu-west").unwrap())),
             Caller::Anonymous,
             Caller::Refused("expired".into()),
+            Caller::Known(Role::Local),
         ]
     }
 
@@ -159,27 +173,27 @@ mod tests {
     fn the_own_keyspace_is_read_as_the_table_says() {
         let prefix = |text: &'static str| KeyRange::prefix(text);
         let key = |text: &'static str| KeyRange::key(text);
-        //                                                     admin  agent  remote anon   refused
+        //                                                     admin  agent  remote anon   refused local
         for (range, expected) in [
-            (key("cilium/.heartbeat"), [true, true, true, false, false]),
-            (prefix("cilium/.heartbeat"), [true, true, true, false, false]),
-            (key("cilium/cluster-config/us-east"), [true, true, true, false, false]),
-            (prefix("cilium/synced/us-east/"), [true, true, true, false, false]),
-            (prefix("cilium/state/"), [true, true, true, false, false]),
-            (prefix("cilium/state/nodes/v1/us-east/"), [true, true, true, false, false]),
-            (prefix("hawser/state/"), [true, true, true, false, false]),
-            (prefix("cilium/cluster-config/us-east"), [true, true, false, false, false]),
-            (prefix("cilium/cluster-config/"), [true, true, false, false, false]),
-            (prefix("cilium/synced/"), [true, true, false, false, false]),
-            (prefix("cilium/"), [true, true, false, false, false]),
-            (prefix("hawser/local/"), [true, true, false, false, false]),
-            (prefix("hawser/private/"), [true, false, false, false, false]),
-            (key("hawser/private/tokens/v1/x"), [true, false, false, false, false]),
-            (prefix("hawser/"), [true, false, false, false, false]),
-            (prefix("hawser/p"), [true, false, false, false, false]),
-            (KeyRange::from_key("hawser/private/zzz"), [true, false, false, false, false]),
-            (KeyRange::from_key("hawser/q"), [true, true, false, false, false]),
-            (KeyRange::all(), [true, false, false, false, false]),
+            (key("cilium/.heartbeat"), [true, true, true, false, false, false]),
+            (prefix("cilium/.heartbeat"), [true, true, true, false, false, false]),
+            (key("cilium/cluster-config/us-east"), [true, true, true, false, false, false]),
+            (prefix("cilium/synced/us-east/"), [true, true, true, false, false, false]),
+            (prefix("cilium/state/"), [true, true, true, false, false, false]),
+            (prefix("cilium/state/nodes/v1/us-east/"), [true, true, true, false, false, false]),
+            (prefix("hawser/state/"), [true, true, true, false, false, false]),
+            (prefix("cilium/cluster-config/us-east"), [true, true, false, false, false, false]),
+            (prefix("cilium/cluster-config/"), [true, true, false, false, false, false]),
+            (prefix("cilium/synced/"), [true, true, false, false, false, false]),
+            (prefix("cilium/"), [true, true, false, false, false, false]),
+            (prefix("hawser/local/"), [true, true, false, false, false, false]),
+            (prefix("hawser/private/"), [true, false, false, false, false, false]),
+            (key("hawser/private/tokens/v1/x"), [true, false, false, false, false, false]),
+            (prefix("hawser/"), [true, false, false, false, false, false]),
+            (prefix("hawser/p"), [true, false, false, false, false, false]),
+            (KeyRange::from_key("hawser/private/zzz"), [true, false, false, false, false, false]),
+            (KeyRange::from_key("hawser/q"), [true, true, false, false, false, false]),
+            (KeyRange::all(), [true, false, false, false, false, false]),
         ] {
             assert_eq!(who_may("us-east", Access::Read(&range)), expected, "{range:?}");
         }
@@ -188,24 +202,45 @@ mod tests {
     #[test]
     fn mirrors_are_read_by_admins_and_agents_and_written_by_nobody() {
         let all = KeyRange::all();
-        assert_eq!(who_may("eu-west", Access::Read(&all)), [true, true, false, false, false]);
-        assert_eq!(who_may("eu-west", Access::Write(&all)), [false; 5]);
-        assert_eq!(who_may("eu-west", Access::Compact), [false; 5]);
-        assert_eq!(who_may("eu-west", Access::Lease), [false; 5]);
+        assert_eq!(who_may("eu-west", Access::Read(&all)), [true, true, false, false, false, false]);
+        assert_eq!(who_may("eu-west", Access::Write(&all)), [false; 6]);
+        assert_eq!(who_may("eu-west", Access::Compact), [false; 6]);
+        assert_eq!(who_may("eu-west", Access::Lease), [false; 6]);
+    }
+
+    #[test]
+    fn the_cached_layout_is_for_cilium_in_this_cluster() {
+        let prefix = |text: &'static str| KeyRange::prefix(text);
+        for (range, local) in [
+            (prefix("cilium/.heartbeat"), true),
+            (prefix("cilium/cache/nodes/v1/eu-west/"), true),
+            (KeyRange::key("cilium/cluster-config/eu-west"), true),
+            (prefix("cilium/synced/eu-west/"), true),
+            (prefix("cilium/state/"), false),
+            (prefix("cilium/"), false),
+            (KeyRange::all(), false),
+        ] {
+            let who = who_may(cached::KEYSPACE, Access::Read(&range));
+            assert_eq!(who, [true, true, false, false, false, local], "{range:?}");
+        }
+        assert_eq!(who_may(cached::KEYSPACE, Access::Status), [true, true, false, false, false, true]);
+        let key = KeyRange::key("cilium/cache/x");
+        assert_eq!(who_may(cached::KEYSPACE, Access::Write(&key)), [false; 6]);
     }
 
     #[test]
     fn only_admins_write() {
         let key = KeyRange::key("cilium/state/nodes/v1/us-east/node-1");
         for access in [Access::Write(&key), Access::Compact, Access::Lease] {
-            assert_eq!(who_may("us-east", access), [true, false, false, false, false], "{access:?}");
+            assert_eq!(who_may("us-east", access), [true, false, false, false, false, false], "{access:?}");
         }
-        assert_eq!(who_may("us-east", Access::Status), [true, true, false, false, false]);
+        assert_eq!(who_may("us-east", Access::Status), [true, true, true, false, false, false]);
+        assert_eq!(who_may("eu-west", Access::Status), [true, true, false, false, false, false]);
     }
 
     #[test]
     fn a_refusal_names_the_role_the_rpc_and_the_range() {
-        let [_, agent, remote, anonymous, refused] = callers();
+        let [_, agent, remote, anonymous, refused, _] = callers();
         let private = KeyRange::prefix("hawser/private/");
         assert_eq!(
             may(&agent, "us-east", Access::Read(&private)).unwrap_err(),

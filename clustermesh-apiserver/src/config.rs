@@ -35,6 +35,8 @@ pub struct Config {
     pub width: ClusterIdWidth,
     pub plan: MeshPlan,
     pub encryption: Encryption,
+    /// Whether Cilium's agents in this cluster read the mirrors here: the cached layout.
+    pub cached_layout: bool,
     /// Where /metrics, /livez and /readyz are served; nowhere without it.
     pub metrics: Option<SocketAddr>,
 }
@@ -87,6 +89,8 @@ struct Text {
     mesh: MeshText,
     #[serde(default)]
     encryption: Option<String>,
+    #[serde(default)]
+    cached_layout: bool,
     #[serde(default)]
     metrics: Option<String>,
 }
@@ -241,6 +245,7 @@ impl Text {
             width,
             plan,
             encryption,
+            cached_layout: self.cached_layout,
             metrics: metrics.transpose()?,
         })
     }
@@ -270,7 +275,8 @@ fn store_tls(store: &StoreUri, tls: Option<StoreTlsText>) -> Result<Option<Store
     match (store, tls) {
         (StoreUri::Etcds(_), Some(StoreTlsText { ca, cert, key })) => Ok(Some(StoreTls { ca, cert, key })),
         (StoreUri::Etcds(_), None) => {
-            let reason = "is missing, and etcds:// is reached over TLS; fix: write {ca: PATH, cert: PATH, key: PATH}";
+            let reason =
+                "is missing, and etcds:// is reached over TLS; fix: write {ca: PATH, cert: PATH, key: PATH}";
             Err(("storeTLS", reason.into()))
         }
         (_, Some(_)) => {

@@ -162,7 +162,7 @@ impl Mirrors {
         let (Some(line), Ok(cas), true) = (&running.line, CaSet::from_pem(&peer.ca), only_cas) else {
             return false;
         };
-        self.0.trust.insert_peer(peer.cluster.name.clone(), cas);
+        self.0.trust.admit(peer, cas);
         let believed = line.believe(&peer.ca).is_ok();
         if believed {
             (running.peer, running.value) = (peer.clone(), value.clone());
@@ -183,7 +183,7 @@ impl Mirrors {
     fn prepare(&self, peer: &Peer) -> Result<(Line, MirrorConfig), String> {
         let inner = &self.0;
         let cas = CaSet::from_pem(&peer.ca).map_err(|error| error.to_string())?;
-        inner.trust.insert_peer(peer.cluster.name.clone(), cas);
+        inner.trust.admit(peer, cas);
         let line = Line::new(peer, &inner.certificates, Arc::clone(&inner.provider));
         let line = line.map_err(|error| error.to_string())?;
         let config = MirrorConfig {

@@ -43,6 +43,11 @@ pub fn without_bypass(own: &Own) -> Vec<String> {
     peers.filter(|peer| own.get(&bypass_key(peer)).is_none()).collect()
 }
 
+/// What is shown to a cluster on Cilium: [`crate::cilium::Shown`].
+pub fn shown_key(peer: &str) -> String {
+    format!("{}{peer}", prefix::PRIVATE_PEERS)
+}
+
 pub fn key(peer: &ClusterName) -> String {
     Key::LocalPeer(peer.clone()).to_string()
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use hawser_model::{ClusterName, Timestamp};
+use hawser_model::{ClusterName, Peer, PeerKind, Timestamp};
 use hawser_pki::session::{self, Binding};
 use hawser_pki::{Authority, CaError, CaSet, IssuedWithKey, TrustStore, retry_after};
 use rustls::SignatureScheme;
@@ -39,8 +39,16 @@ impl Trust {
         self.0.subscribe()
     }
 
-    pub fn insert_peer(&self, peer: ClusterName, cas: CaSet) {
-        self.0.send_modify(|store| Arc::make_mut(store).insert_peer(peer, cas));
+    /// Believes these CAs for that peer, and for nobody else.
+    pub fn admit(&self, peer: &Peer, cas: CaSet) {
+        let name = peer.cluster.name.clone();
+        self.0.send_modify(|store| {
+            let store = Arc::make_mut(store);
+            match peer.kind {
+                PeerKind::Hawser => store.insert_peer(name, cas),
+                PeerKind::Cilium(_) => store.insert_cilium(name, cas),
+            }
+        });
     }
 
     pub fn set_own(&self, cas: CaSet) {

@@ -2,8 +2,8 @@
 //! is changed.
 
 use hawser_model::{
-    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, Peer, PeerKind,
-    Timestamp,
+    CiliumPeer, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, Peer,
+    PeerKind, ServerUrl, Timestamp,
 };
 
 use crate::bundle::Bundle;
@@ -50,12 +50,7 @@ pub fn check_admission(
 ) -> Result<Admission, Refusal> {
     let facts = &bundle.facts;
     let theirs = &facts.cluster;
-    if theirs.name == own.cluster.name {
-        return Err(Refusal::OwnName { theirs: theirs.clone(), own: own.cluster.clone() });
-    }
-    if theirs.id == own.cluster.id {
-        return Err(Refusal::OwnId { theirs: theirs.clone(), own: own.cluster.clone() });
-    }
+    check_own_names(own, theirs)?;
     check_settings(own, bundle)?;
     if own.ca.holds(&bundle.ca) {
         return Err(Refusal::SharedCa { theirs: theirs.clone(), other: own.cluster.name.clone() });
@@ -64,16 +59,12 @@ pub fn check_admission(
     if let Some(was) = same {
         check_same(was, bundle)?;
     }
-    let others = existing.iter().filter(|peer| peer.cluster.name != theirs.name);
-    for other in others.clone() {
-        if other.cluster.id == theirs.id {
-            return Err(Refusal::DuplicateId { theirs: theirs.clone(), other: other.cluster.clone() });
-        }
+    for other in others(existing, theirs) {
+        check_id(theirs, other)?;
         if CaSet::from_pem(&other.ca).is_ok_and(|cas| cas.holds(&bundle.ca)) {
             return Err(Refusal::SharedCa { theirs: theirs.clone(), other: other.cluster.name.clone() });
         }
     }
-    check_ranges(own, others, bundle)?;
     let peer = Peer {
         cluster: theirs.clone(),
         endpoints: facts.endpoints.clone(),
@@ -84,16 +75,115 @@ pub fn check_admission(
         admitted: now,
         kind: PeerKind::Hawser,
     };
-    match same {
-        None => Ok(Admission::New(peer)),
-        Some(was) if (Peer { admitted: was.admitted, ..peer.clone() }) == *was => {
-            Ok(Admission::Unchanged(was.clone()))
-        }
+    check_ranges(own, others(existing, theirs), &peer)?;
+    match admission(same, peer) {
         // An old bundle must not take back what a newer one said.
-        Some(was) if bundle.issued < was.admitted => {
+        Admission::Updated { was, .. } if bundle.issued < was.admitted => {
             Err(Refusal::Stale { theirs: theirs.clone(), issued: bundle.issued, admitted: was.admitted })
         }
-        Some(was) => Ok(Admission::Updated { peer, was: was.clone() }),
+        admission => Ok(admission),
+    }
+}
+
+/// A cluster on Cilium, as the operator says who connects it: nothing is signed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CiliumFacts {
+    pub cluster: ClusterRef,
+    pub endpoints: Vec<ServerUrl>,
+    pub pod_cidrs: Vec<IpNet>,
+    pub node_cidrs: Vec<IpNet>,
+    /// Of its server's certificate, and of those it shows here.
+    pub ca: CaSet,
+    pub reach: CiliumPeer,
+}
+
+/// The same for a cluster on Cilium. Such clusters may share a CA among themselves, and it may change: nothing of theirs
+/// could say so in between.
+pub fn check_cilium(
+    own: &OwnFacts,
+    existing: &[Peer],
+    facts: &CiliumFacts,
+    now: Timestamp,
+) -> Result<Admission, Refusal> {
+    let theirs = &facts.cluster;
+    check_own_names(own, theirs)?;
+    check_width(own, theirs)?;
+    let same = existing.iter().find(|peer| peer.cluster.name == theirs.name);
+    if let Some(was) = same {
+        check_kind(was, theirs, matches!(was.kind, PeerKind::Cilium(_)), "a Cilium cluster")?;
+    }
+    let holds = |other: &Peer, ca| CaSet::from_pem(&other.ca).is_ok_and(|cas| cas.holds(ca));
+    let shared = |other: &ClusterName| Refusal::SharedCa { theirs: theirs.clone(), other: other.clone() };
+    if facts.ca.iter().any(|ca| own.ca.holds(ca)) {
+        return Err(shared(&own.cluster.name));
+    }
+    for other in others(existing, theirs) {
+        check_id(theirs, other)?;
+        if other.kind == PeerKind::Hawser && facts.ca.iter().any(|ca| holds(other, ca)) {
+            return Err(shared(&other.cluster.name));
+        }
+    }
+    let peer = Peer {
+        cluster: theirs.clone(),
+        endpoints: facts.endpoints.clone(),
+        pod_cidrs: facts.pod_cidrs.clone(),
+        node_cidrs: facts.node_cidrs.clone(),
+        ca: facts.ca.pem(),
+        admitted: now,
+        kind: PeerKind::Cilium(facts.reach.clone()),
+    };
+    check_ranges(own, others(existing, theirs), &peer)?;
+    Ok(admission(same, peer))
+}
+
+fn others<'a>(existing: &'a [Peer], theirs: &'a ClusterRef) -> impl Iterator<Item = &'a Peer> {
+    existing.iter().filter(|peer| peer.cluster.name != theirs.name)
+}
+
+fn admission(same: Option<&Peer>, peer: Peer) -> Admission {
+    match same {
+        None => Admission::New(peer),
+        Some(was) if (Peer { admitted: was.admitted, ..peer.clone() }) == *was => {
+            Admission::Unchanged(was.clone())
+        }
+        Some(was) => Admission::Updated { peer, was: was.clone() },
+    }
+}
+
+fn check_own_names(own: &OwnFacts, theirs: &ClusterRef) -> Result<(), Refusal> {
+    if theirs.name == own.cluster.name {
+        return Err(Refusal::OwnName { theirs: theirs.clone(), own: own.cluster.clone() });
+    }
+    if theirs.id == own.cluster.id {
+        return Err(Refusal::OwnId { theirs: theirs.clone(), own: own.cluster.clone() });
+    }
+    Ok(())
+}
+
+fn check_id(theirs: &ClusterRef, other: &Peer) -> Result<(), Refusal> {
+    if other.cluster.id != theirs.id {
+        return Ok(());
+    }
+    Err(Refusal::DuplicateId { theirs: theirs.clone(), other: other.cluster.clone() })
+}
+
+fn check_width(own: &OwnFacts, theirs: &ClusterRef) -> Result<(), Refusal> {
+    let fits = ClusterId::new(theirs.id.get().into(), own.width);
+    fits.map(|_| ()).map_err(|_| Refusal::IdOutOfRange {
+        theirs: theirs.clone(),
+        max: own.width.max_clusters(),
+        own: own.cluster.clone(),
+    })
+}
+
+/// A name once admitted keeps its id, and what it runs.
+fn check_kind(was: &Peer, theirs: &ClusterRef, same: bool, now: &'static str) -> Result<(), Refusal> {
+    if was.cluster.id != theirs.id {
+        return Err(Refusal::DuplicateName { theirs: theirs.clone(), other: was.cluster.clone() });
+    }
+    match same {
+        true => Ok(()),
+        false => Err(Refusal::OtherKind { theirs: theirs.clone(), now }),
     }
 }
 
@@ -101,11 +191,7 @@ pub fn check_admission(
 fn check_settings(own: &OwnFacts, bundle: &Bundle) -> Result<(), Refusal> {
     let facts = &bundle.facts;
     // A wide mesh's id says more about the mistake than its width does.
-    ClusterId::new(facts.cluster.id.get().into(), own.width).map_err(|_| Refusal::IdOutOfRange {
-        theirs: facts.cluster.clone(),
-        max: own.width.max_clusters(),
-        own: own.cluster.clone(),
-    })?;
+    check_width(own, &facts.cluster)?;
     let settings = [
         (
             "mesh.maxConnectedClusters",
@@ -128,9 +214,7 @@ fn check_settings(own: &OwnFacts, bundle: &Bundle) -> Result<(), Refusal> {
 /// A name once admitted keeps its id and its CA.
 fn check_same(was: &Peer, bundle: &Bundle) -> Result<(), Refusal> {
     let theirs = &bundle.facts.cluster;
-    if was.cluster.id != theirs.id {
-        return Err(Refusal::DuplicateName { theirs: theirs.clone(), other: was.cluster.clone() });
-    }
+    check_kind(was, theirs, was.kind == PeerKind::Hawser, "a Hawser cluster")?;
     match CaSet::from_pem(&was.ca) {
         Ok(cas) if cas.holds(&bundle.ca) => Ok(()),
         Ok(cas) => Err(Refusal::OtherCa {
@@ -149,15 +233,15 @@ fn check_same(was: &Peer, bundle: &Bundle) -> Result<(), Refusal> {
 fn check_ranges<'a>(
     own: &OwnFacts,
     others: impl Iterator<Item = &'a Peer>,
-    bundle: &Bundle,
+    newcomer: &Peer,
 ) -> Result<(), Refusal> {
-    let theirs = &bundle.facts.cluster;
+    let theirs = &newcomer.cluster;
     let here = ranges(&own.pod_cidrs, &own.node_cidrs).map(|(kind, net)| (&own.cluster, kind, net));
     let there = others.flat_map(|other| {
         ranges(&other.pod_cidrs, &other.node_cidrs).map(|(kind, net)| (&other.cluster, kind, net))
     });
     let taken: Vec<_> = here.chain(there).collect();
-    let claims: Vec<_> = ranges(&bundle.facts.pod_cidrs, &bundle.facts.node_cidrs).collect();
+    let claims: Vec<_> = ranges(&newcomer.pod_cidrs, &newcomer.node_cidrs).collect();
     for (at, (kind, net)) in claims.iter().enumerate() {
         for mesh in [IpNet::from(own.mesh.ipv4()), IpNet::from(own.mesh.ula())] {
             if overlap(net, &mesh) {
@@ -213,6 +297,11 @@ pub enum Refusal {
          fix: `hawser disconnect {}` first, or give the newcomer another name", theirs.name
     )]
     DuplicateName { theirs: ClusterRef, other: ClusterRef },
+    #[error(
+        "cluster {theirs} was not admitted as {now}, and what a cluster runs does not change under its name; \
+         fix: `hawser disconnect {}` first", theirs.name
+    )]
+    OtherKind { theirs: ClusterRef, now: &'static str },
     #[error("cluster {theirs} has the id of the admitted cluster {other}; fix: give one of them another id")]
     DuplicateId { theirs: ClusterRef, other: ClusterRef },
     #[error(

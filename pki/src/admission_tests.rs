@@ -183,3 +183,56 @@ fn an_update_is_not_held_against_what_it_replaces() {
     let admission = check_admission(&own(), &[peer], &update, now()).unwrap();
     assert!(matches!(admission, Admission::Updated { .. }));
 }
+
+fn on_cilium(name: &str, id: u32, ca: &Ca) -> CiliumFacts {
+    let BundleFacts { cluster, endpoints, pod_cidrs, node_cidrs, .. } = facts(name, id);
+    let ca = ca.cert().clone().into();
+    CiliumFacts { cluster, endpoints, pod_cidrs, node_cidrs, ca, reach: CiliumPeer::default() }
+}
+
+#[test]
+fn a_cluster_on_cilium_is_admitted_and_held_to_the_same_rules() {
+    let ca = Ca::create(&cluster("cilium", 9).name, now()).unwrap();
+    let check = |existing: &[Peer], facts: &CiliumFacts| check_cilium(&own(), existing, facts, now());
+    let c1 = check(&[], &on_cilium("c1", 2, &ca)).unwrap().peer().clone();
+    assert_eq!(c1.kind, PeerKind::Cilium(CiliumPeer::default()));
+    let again = check(std::slice::from_ref(&c1), &on_cilium("c1", 2, &ca)).unwrap();
+    assert_eq!(again, Admission::Unchanged(c1.clone()));
+    // Cilium's clusters share a CA by default, and change it as they like.
+    let shared = check(std::slice::from_ref(&c1), &on_cilium("c2", 3, &ca)).unwrap();
+    assert!(matches!(shared, Admission::New(_)));
+    let other = Ca::create(&cluster("cilium", 9).name, now()).unwrap();
+    let updated = check(std::slice::from_ref(&c1), &on_cilium("c1", 2, &other)).unwrap();
+    assert!(matches!(updated, Admission::Updated { .. }));
+
+    let refused = |existing: &[Peer], facts: &CiliumFacts| check(existing, facts).unwrap_err().to_string();
+    let existing = [c1.clone(), admitted(facts("eu-west", 4))];
+    for (facts, why) in [
+        (on_cilium("us-east", 5, &ca), "has the name of this cluster"),
+        (on_cilium("c5", 1, &ca), "has the id of this cluster"),
+        (CiliumFacts { cluster: cluster("c5", 300), ..on_cilium("c5", 5, &ca) }, "id above 255"),
+        (on_cilium("c5", 4, &ca), "id of the admitted cluster eu-west (id 4)"),
+        (on_cilium("c1", 5, &ca), "an id cannot change"),
+        (on_cilium("eu-west", 4, &ca), "was not admitted as a Cilium cluster"),
+        (
+            CiliumFacts { pod_cidrs: nets(&["10.4.7.0/24"]), ..on_cilium("c5", 5, &ca) },
+            "overlaps pod CIDR 10.4.0.0/16",
+        ),
+        (
+            CiliumFacts { pod_cidrs: nets(&["240.0.0.0/8"]), ..on_cilium("c5", 5, &ca) },
+            "the mesh's own range",
+        ),
+    ] {
+        let text = refused(&existing, &facts);
+        assert!(text.contains(why) && text.contains("fix:"), "{text}");
+    }
+    let of_own = OwnFacts { ca: ca.cert().clone().into(), ..own() };
+    let error = check_cilium(&of_own, &[], &on_cilium("c1", 2, &ca), now()).unwrap_err();
+    assert!(matches!(error, Refusal::SharedCa { .. }), "{error}");
+    let west = CaSet::from_pem(&existing[1].ca).unwrap();
+    let error = check(&existing, &CiliumFacts { ca: west, ..on_cilium("c5", 5, &ca) }).unwrap_err();
+    assert!(matches!(&error, Refusal::SharedCa { other, .. } if other.as_str() == "eu-west"), "{error}");
+    // And a Hawser cluster does not come under the name of one on Cilium.
+    let error = check_admission(&own(), &[c1], &bundle(facts("c1", 2)), now()).unwrap_err();
+    assert!(matches!(error, Refusal::OtherKind { .. }), "{error}");
+}

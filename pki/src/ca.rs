@@ -64,6 +64,9 @@ pub struct Profile {
 impl Profile {
     pub const ADMIN: Self = Self { lifetime: Duration::from_secs(365 * 86_400), server: false, client: true };
 
+    /// Nothing renews what lies in a Secret of a Cilium cluster: as long as Cilium's own.
+    pub const CILIUM: Self = Self::ADMIN;
+
     pub const fn server(lifetime: Lifetime) -> Self {
         Self { lifetime: lifetime.0, server: true, client: false }
     }
@@ -241,6 +244,16 @@ impl Ca {
         )
     }
 
+    /// For a cluster on Cilium that reads this one.
+    pub fn issue_cilium_remote(&self, peer: &ClusterName, now: Timestamp) -> Result<IssuedWithKey, CaError> {
+        self.with_key(&CommonName::Remote(peer.clone()), Profile::CILIUM, Vec::new(), now)
+    }
+
+    /// For Cilium's agents in this very cluster, which read what it mirrors.
+    pub fn issue_cilium_local(&self, now: Timestamp) -> Result<IssuedWithKey, CaError> {
+        self.with_key(&CommonName::Local(self.cluster.clone()), Profile::CILIUM, Vec::new(), now)
+    }
+
     pub fn issue_admin(&self, user: &UserName, now: Timestamp) -> Result<IssuedWithKey, CaError> {
         self.with_key(&CommonName::Admin(user.clone()), Profile::ADMIN, Vec::new(), now)
     }
@@ -311,7 +324,7 @@ pub(crate) fn server_name(cluster: &ClusterName) -> String {
 }
 
 /// What Cilium's clients dial.
-fn cilium_name(cluster: &ClusterName) -> String {
+pub(crate) fn cilium_name(cluster: &ClusterName) -> String {
     format!("{cluster}.mesh.cilium.io")
 }
 

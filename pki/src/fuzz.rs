@@ -3,7 +3,7 @@
 use hawser_model::{ClusterName, NodeName, Timestamp};
 use rustls_pki_types::CertificateDer;
 
-use crate::{Bundle, Ca, JoinFile, StoredToken, Token, TrustStore};
+use crate::{Bundle, Ca, CiliumConfig, JoinFile, StoredToken, Token, TrustStore};
 
 /// A bundle from anyone.
 pub fn fuzz_bundle(text: &[u8]) {
@@ -15,7 +15,7 @@ pub fn fuzz_bundle(text: &[u8]) {
     }
 }
 
-/// A join file, and the token in it, from anyone.
+/// A join file, the token in it, and the file that describes a Cilium cluster, from anyone.
 pub fn fuzz_join(text: &[u8]) {
     let Ok(text) = str::from_utf8(text) else { return };
     if let Ok(token) = Token::parse(text) {
@@ -24,6 +24,9 @@ pub fn fuzz_join(text: &[u8]) {
     if let Ok(stored) = StoredToken::from_json(text.as_bytes()) {
         let again = StoredToken::from_json(&stored.to_json());
         assert_eq!(again, Ok(stored), "what we store is what we read");
+    }
+    if let Ok(config) = CiliumConfig::read(text) {
+        assert_eq!(CiliumConfig::read(&config.to_yaml()), Ok(config), "what we write is what we read");
     }
     if let Ok(join) = JoinFile::from_yaml(text) {
         assert_eq!(JoinFile::from_yaml(&join.to_yaml()), Ok(join), "what we write is what we read");

@@ -41,6 +41,8 @@ pub enum CommonName {
         node: NodeName,
     },
     Remote(ClusterName),
+    /// `local-<cluster>`: Cilium's agents in the cluster itself, as Cilium names them.
+    Local(ClusterName),
 }
 
 impl CommonName {
@@ -57,6 +59,9 @@ impl CommonName {
         if let Some(name) = text.strip_prefix("remote-") {
             return cluster(name).map(Self::Remote);
         }
+        if let Some(name) = text.strip_prefix("local-") {
+            return cluster(name).map(Self::Local);
+        }
         if let Some(name) = text.strip_prefix("server-") {
             return cluster(name).map(Self::Server);
         }
@@ -72,6 +77,7 @@ impl fmt::Display for CommonName {
             Self::Admin(user) => write!(f, "admin-{user}"),
             Self::Agent { cluster, node } => write!(f, "agent-{cluster}-{node}"),
             Self::Remote(cluster) => write!(f, "remote-{cluster}"),
+            Self::Local(cluster) => write!(f, "local-{cluster}"),
         }
     }
 }
@@ -83,9 +89,14 @@ mod tests {
     #[test]
     fn a_name_prints_as_it_parsed_even_with_dashes_everywhere() {
         let own = ClusterName::parse("us-east").unwrap();
-        for text in
-            ["ca-us-east", "server-us-east", "admin-jo.h_n-1", "agent-us-east-node-1.a-b.c", "remote-eu-west"]
-        {
+        for text in [
+            "ca-us-east",
+            "server-us-east",
+            "admin-jo.h_n-1",
+            "agent-us-east-node-1.a-b.c",
+            "remote-eu-west",
+            "local-us-east",
+        ] {
             assert_eq!(CommonName::parse(text, &own).unwrap().to_string(), text);
         }
     }

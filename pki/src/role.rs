@@ -21,8 +21,10 @@ pub enum Role {
     Admin(UserName),
     /// One node of the own cluster; signed by the own CA.
     Agent { node: NodeName },
-    /// Another cluster, proven by the CA it was admitted with.
+    /// Another cluster, proven by the CA it was admitted with; one on Cilium also by a certificate of the own CA made for it.
     Remote(ClusterName),
+    /// Cilium's agents in the own cluster: they read what it mirrors, in the cached layout. Signed by the own CA.
+    Local,
 }
 
 impl fmt::Display for Role {
@@ -31,6 +33,7 @@ impl fmt::Display for Role {
             Self::Admin(user) => write!(f, "admin {user}"),
             Self::Agent { node } => write!(f, "agent of node {node}"),
             Self::Remote(cluster) => write!(f, "remote cluster {cluster}"),
+            Self::Local => f.write_str("Cilium in this cluster"),
         }
     }
 }
@@ -40,7 +43,14 @@ impl fmt::Display for Role {
 pub struct TrustStore {
     cluster: ClusterName,
     own: CaSet,
-    peers: BTreeMap<ClusterName, CaSet>,
+    peers: BTreeMap<ClusterName, Believed>,
+}
+
+#[derive(Clone, Debug)]
+struct Believed {
+    cas: CaSet,
+    /// Its CA may be shared with other clusters on Cilium, and may name it `remote`.
+    cilium: bool,
 }
 
 impl TrustStore {
@@ -55,7 +65,12 @@ impl TrustStore {
 
     /// Believes these CAs for exactly one name. They replace the peer's former ones.
     pub fn insert_peer(&mut self, peer: ClusterName, cas: impl Into<CaSet>) {
-        self.peers.insert(peer, cas.into());
+        self.peers.insert(peer, Believed { cas: cas.into(), cilium: false });
+    }
+
+    /// The same of a cluster on Cilium, for `remote` too, as Cilium names all of them where it does not tell them apart.
+    pub fn insert_cilium(&mut self, peer: ClusterName, cas: impl Into<CaSet>) {
+        self.peers.insert(peer, Believed { cas: cas.into(), cilium: true });
     }
 
     pub fn remove_peer(&mut self, peer: &ClusterName) {
@@ -67,18 +82,19 @@ impl TrustStore {
     }
 
     pub fn peer(&self, peer: &ClusterName) -> Option<&CaSet> {
-        self.peers.get(peer)
+        self.peers.get(peer).map(|believed| &believed.cas)
     }
 
     /// What a peer's notice changes; none when all of it is believed already. A CA that speaks for somebody else is refused: by it,
     /// neither could be told from the other. Cost: two signature verifications, when the notice says something new.
     pub fn heed(&self, peer: &ClusterName, notice: &TrustNotice) -> Result<Option<CaSet>, NoticeError> {
-        let Some(believed) = self.peers.get(peer) else { return Ok(None) };
+        let Some(Believed { cas: believed, cilium: false }) = self.peers.get(peer) else { return Ok(None) };
         if believed.pem() == notice.cas {
             return Ok(None);
         }
         let cas = heed(peer, notice, believed)?;
         let others = self.peers.iter().filter(|(name, _)| *name != peer);
+        let others = others.map(|(name, believed)| (name, &believed.cas));
         for (other, theirs) in std::iter::once((&self.cluster, &self.own)).chain(others) {
             if cas.iter().any(|ca| theirs.holds(ca)) {
                 return Err(NoticeError::Shared { cluster: peer.clone(), other: other.clone() });
@@ -89,7 +105,7 @@ impl TrustStore {
 
     /// The union, for the TLS layer.
     pub fn roots(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
-        self.own.iter().chain(self.peers.values().flat_map(CaSet::iter)).map(CaCert::der)
+        self.own.iter().chain(self.peers.values().flat_map(|peer| peer.cas.iter())).map(CaCert::der)
     }
 
     /// Decides who presented this chain. Only the first certificate counts: every one of ours is signed by its CA
@@ -115,10 +131,30 @@ impl TrustStore {
         check_usage(&cert, &name)?;
         match signer {
             Signer::Own(_) => self.own_role(name),
-            Signer::Peer(peer, _) if name == CommonName::Remote(peer.clone()).to_string() => {
-                Ok(Role::Remote(peer.clone()))
+            Signer::Peer(peer, ca) => self.peer_role(name, peer, ca),
+        }
+    }
+
+    fn peer_role(&self, name: String, peer: &ClusterName, ca: &CaCert) -> Result<Role, RoleError> {
+        // One CA for all of its clusters is Cilium's default, so the first that has it need not be the one that came.
+        let same = |believed: &Believed| believed.cilium && believed.cas.holds(ca);
+        let sharing = self.peers.iter().filter(|(_, believed)| same(believed)).map(|(peer, _)| peer);
+        let mut candidates: Vec<&ClusterName> =
+            std::iter::once(peer).chain(sharing.filter(|other| *other != peer)).collect();
+        if let Some(named) =
+            candidates.iter().find(|other| name == CommonName::Remote((**other).clone()).to_string())
+        {
+            return Ok(Role::Remote((*named).clone()));
+        }
+        let legacy = name == CILIUM_REMOTE && self.peers.get(peer).is_some_and(|believed| believed.cilium);
+        match (legacy, candidates.len()) {
+            (true, 1) => Ok(Role::Remote(peer.clone())),
+            (true, _) => {
+                candidates.sort_unstable();
+                let peers = candidates.iter().map(|peer| peer.as_str()).collect::<Vec<_>>().join(", ");
+                Err(RoleError::Ambiguous { peers })
             }
-            Signer::Peer(peer, _) => Err(RoleError::ForeignName { name, peer: peer.clone() }),
+            (false, _) => Err(RoleError::ForeignName { name, peer: peer.clone() }),
         }
     }
 
@@ -126,6 +162,11 @@ impl TrustStore {
         match CommonName::parse(&name, &self.cluster) {
             Some(CommonName::Admin(user)) => Ok(Role::Admin(user)),
             Some(CommonName::Agent { node, .. }) => Ok(Role::Agent { node }),
+            // Cilium's clusters have no CA of ours; what stands in for it was made for one of them.
+            Some(CommonName::Remote(peer)) if self.peers.get(&peer).is_some_and(|peer| peer.cilium) => {
+                Ok(Role::Remote(peer))
+            }
+            Some(CommonName::Local(cluster)) if cluster == self.cluster => Ok(Role::Local),
             // Ours is for use at peers. Even a peer's name in a certificate of our CA proves nothing about the peer.
             Some(CommonName::Remote(_)) => Err(RoleError::RemoteAtHome { name, own: self.cluster.clone() }),
             _ => Err(RoleError::UnknownName { name, own: self.cluster.clone() }),
@@ -136,15 +177,18 @@ impl TrustStore {
         if let Some(ca) = self.own.signer(cert) {
             return Some(Signer::Own(ca));
         }
-        self.peers.iter().find_map(|(peer, cas)| Some(Signer::Peer(peer, cas.signer(cert)?)))
+        self.peers.iter().find_map(|(peer, believed)| Some(Signer::Peer(peer, believed.cas.signer(cert)?)))
     }
 
     fn trusted(&self) -> String {
         let own = self.own.iter().map(|ca| format!("{} (own)", ca.name()));
-        let peers = self.peers.values().flat_map(CaSet::iter).map(|ca| ca.name().to_owned());
+        let peers = self.peers.values().flat_map(|peer| peer.cas.iter()).map(|ca| ca.name().to_owned());
         own.chain(peers).take(8).collect::<Vec<_>>().join(", ")
     }
 }
+
+/// The common name of every peer's certificate in Cilium's modes `legacy` and `migration`.
+const CILIUM_REMOTE: &str = "remote";
 
 #[derive(Clone, Copy)]
 enum Signer<'a> {
@@ -232,6 +276,11 @@ pub enum RoleError {
          fix: dial with {peer}'s certificate for peers"
     )]
     ForeignName { name: String, peer: ClusterName },
+    #[error(
+        "certificate \"remote\" does not say which of {peers} it is: they share a CA; \
+         fix: set clustermesh.apiserver.tls.authMode=cluster there, or mount what `hawser cilium config --for CLUSTER` makes"
+    )]
+    Ambiguous { peers: String },
 }
 
 impl RoleError {
@@ -249,6 +298,7 @@ impl RoleError {
             Self::UnknownName { .. } => "unknown_name",
             Self::RemoteAtHome { .. } => "remote_at_home",
             Self::ForeignName { .. } => "foreign_name",
+            Self::Ambiguous { .. } => "ambiguous_name",
         }
     }
 }

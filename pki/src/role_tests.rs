@@ -169,3 +169,51 @@ fn what_is_no_certificate_is_refused() {
     tampered[at + 6] = b'b';
     assert_eq!(w.refused(CertificateDer::from(tampered), now()).0, "wrong_ca");
 }
+
+#[test]
+fn a_cluster_on_cilium_is_named_as_cilium_names_it() {
+    let w = world();
+    let (cilium, mut trust) = (Ca::create(&name("cilium"), now()).unwrap(), w.trust.clone());
+    trust.insert_cilium(name("c1"), cilium.cert().clone());
+    let role = |trust: &TrustStore, cert| trust.role(&[cert], now());
+    for cn in ["remote", "remote-c1"] {
+        assert_eq!(role(&trust, client(&cilium, cn)), Ok(Role::Remote(name("c1"))), "{cn}");
+    }
+    for cn in ["remote-c2", "local-c1", "local-us-east", "admin-c1", "root", "remote-eu-west"] {
+        assert_eq!(role(&trust, client(&cilium, cn)).unwrap_err().metric(), "foreign_name", "{cn}");
+    }
+    // A Hawser cluster's CA speaks for its one name alone.
+    assert_eq!(role(&trust, client(&w.west, "remote")).unwrap_err().metric(), "foreign_name");
+}
+
+#[test]
+fn clusters_on_cilium_may_share_a_ca_and_are_told_apart_by_name() {
+    let w = world();
+    let (cilium, mut trust) = (Ca::create(&name("cilium"), now()).unwrap(), w.trust.clone());
+    for peer in ["c1", "c2"] {
+        trust.insert_cilium(name(peer), cilium.cert().clone());
+    }
+    for peer in ["c1", "c2"] {
+        let cert = client(&cilium, &format!("remote-{peer}"));
+        assert_eq!(trust.role(&[cert], now()), Ok(Role::Remote(name(peer))));
+    }
+    let error = trust.role(&[client(&cilium, "remote")], now()).unwrap_err();
+    assert_eq!(error.metric(), "ambiguous_name");
+    assert!(error.to_string().contains("which of c1, c2"), "{error}");
+}
+
+#[test]
+fn our_ca_makes_a_client_for_a_cluster_on_cilium_and_for_cilium_at_home() {
+    let w = world();
+    let mut trust = w.trust.clone();
+    let made = w.east.issue_cilium_remote(&name("c1"), now()).unwrap().cert.der;
+    assert_eq!(trust.role(std::slice::from_ref(&made), now()).unwrap_err().metric(), "remote_at_home");
+    let cilium = Ca::create(&name("cilium"), now()).unwrap();
+    trust.insert_cilium(name("c1"), cilium.cert().clone());
+    assert_eq!(trust.role(std::slice::from_ref(&made), now()), Ok(Role::Remote(name("c1"))));
+    trust.remove_peer(&name("c1"));
+    assert_eq!(trust.role(&[made], now()).unwrap_err().metric(), "remote_at_home");
+    let local = w.east.issue_cilium_local(now()).unwrap().cert.der;
+    assert_eq!(trust.role(&[local], now()), Ok(Role::Local));
+    assert_eq!(w.refused(client(&w.east, "local-eu-west"), now()).0, "unknown_name");
+}

@@ -233,6 +233,7 @@ async fn connecting_is_checked_whole_before_anything_is_changed() {
         bundle: bundle.clone(),
         dry_run,
         policy_bypass_accepted,
+        cilium: None,
     };
     let error = eventually("the policy is seen", async || {
         us.admin().await.connect(request(true, false)).await.err().ok_or_else(|| "accepted".into())

@@ -40,6 +40,8 @@ pub mod prefix {
     pub const PRIVATE_TOKENS: &str = "hawser/private/tokens/v1/";
     /// A key, not a prefix: the replica that exports.
     pub const PRIVATE_LEADER: &str = "hawser/private/leader";
+    /// What is shown to clusters on Cilium.
+    pub const PRIVATE_PEERS: &str = "hawser/private/peers/v1/";
     /// What each node's agent last said of it.
     pub const PRIVATE_REPORTS: &str = "hawser/private/reports/v1/";
     /// What agents and replicas said of the CAs they trust: `agents/<node>`, `replicas/<name>`.
