@@ -50,8 +50,8 @@ bench-tunnel: build ## one TCP flow: our engine, wireguard-go, no tunnel
 	@target/debug/hawser-lab bench tunnel
 
 bench-store: setup ## the mesh store beside a real etcd, optimised build: first sync, propagation, fan-out, durable writes (QUICK=1: only that it runs)
-	cargo build --locked --release -p hawser-e2e --bin hawser-lab
-	@QUICK=$(QUICK) target/release/hawser-lab bench store
+	cargo build --locked --release -p hawser-e2e -p clustermesh-apiserver -p hawser-cli --bins
+	@QUICK=$(QUICK) target/release/hawser-lab bench store $(if $(ONLY),--only $(ONLY))
 
 soak: build ## faults against the real processes: every acknowledged write seen once and in order? (SEED=, MINUTES=10, STORE=embedded|etcd)
 	@target/debug/hawser-lab soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(STORE),--store $(STORE))

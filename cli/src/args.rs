@@ -30,8 +30,14 @@ pub(crate) struct Args {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Global {
-    /// The cluster's API server
-    #[arg(long, global = true, env = "HAWSER_SERVER", default_value = "https://127.0.0.1:2379")]
+    /// The cluster's API server; of several replicas, with commas between them, the first that is reached
+    #[arg(
+        long,
+        global = true,
+        env = "HAWSER_SERVER",
+        default_value = "https://127.0.0.1:2379",
+        value_name = "URL[,URL...]"
+    )]
     pub(crate) server: String,
     /// Where ca.crt, admin.crt and admin.key are
     #[arg(long, global = true, env = "HAWSER_PKI", default_value = "/etc/hawser/pki", value_name = "DIR")]

@@ -19,16 +19,40 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::args::Global;
-use crate::output::Refused;
+use crate::output::{Refused, chain};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// A process that is stopped, or stuck on its disk, takes the connection and never answers.
 const ANSWER: Duration = Duration::from_secs(30);
 
 pub(crate) async fn admin(global: &Global) -> Result<AdminClient<Channel>> {
-    let server: ServerUrl = ServerUrl::parse(&global.server)
-        .map_err(|error| Refused(format!("--server {:?}: {error}", global.server)))?;
+    let servers = servers(&global.server)?;
     let (connector, name) = tls(&global.pki)?;
+    let mut failed = Vec::new();
+    for server in &servers {
+        match reach(server, &connector, &name).await {
+            Ok(channel) => return Ok(AdminClient::new(channel)),
+            Err(error) => failed.push(error),
+        }
+    }
+    match <[_; 1]>::try_from(failed) {
+        Ok([error]) => Err(error),
+        Err(failed) => {
+            let failed: Vec<String> = failed.iter().map(chain).collect();
+            Err(anyhow!("none of {} replicas is reached\n  {}", failed.len(), failed.join("\n  ")))
+        }
+    }
+}
+
+/// In the order in which they are tried.
+fn servers(text: &str) -> Result<Vec<ServerUrl>> {
+    let parse =
+        |url| ServerUrl::parse(url).map_err(|error| Refused(format!("--server {url:?}: {error}")).into());
+    text.split(',').map(parse).collect()
+}
+
+async fn reach(server: &ServerUrl, connector: &TlsConnector, name: &ServerName<'static>) -> Result<Channel> {
+    let (connector, name) = (connector.clone(), name.clone());
     let address = (server.host().to_owned(), server.port());
     let dial = tower::service_fn(move |_: Uri| {
         let (connector, name, address) = (connector.clone(), name.clone(), address.clone());
@@ -37,15 +61,14 @@ pub(crate) async fn admin(global: &Global) -> Result<AdminClient<Channel>> {
             Ok::<_, io::Error>(TokioIo::new(connector.connect(name, stream).await?))
         }
     });
-    let channel = Endpoint::from(Uri::from_static("https://api-server"))
+    Endpoint::from(Uri::from_static("https://api-server"))
         .connect_timeout(CONNECT)
         .timeout(ANSWER)
         .connect_with_connector(dial)
         .await
         .with_context(|| {
             format!("no connection to the API server at {server}. fix: is clustermesh-apiserver running there? (--server)")
-        })?;
-    Ok(AdminClient::new(channel))
+        })
 }
 
 /// The admin's certificate, and the name the server has to prove: that of the cluster whose CA lies there.
@@ -135,6 +158,14 @@ mod tests {
     use hawser_api::local::StatusRequest;
 
     use super::*;
+
+    #[test]
+    fn several_replicas_are_named_with_commas_between_them() {
+        assert_eq!(servers("https://a:1,https://b:2").unwrap().len(), 2);
+        assert!(servers("https://a:1,").is_err());
+        let wrong = servers("https://a:1,b").unwrap_err();
+        assert!(wrong.to_string().contains("--server \"b\"") && wrong.is::<Refused>(), "{wrong}");
+    }
 
     #[tokio::test]
     async fn an_agent_that_takes_the_call_and_never_answers_is_given_up() {

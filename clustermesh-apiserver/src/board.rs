@@ -9,6 +9,8 @@ use hawser_telemetry::Watchdog;
 
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
+    /// This replica leads: it is the one that exports.
+    pub leads: bool,
     /// The source was read whole and is in the keyspace: by this process.
     pub exported: bool,
     pub source_problems: Vec<String>,

@@ -236,6 +236,7 @@ impl Exporter {
     fn follow_term(&mut self) -> Touched {
         self.pulse.busy();
         self.term = *self.leading.borrow_and_update();
+        self.board.update(|facts| facts.leads = self.term.is_some());
         self.store_problem = None;
         if self.term.is_none() {
             return Touched::default();

@@ -253,6 +253,11 @@ pub fn own(
         Family::gauge("hawser_clustermesh_exported", "What this cluster exports, by kind.")
             .rows(exported.map(kind)),
         Family::gauge(
+            "hawser_clustermesh_leader",
+            "Whether this replica leads, and so exports (1), or not (0).",
+        )
+        .value(f64::from(u8::from(facts.leads))),
+        Family::gauge(
             "hawser_clustermesh_source_synced",
             "Whether the source was read whole and is exported (1) or not (0).",
         )

@@ -36,6 +36,13 @@ impl Own {
         self.range(KeyRange::prefix(prefix.to_owned()))
     }
 
+    /// How many keys are below `prefix`. Cost: those keys.
+    pub fn count(&self, prefix: &str) -> u32 {
+        let count = RangeQuery { count_only: true, ..RangeQuery::new(KeyRange::prefix(prefix.to_owned())) };
+        let counted = self.0.keyspace().read(|keyspace| keyspace.range(&count));
+        counted.map_or(0, |reply| u32::try_from(reply.count).unwrap_or(u32::MAX))
+    }
+
     pub fn get(&self, key: &str) -> Option<SharedKv> {
         self.range(KeyRange::key(key.to_owned())).into_iter().next()
     }

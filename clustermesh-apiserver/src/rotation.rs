@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::mirrors::Mirrors;
 use crate::own::Own;
 use crate::peers;
+use crate::replicas::Replica;
 use crate::trust::{Certificates, Trust, now};
 
 /// How often what peers say is looked at.
@@ -74,6 +75,7 @@ pub struct Rotating {
     pub trust: Trust,
     pub certificates: Arc<Certificates>,
     pub mirrors: Mirrors,
+    pub replica: Replica,
 }
 
 /// What this replica has done, so that it is done once.
@@ -184,8 +186,7 @@ impl Rotating {
     }
 
     fn replica_key(&self) -> String {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        format!("{}replicas/{}:{}", prefix::PRIVATE_TRUST, host.trim(), self.config.listen.port())
+        format!("{}replicas/{}", prefix::PRIVATE_TRUST, self.replica.key())
     }
 
     /// A peer's CAs change by the word of one that is believed already. They are kept where the peer is.

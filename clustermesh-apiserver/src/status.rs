@@ -1,35 +1,63 @@
 //! What `hawser status` shows of this cluster, in the words of the API.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use hawser_api::admin::{NodeStatus, PeerStatus};
 use hawser_etcd::mirror::{MirrorState, MirrorStatus};
-use hawser_model::Peer;
+use hawser_model::{NodeName, Peer};
+use hawser_wire::{Context, Entry, Key, decode, prefix};
 
-use crate::board::Facts;
+use crate::board::{Board, Facts};
+use crate::config::Config;
+use crate::exports::Exports;
 use crate::mirrors::Mirrors;
-
-fn ms_ago(at: Option<Instant>, now: Instant) -> i64 {
-    ms(at.map(|at| now.saturating_duration_since(at)))
-}
+use crate::own::Own;
+use crate::replicas::heard_ago;
 
 fn ms(ago: Option<Duration>) -> i64 {
     ago.map_or(-1, |ago| i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))
 }
 
-pub fn nodes(facts: &Facts, now: Instant) -> Vec<NodeStatus> {
-    let node = |(name, node): (&hawser_model::NodeName, &crate::board::NodeFacts)| NodeStatus {
+/// The nodes that are exported, by whichever replica, and those that the source here has besides. Cost: the nodes.
+pub fn nodes(config: &Config, own: &Own, board: &Board, now: Instant) -> Vec<NodeStatus> {
+    let heard = heard_ago(own, board, now, SystemTime::now());
+    let mut nodes: BTreeMap<NodeName, (u32, String)> = BTreeMap::new();
+    for (name, facts) in board.read().nodes {
+        nodes.insert(name, (facts.index.into(), facts.mesh_ipv4));
+    }
+    let context = Context { cluster: config.cluster.clone(), width: config.width };
+    for kv in own.list(prefix::TUNNEL_NODES) {
+        let entry = Key::parse(&kv.key).ok().and_then(|key| decode(&key, &kv.value, &context).ok());
+        if let Some(Entry::TunnelNode(node)) = entry {
+            let mesh_ipv4 = config.plan.ipv4_of(config.cluster.id, node.index).to_string();
+            nodes.insert(node.name, (node.index.get().into(), mesh_ipv4));
+        }
+    }
+    let node = |(name, (index, mesh_ipv4)): (NodeName, (u32, String))| NodeStatus {
+        index,
+        mesh_ipv4,
+        reported_ms_ago: ms(heard.get(&name).copied()),
         name: name.to_string(),
-        index: node.index.into(),
-        mesh_ipv4: node.mesh_ipv4.clone(),
-        reported_ms_ago: ms_ago(node.reported, now),
     };
-    facts.nodes.iter().map(node).collect()
+    nodes.into_iter().map(node).collect()
 }
 
-pub fn peers(mirrors: &Mirrors, now: Instant) -> Vec<PeerStatus> {
+/// Identities, endpoints and services: what is exported here, or by the replica that leads. Cost: their keys, then.
+pub fn counts(own: &Own, facts: &Facts) -> [u32; 3] {
+    match facts.leads {
+        true => [facts.identities, facts.endpoints, facts.services],
+        false => [prefix::IDENTITIES, prefix::IPS, prefix::LOCAL_SERVICES].map(|prefix| own.count(prefix)),
+    }
+}
+
+pub fn peers(mirrors: &Mirrors, exports: &Exports, now: Instant) -> Vec<PeerStatus> {
     let all = mirrors.status();
-    all.iter().map(|(peer, status)| peer_status(mirrors, peer, status, now)).collect()
+    let of = |(peer, status): &(Peer, _)| PeerStatus {
+        exports: exports.place_of(&peer.cluster.name),
+        ..peer_status(mirrors, peer, status, now)
+    };
+    all.iter().map(of).collect()
 }
 
 fn peer_status(

@@ -20,7 +20,12 @@ const OVERLAYS: [&str; 2] = ["overlays/etcd", "overlays/single"];
 const WRITE_BACK: &str = "write-back";
 const NAMESPACE: &str = "hawser-system";
 /// Made by a person before the rest: deploy/README.md.
-const BY_HAND: [(&str, &str); 2] = [("Secret", "hawser-pki"), ("ConfigMap", "hawser-ca")];
+const BY_HAND: [(&str, &str); 4] = [
+    ("Secret", "hawser-pki"),
+    ("ConfigMap", "hawser-ca"),
+    ("Secret", "hawser-etcd"),
+    ("Secret", "hawser-etcd-client"),
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -328,6 +333,7 @@ fn only_write_back_may_write_and_only_endpointslices() -> Result<()> {
 fn configuration(rendered: &Rendered, map: &str, file: &str, dir: &Path) -> Result<(PathBuf, String)> {
     let text = rendered.get("ConfigMap", map)?["data"][file].as_str().context("no such file")?.to_owned();
     let text = text.replace("/etc/hawser/pki", &dir.join("pki").display().to_string());
+    let text = text.replace("/etc/hawser/etcd", &dir.join("etcd").display().to_string());
     let path = dir.join(file);
     std::fs::write(&path, &text)?;
     Ok((path, text))
@@ -351,6 +357,7 @@ fn the_embedded_configuration_is_what_the_binaries_read() -> Result<()> {
         .arg(dir.join("pki"))
         .output()?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    make_etcd_certificates(&dir.join("etcd"))?;
     for overlay in OVERLAYS {
         let rendered = render(overlay)?;
         let (path, cluster) = configuration(&rendered, "hawser-apiserver", "cluster.yaml", &dir)?;
@@ -367,6 +374,57 @@ fn the_embedded_configuration_is_what_the_binaries_read() -> Result<()> {
         );
     }
     std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+fn make_etcd_certificates(dir: &Path) -> Result<()> {
+    let script = root().join("deploy/kustomize/overlays/etcd/certificates.sh");
+    let made = Command::new("sh").arg(script).arg(dir).output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Ok(())
+}
+
+fn args_of(workload: &Value) -> Result<Vec<&str>> {
+    let args = workload.pointer("/spec/template/spec/containers/0/args").and_then(Value::as_array);
+    Ok(args.context("no args")?.iter().filter_map(Value::as_str).collect())
+}
+
+/// The files that a workload mounts from a Secret, as paths.
+fn mounted(workload: &Value, secret: &str) -> Result<String> {
+    let pod = workload.pointer("/spec/template/spec").context("no pod")?;
+    let list = |pointer: &str| pod.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
+    let volume = list("/volumes").into_iter().find(|volume| volume["secret"]["secretName"] == secret);
+    let volume = volume.with_context(|| format!("{secret} is not mounted"))?;
+    let mounts = list("/containers/0/volumeMounts").into_iter();
+    let mount = mounts.into_iter().find(|mount| mount["name"] == volume["name"]);
+    Ok(str_at(&mount.context("a volume that nobody mounts")?, "/mountPath")?.to_owned())
+}
+
+#[test]
+fn etcd_asks_for_certificates_and_the_api_servers_have_them() -> Result<()> {
+    let rendered = render("overlays/etcd")?;
+    let etcd = rendered.get("StatefulSet", "hawser-etcd")?;
+    let args = args_of(etcd)?;
+    for flag in ["--client-cert-auth", "--peer-client-cert-auth"] {
+        ensure!(args.contains(&flag), "etcd lets anybody in: no {flag}");
+    }
+    let pki = mounted(etcd, "hawser-etcd")?;
+    for (flag, file) in [("trusted-ca", "ca.crt"), ("cert", "server.crt"), ("key", "server.key")] {
+        for side in ["", "peer-"] {
+            let due = format!("--{side}{flag}-file={pki}/{file}");
+            ensure!(args.contains(&due.as_str()), "no {due} in {args:?}");
+        }
+    }
+    let clear: Vec<_> = args.iter().filter(|arg| arg.contains("=http://")).collect();
+    ensure!(clear.len() == 1 && clear[0].starts_with("--listen-metrics-urls="), "in clear text: {clear:?}");
+    let config = rendered.get("ConfigMap", "hawser-apiserver")?["data"]["cluster.yaml"].as_str();
+    let config = config.context("no cluster.yaml")?;
+    let files = mounted(rendered.get("Deployment", "hawser-apiserver")?, "hawser-etcd-client")?;
+    let due =
+        format!("storeTLS: {{ ca: {files}/ca.crt, cert: {files}/client.crt, key: {files}/client.key }}");
+    ensure!(config.contains("store: etcds://") && config.contains(&due), "no {due} in {config}");
+    let single = render("overlays/single")?;
+    ensure!(mounted(single.get("Deployment", "hawser-apiserver")?, "hawser-etcd-client").is_err());
     Ok(())
 }
 

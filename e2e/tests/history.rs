@@ -58,6 +58,27 @@ fn a_disk_that_lies_about_fsync_is_found_out_with_a_story_and_how_to_run_it_agai
     });
 }
 
+#[test]
+fn an_etcd_that_calls_delivered_what_is_not_is_found_out_as_soon_as_somebody_believes_it() {
+    scenario::run_with_product(|| {
+        let sabotage = Round {
+            number: 0,
+            seed: 15220,
+            store: Store::Etcd,
+            length: Duration::from_secs(4),
+            sabotage: true,
+        };
+        let Err(found) = round(sabotage) else {
+            bail!("a progress answer of etcd 3.4.23 was never too early")
+        };
+        let story = format!("{found:#}");
+        ensure!(story.contains("overtaken: believer of etcd's progress"), "{story}");
+        let others = ["follower", "raw watcher", "moving"].map(|name| format!(": {name}"));
+        ensure!(!others.iter().any(|name| story.contains(name)), "only who believes is wrong: {story}");
+        Ok(())
+    });
+}
+
 fn in_a_disk(body: impl FnOnce(&FaultyDisk, &Path) -> Result<()>) -> Result<()> {
     let backing = Path::new("/run/backing");
     let disk = FaultyDisk::mount(backing, Path::new("/run/disk"))?;

@@ -5,19 +5,20 @@
 mod election;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hawser_etcd::server::WriteError;
 use hawser_kvstore::{LeaseId, OpError, Revision};
-use hawser_model::Time;
+use hawser_model::{Time, Timestamp};
 use hawser_wire::prefix;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::own::Own;
 use election::{Election, Output, TTL};
 
-/// Whose term it is, in the leader's own words; under its lease.
+/// Whose term it is, and since when, in the leader's own words; under its lease.
 pub const LEADER: &str = prefix::PRIVATE_LEADER;
 
 /// How long a replica that is told to stop tries to make room for another.
@@ -34,6 +35,19 @@ pub enum Term {
     Alone,
     /// The revision at which the key was created.
     Since(Revision),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    replica: String,
+    /// RFC 3339.
+    since: String,
+}
+
+/// Who leads, and since when; none between two terms.
+pub fn read(own: &Own) -> Option<(String, Option<Timestamp>)> {
+    let record: Record = serde_json::from_slice(&own.get(LEADER)?.value).ok()?;
+    Some((record.replica, Timestamp::parse(&record.since).ok()))
 }
 
 /// Told to whoever works only while this replica leads.
@@ -135,7 +149,10 @@ impl Leader {
     async fn try_to_win(&mut self) -> Result<Option<Revision>, WriteError> {
         let lease = rand::random_range(1..=LeaseId::MAX);
         self.own.grant_lease(lease, TTL.as_secs() as i64).await?;
-        let won = self.own.create_leased(LEADER, self.name.clone(), lease).await?;
+        let since = Timestamp::from_system(SystemTime::now()).to_string();
+        let record = Record { replica: self.name.clone(), since };
+        let record = serde_json::to_vec(&record).expect("a struct of strings always prints");
+        let won = self.own.create_leased(LEADER, record, lease).await?;
         match won {
             Some(_) => self.lease = Some(lease),
             None => self.own.revoke_lease(lease).await?,

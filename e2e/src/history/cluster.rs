@@ -235,6 +235,15 @@ pub fn etcd_leader(members: &[EtcdMember]) -> Option<usize> {
     })
 }
 
+/// The replica that exports just now; none between two of them.
+pub fn exporter(members: &[EtcdMember], replicas: &[Server]) -> Option<usize> {
+    let endpoints: Vec<String> = members.iter().map(|member| member.client.to_string()).collect();
+    let mut ask = Command::new("etcdctl");
+    ask.env("ETCDCTL_API", "3").args(["--endpoints", &endpoints.join(","), "--command-timeout", "2s"]);
+    let leader = run(ask.args(["get", "--print-value-only", "hawser/private/leader"])).ok()?;
+    replicas.iter().position(|server| leader.contains(&format!("({})", server.address)))
+}
+
 /// The lab's own loopback.
 pub fn raise_loopback() -> Result<()> {
     run(Command::new("ip").args(["link", "set", "lo", "up"])).map(drop)

@@ -16,6 +16,10 @@ pub enum Fault {
     Kill {
         server: usize,
     },
+    /// The replica that exports: `hawser/private/leader` is its.
+    KillLeader {
+        server: usize,
+    },
     Pause {
         server: usize,
     },
@@ -75,7 +79,7 @@ impl Fault {
             let any = rng.random_range(0..world.etcd.len());
             if rng.random() { cluster::etcd_leader(&world.etcd).unwrap_or(any) } else { any }
         };
-        match (world.disk.is_some(), rng.random_range(0..10)) {
+        match (world.disk.is_some(), rng.random_range(0..11)) {
             (_, 0) => Self::CutWire { wire },
             (_, 1) => Self::FreezeWire { wire },
             (_, 2) => Self::Pause { server },
@@ -88,15 +92,20 @@ impl Fault {
             (true, _) => Self::FullDisk,
             (false, 5 | 6) => Self::KillEtcd { member: member(rng) },
             (false, 7 | 8) => Self::PauseEtcd { member: member(rng) },
+            (false, 10) => match cluster::exporter(&world.etcd, &world.replicas) {
+                Some(server) => Self::KillLeader { server },
+                None => Self::Kill { server },
+            },
             (false, _) => Self::FreezeInner { replica: rng.random_range(0..world.replicas.len()) },
         }
     }
 
     fn target(self) -> Target {
         match self {
-            Self::Kill { server } | Self::Pause { server } | Self::Clock { server, .. } => {
-                Target::Server(server)
-            }
+            Self::Kill { server }
+            | Self::KillLeader { server }
+            | Self::Pause { server }
+            | Self::Clock { server, .. } => Target::Server(server),
             Self::PowerCut | Self::SlowDisk { .. } | Self::FailingSync | Self::FullDisk | Self::LyingDisk => {
                 Target::Server(0)
             }
@@ -112,7 +121,7 @@ impl Fault {
 
     pub fn begin(self, world: &mut World) -> Result<()> {
         match self {
-            Self::Kill { server } => server_of(world, server).member.kill(),
+            Self::Kill { server } | Self::KillLeader { server } => server_of(world, server).member.kill(),
             Self::Pause { server } => server_of(world, server).member.pause(),
             Self::PowerCut => world.cut_power().map(drop),
             Self::CutWire { wire } => {
@@ -151,7 +160,7 @@ impl Fault {
 
     pub fn end(self, world: &mut World) -> Result<()> {
         match self {
-            Self::Kill { server } => server_of(world, server).member.start(),
+            Self::Kill { server } | Self::KillLeader { server } => server_of(world, server).member.start(),
             Self::Pause { server } => server_of(world, server).member.go_on(),
             Self::PowerCut => world.replicas[0].member.start(),
             Self::CutWire { wire } | Self::FreezeWire { wire } => {
@@ -195,6 +204,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill { server } => write!(f, "kill -9 of server {server}"),
+            Self::KillLeader { server } => write!(f, "kill -9 of server {server}, which exports"),
             Self::Pause { server } => write!(f, "SIGSTOP of server {server}"),
             Self::PowerCut => write!(f, "kill -9 of server 0, what was not synced is lost"),
             Self::CutWire { wire } => write!(f, "the way to server {wire} is cut"),

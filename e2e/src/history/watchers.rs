@@ -26,8 +26,6 @@ pub struct Habits {
     pub name: String,
     /// Where it may watch. With more than one it moves about between them.
     pub doors: Vec<Door>,
-    /// Its servers may begin anew without the events it misses.
-    pub may_relist: bool,
     /// A progress answer is never before an event below it.
     pub trust_progress: bool,
     pub seed: u64,
@@ -40,6 +38,8 @@ pub type Position = Arc<AtomicI64>;
 struct Record {
     stage: Stage,
     habits: Habits,
+    /// Which of its doors it is at.
+    door: usize,
     heard: Vec<(Duration, Heard)>,
     listing: Option<State>,
     pending: Vec<(Duration, Heard)>,
@@ -54,6 +54,7 @@ impl Record {
         Self {
             stage: stage.clone(),
             habits: habits.clone(),
+            door: 0,
             heard: Vec::new(),
             listing: None,
             pending: Vec::new(),
@@ -112,10 +113,13 @@ impl Record {
 
     fn reset(&mut self, reason: &ResetReason) {
         self.pending.clear();
-        let excused =
-            *reason == ResetReason::Start || (self.habits.may_relist && *reason == ResetReason::Compacted);
-        let door = &self.habits.doors.first().map(|door| door.name.clone()).unwrap_or_default();
-        self.note(Heard::Reset { reason: format!("{reason:?} (first door {door})"), excused });
+        let door = &self.habits.doors[self.door];
+        // A mirror that began anew has what came since its snapshot. A replica replays what etcd has, and the embedded store
+        // brings its history back.
+        let is_mirror = door.keyspace().is_some();
+        let excused = *reason == ResetReason::Start || (is_mirror && *reason == ResetReason::Compacted);
+        let reason = format!("{reason:?} at {}", door.name);
+        self.note(Heard::Reset { reason, excused });
         self.listing = Some(BTreeMap::new());
     }
 
@@ -145,19 +149,14 @@ impl Record {
 pub async fn follow(stage: Stage, habits: Habits, position: Position) -> Result<Watcher> {
     let mut rng = StdRng::seed_from_u64(habits.seed);
     let mut record = Record::new(&stage, &habits, position);
-    let mut door = 0;
     loop {
         let start = (record.cluster_id != 0 && record.listing.is_none()).then(|| Resume {
             cluster_id: record.cluster_id,
             revision: record.complete,
             known: Vec::new(),
         });
-        let mut follow = begin(&stage, &habits, door, start)?;
-        let stay = match habits.doors.len() {
-            1 => Duration::MAX,
-            _ => Duration::from_millis(rng.random_range(300..2000)),
-        };
-        let moving = tokio::time::sleep(stay);
+        let mut follow = begin(&stage, &habits, record.door, start)?;
+        let moving = tokio::time::sleep(stay(&habits, &mut rng));
         tokio::pin!(moving);
         loop {
             tokio::select! {
@@ -173,12 +172,17 @@ pub async fn follow(stage: Stage, habits: Habits, position: Position) -> Result<
         // What may be the half of a revision is asked for again.
         record.pending.clear();
         record.pending_at = 0;
-        door = (door + 1) % habits.doors.len();
-        record.note(Heard::Note(format!(
-            "moves to {}, from {} on",
-            habits.doors[door].name,
-            record.complete + 1
-        )));
+        record.door = (record.door + 1) % habits.doors.len();
+        let to = &habits.doors[record.door].name;
+        record.note(Heard::Note(format!("moves to {to}, from {} on", record.complete + 1)));
+    }
+}
+
+/// Until it moves, unless trouble moves it earlier.
+fn stay(habits: &Habits, rng: &mut StdRng) -> Duration {
+    match habits.doors.len() {
+        1 => Duration::MAX,
+        _ => Duration::from_millis(rng.random_range(300..2000)),
     }
 }
 
@@ -201,21 +205,21 @@ fn begin(stage: &Stage, habits: &Habits, door: usize, start: Option<Resume>) -> 
     Ok(habits.doors[door].client()?.follow(config)?)
 }
 
-/// Reads the raw stream, asks for progress often, and comes back by revision alone.
+/// Reads the raw stream, asks for progress at once and often, and comes back by revision alone.
 pub async fn raw(stage: Stage, habits: Habits, position: Position) -> Result<Watcher> {
     let mut rng = StdRng::seed_from_u64(habits.seed);
     let mut record = Record::new(&stage, &habits, position);
-    let mut door = 0;
     record.reset(&ResetReason::Start);
     while !stage.stop.is_cancelled() {
-        let at = &habits.doors[door];
+        let (at, stay) = (&habits.doors[record.door], stay(&habits, &mut rng));
         let ended = tokio::select! {
             ended = raw_session(&stage, at, &mut record, &mut rng) => ended,
+            () = tokio::time::sleep(stay) => "it moves".to_owned(),
             () = stage.stop.cancelled() => break,
         };
         record.pending.clear();
         record.pending_at = 0;
-        door = (door + 1) % habits.doors.len();
+        record.door = (record.door + 1) % habits.doors.len();
         record.note(Heard::Note(format!("resumes from {} on: {ended}", record.complete + 1)));
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
@@ -238,6 +242,8 @@ async fn raw_session(stage: &Stage, door: &Door, record: &mut Record, rng: &mut 
     let create =
         pb::WatchCreateRequest { key, range_end, start_revision: record.complete + 1, ..Default::default() };
     let _ = requests.try_send(ask(RequestUnion::CreateRequest(create)));
+    // While it catches up, when an answer is easily too early.
+    let _ = requests.try_send(ask(RequestUnion::ProgressRequest(pb::WatchProgressRequest {})));
     let mut client = pb::watch_client::WatchClient::new(door.channel()).max_decoding_message_size(64 << 20);
     let mut request = tonic::Request::new(ReceiverStream::new(receiver));
     if let Some(cluster) = door.keyspace().and_then(|cluster| cluster.parse().ok()) {
