@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hawser_api::admin::{
     BundleReply, BundleRequest, CaStatusReply, CaStatusRequest, CiliumConfigReply, CiliumConfigRequest,
     ConnectReply, ConnectRequest, CreateJoinTokenReply, CreateJoinTokenRequest, DisconnectReply,
-    DisconnectRequest, StatusReply, StatusRequest, admin_server,
+    DisconnectRequest, ExportsReply, ExportsRequest, StatusReply, StatusRequest, admin_server,
 };
 use hawser_model::{ClusterName, NodeName, Peer};
 use hawser_pki::{
@@ -23,6 +23,7 @@ use crate::board::Board;
 use crate::cilium;
 use crate::config::Config;
 use crate::exporter::Command;
+use crate::exports::{Views, report};
 use crate::exposure::named;
 use crate::mirrors::Mirrors;
 use crate::own::Own;
@@ -44,6 +45,7 @@ pub struct AdminService {
     pub mirrors: Mirrors,
     pub rotating: Rotating,
     pub board: Arc<Board>,
+    pub views: Views,
     /// One admission at a time: each is checked against all before it.
     pub admitting: Mutex<()>,
 }
@@ -183,6 +185,27 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(self.rotating.status()))
     }
 
+    async fn exports(&self, request: Request<ExportsRequest>) -> Result<Response<ExportsReply>, Status> {
+        let request = admin(request, "Admin.Exports")?;
+        let connected =
+            peers::admitted(&self.own, &self.config).into_iter().map(|(peer, _)| peer.cluster.name);
+        let connected = connected.collect();
+        let unknown = || {
+            let name: String = request.peer.chars().take(64).collect();
+            Status::not_found(format!(
+                "cluster {name:?} is not connected to {} and `exports` does not name it; fix: `hawser export list` \
+                 lists those that are",
+                self.config.cluster.name
+            ))
+        };
+        let peer = match request.peer.is_empty() {
+            true => None,
+            false => Some(ClusterName::parse(&request.peer).map_err(|_| unknown())?),
+        };
+        let reply = report(&self.views, &connected, peer.as_ref()).await;
+        reply.map(Response::new).ok_or_else(unknown)
+    }
+
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         admin(request, "Admin.Status")?;
         let facts = self.board.read();
@@ -197,7 +220,7 @@ impl admin_server::Admin for AdminService {
             store: self.store.clone(),
             revision: self.own.revision(),
             nodes: status::nodes(&self.config, &self.own, &self.board, Instant::now()),
-            peers: status::peers(&self.mirrors, Instant::now()),
+            peers: status::peers(&self.mirrors, self.views.exports(), Instant::now()),
             services,
             identities,
             endpoints,

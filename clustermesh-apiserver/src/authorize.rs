@@ -1,7 +1,7 @@
 //! Roles on the etcd API: the table of contracts.md, "Roles", as code.
 
 use bytes::Bytes;
-use hawser_etcd::server::{Access, AccessRequest, Authorize, Denied};
+use hawser_etcd::server::{Access, AccessRequest, Authorize, Denied, KeyspaceHandle, ServedView};
 use hawser_kvstore::KeyRange;
 use hawser_model::ClusterName;
 use hawser_pki::Role;
@@ -9,6 +9,7 @@ use hawser_wire::prefix;
 use tonic::Status;
 
 use crate::cached;
+use crate::exports::Views;
 
 /// Who is at the other end of a connection. Left in every request's extensions by the listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Roles {
     remote: [KeyRange; 5],
     /// What Cilium's agents in this cluster may read of the cached layout.
     local: [KeyRange; 4],
+    /// What of that there is for it.
+    views: Option<Views>,
 }
 
 impl Roles {
@@ -76,7 +79,14 @@ impl Roles {
             not_private: [KeyRange::between(Bytes::new(), private), KeyRange::from_key(after)],
             remote,
             local: local.map(KeyRange::prefix),
+            views: None,
         }
+    }
+
+    /// Peers are answered from their views of the own keyspace.
+    #[must_use]
+    pub fn with_views(self, views: Views) -> Self {
+        Self { views: Some(views), ..self }
     }
 
     fn allows(&self, caller: &Caller, request: &AccessRequest<'_>) -> bool {
@@ -103,6 +113,15 @@ impl Roles {
 }
 
 impl Authorize for Roles {
+    fn view(&self, caller: &http::Extensions, keyspace: &KeyspaceHandle) -> Option<ServedView> {
+        match Caller::of(caller) {
+            Caller::Known(Role::Remote(peer)) if keyspace.name() == self.own.as_str() => {
+                self.views.as_ref().map(|views| views.of(&peer))
+            }
+            _ => None,
+        }
+    }
+
     fn authorize(&self, request: AccessRequest<'_>) -> Result<(), Denied> {
         let caller = Caller::of(request.caller);
         if self.allows(&caller, &request) {

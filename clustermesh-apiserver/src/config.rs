@@ -11,6 +11,7 @@ use hawser_pki::Lifetime;
 use hawser_sources::KubeOptions;
 use serde::Deserialize;
 
+use crate::exports::{Exports, ExportsText};
 use crate::tokenreview::AgentAccount;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,8 @@ pub struct Config {
     pub encryption: Encryption,
     /// Whether Cilium's agents in this cluster read the mirrors here: the cached layout.
     pub cached_layout: bool,
+    /// What each peer may read.
+    pub exports: Exports,
     /// Where /metrics, /livez and /readyz are served; nowhere without it.
     pub metrics: Option<SocketAddr>,
 }
@@ -91,6 +94,8 @@ struct Text {
     encryption: Option<String>,
     #[serde(default)]
     cached_layout: bool,
+    #[serde(default)]
+    exports: ExportsText,
     #[serde(default)]
     metrics: Option<String>,
 }
@@ -216,6 +221,7 @@ impl Text {
             let fix = "fix: write it like 127.0.0.1:9880";
             text.parse().map_err(|_| ("metrics", format!("{text:?} is not address:port; {fix}")))
         });
+        let exports = self.exports.into_exports(&name).map_err(refuse("exports"))?;
         let source = self.source.into_config()?;
         let agents = self.agents.map(|agents| AgentAccount::new(&agents.namespace, &agents.service_account));
         let agents = agents.transpose().map_err(refuse("agents"))?;
@@ -246,6 +252,7 @@ impl Text {
             plan,
             encryption,
             cached_layout: self.cached_layout,
+            exports,
             metrics: metrics.transpose()?,
         })
     }

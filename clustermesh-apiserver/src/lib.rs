@@ -14,6 +14,7 @@ pub mod config;
 pub mod dial;
 pub mod export;
 pub mod exporter;
+pub mod exports;
 pub mod exposure;
 pub mod heartbeat;
 pub mod identity;

@@ -22,6 +22,7 @@ use crate::authorize::Roles;
 use crate::board::Board;
 use crate::config::Config;
 use crate::exporter::{Command, Exporter};
+use crate::exports::Views;
 use crate::leader::{self, Leader, Leading};
 use crate::listen::{self, ListenError};
 use crate::metrics::Commits;
@@ -29,6 +30,7 @@ use crate::mirrors::Mirrors;
 use crate::own::Own;
 use crate::pki_dir::PkiError;
 use crate::probes::{Open, Probes, watch_lock};
+use crate::replicas::Replica;
 use crate::rotation::Rotating;
 use crate::session::SessionService;
 use crate::source::{self, Kubernetes, OpenSourceError};
@@ -96,7 +98,8 @@ impl Server {
             // For as long as the process lives: whoever probes wants to know why the store does not open, too.
             tokio::spawn(hawser_telemetry::serve(metrics, probes.clone()));
         }
-        let store = open_store(&config.store, config.store_tls.as_ref(), config.cluster.name.as_str()).await?;
+        let store =
+            open_store(&config.store, config.store_tls.as_ref(), config.cluster.name.as_str()).await?;
         let (source, kubernetes) = source::open(&config).await?;
         Ok(Self {
             config,
@@ -127,7 +130,7 @@ impl Server {
         let (exporter, commands) = mpsc::channel(COMMANDS);
         let routes = parts.routes(exporter, reviewer.flatten());
         let tls = listen::tls(&parts.certificates, Arc::clone(&parts.provider))?;
-        let leader = leads_by_election(&config).then(|| Leader::new(parts.own.clone(), replica(&config)));
+        let leader = leads_by_election(&config).then(|| Leader::new(parts.own.clone(), parts.replica.name()));
         let leading = leader.as_ref().map_or_else(leader::alone, Leader::leading);
         let exports = Exporter::new(
             Arc::clone(&config),
@@ -144,6 +147,8 @@ impl Server {
         }
         if let Some(leader) = leader {
             tasks.spawn(leader.run(stop.clone()));
+            let (own, board) = (parts.own.clone(), Arc::clone(&parts.board));
+            tasks.spawn(parts.replica.clone().run(own, board, stop.clone()));
         }
         tasks.spawn(exports.run(source, commands, stop.clone()));
         let Parts { own, board, trust, certificates, mirrors, rotating, .. } = parts;
@@ -170,18 +175,13 @@ fn leads_by_election(config: &Config) -> bool {
     matches!(config.store.parse(), Ok(StoreUri::Etcd(_) | StoreUri::Etcds(_)))
 }
 
-/// This replica, for people: the machine's name and where it listens.
-fn replica(config: &Config) -> String {
-    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
-    format!("{} ({})", host.unwrap_or_else(|_| "unknown".to_owned()), config.listen)
-}
-
 /// What the tasks and services of a server share.
 struct Parts {
     config: Arc<Config>,
     provider: Arc<CryptoProvider>,
     /// The store, in words.
     describe: String,
+    replica: Replica,
     own: Own,
     keyspaces: Keyspaces,
     commits: Commits,
@@ -189,6 +189,7 @@ struct Parts {
     certificates: Arc<Certificates>,
     mirrors: Mirrors,
     rotating: Rotating,
+    views: Views,
     board: Arc<Board>,
 }
 
@@ -196,6 +197,7 @@ impl Parts {
     fn of(server: &Server) -> Self {
         let Server { config, provider, certificates, store, board, .. } = server;
         let commits = Commits::default();
+        let replica = Replica::new(config, leads_by_election(config));
         let handle = commits.around(&store.handle);
         let keyspaces = Keyspaces::new(handle.clone());
         let own = Own::new(handle);
@@ -216,11 +218,15 @@ impl Parts {
             trust: trust.clone(),
             certificates: Arc::clone(certificates),
             mirrors: mirrors.clone(),
+            replica: replica.clone(),
         };
+        let views = Views::new(keyspaces.own().clone(), config);
         Self {
             config: Arc::clone(config),
             provider: Arc::clone(provider),
             describe: store.describe().to_owned(),
+            views,
+            replica,
             own,
             keyspaces,
             commits,
@@ -244,16 +250,18 @@ impl Parts {
             config: Arc::clone(&self.config),
             own: self.own.clone(),
             store: self.describe.clone(),
+            replica: self.replica.clone(),
             certificates: Arc::clone(&self.certificates),
             exporter,
             mirrors: self.mirrors.clone(),
             rotating: self.rotating.clone(),
             board: Arc::clone(&self.board),
+            views: self.views.clone(),
             admitting: Mutex::default(),
         };
         let session = SessionService { trust: self.trust.clone() };
         let advertise = self.config.advertise.iter().map(ToString::to_string).collect();
-        let roles = Arc::new(Roles::new(self.config.cluster.name.clone()));
+        let roles = Arc::new(Roles::new(self.config.cluster.name.clone()).with_views(self.views.clone()));
         let etcd = EtcdServer::new(self.keyspaces.clone(), roles, advertise);
         let routes = Routes::new(AgentServer::new(agent)).add_service(AdminServer::new(admin));
         etcd.add_to(routes.add_service(SessionServer::new(session)))

@@ -78,6 +78,7 @@ fn a_global_service_is_published_twice_and_told_to_the_agents() {
             "cilium/state/nodes/v1/us-east/node-1",
             "cilium/state/services/v1/us-east/shop/cart",
             "hawser/local/services/v1/us-east/shop/cart",
+            "hawser/private/namespaces/v1/shop",
             "hawser/state/nodes/v1/us-east/node-1",
         ]
     );

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use hawser_wire::prefix;
 
+use crate::exports::NAMESPACES;
+
 /// What the own keyspace holds of what export owns.
 pub type Held = BTreeMap<String, Bytes>;
 
@@ -15,7 +17,7 @@ pub enum Step {
 }
 
 /// What export writes and deletes, whoever wrote it before. Peers, tokens, canaries and what Cilium may add are not.
-pub const PREFIXES: [&str; 7] = [
+pub const PREFIXES: [&str; 8] = [
     prefix::NODES,
     prefix::IDENTITIES,
     prefix::IPS,
@@ -23,6 +25,7 @@ pub const PREFIXES: [&str; 7] = [
     prefix::ENDPOINT_SLICES,
     prefix::TUNNEL_NODES,
     prefix::LOCAL_SERVICES,
+    NAMESPACES,
 ];
 
 /// Puts first, so that what moved is never away (an address that changes hands is PUT before the old one goes).

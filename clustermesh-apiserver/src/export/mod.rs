@@ -2,6 +2,7 @@
 
 mod diff;
 mod endpoints;
+mod namespaces;
 mod nodes;
 mod services;
 
@@ -39,6 +40,7 @@ pub struct Export {
     identities: Allocator,
     indices: Indices,
     reports: BTreeMap<NodeName, NodeReport>,
+    namespaces: Part,
     nodes: Part,
     endpoints: Part,
     services: Part,
@@ -77,6 +79,7 @@ impl Export {
             identities,
             indices,
             reports: BTreeMap::new(),
+            namespaces: Part::default(),
             nodes: Part::default(),
             endpoints: Part::default(),
             services: Part::default(),
@@ -99,6 +102,9 @@ impl Export {
 
     /// Makes the touched parts anew; `settle`: what is absent may be taken for gone. Cost: the objects of those parts.
     pub fn update(&mut self, objects: &Objects, touched: Touched, settle: bool, now: Time) {
+        if touched.endpoints {
+            self.namespaces = Self::export_namespaces(objects);
+        }
         if touched.nodes {
             self.nodes = self.export_nodes(objects, settle, now);
         }
@@ -117,7 +123,7 @@ impl Export {
 
     /// Every key that the keyspace should hold, with its value. Canaries and heartbeat are not among them.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Bytes)> {
-        let parts = [&self.nodes, &self.endpoints, &self.services];
+        let parts = [&self.namespaces, &self.nodes, &self.endpoints, &self.services];
         parts.into_iter().flat_map(|part| part.entries.iter().map(|(key, value)| (key.as_str(), value)))
     }
 
