@@ -30,7 +30,12 @@ enum Verb {
         keep: bool,
     },
     /// Measures us and the peers side by side; writes `target/bench/NAME.json`.
-    Bench { which: bench::Bench },
+    Bench {
+        which: bench::Bench,
+        /// One share of `store` alone.
+        #[arg(long)]
+        only: Option<bench::Share>,
+    },
     /// Writers, watchers and faults from a seed: is every acknowledged write seen exactly once and in order?
     Soak(history::Options),
     /// Runs a command on Debian's own kernel, emulated: `hawser-lab vm -- hawser-lab demo --acts 3`.
@@ -84,8 +89,8 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Demo(options) => in_enclave(|| demo::run(options)),
         Verb::Topology { keep } => in_enclave(|| walk::topology(keep)),
         // Loopback alone, and processes of its own: nothing to shut in.
-        Verb::Bench { which: bench::Bench::Store } => bench::run(bench::Bench::Store),
-        Verb::Bench { which } => in_enclave(|| bench::run(which)),
+        Verb::Bench { which: bench::Bench::Store, only } => bench::run(bench::Bench::Store, only),
+        Verb::Bench { which, only } => in_enclave(|| bench::run(which, only)),
         Verb::Soak(options) => in_enclave(|| history::run(&options)),
         Verb::Vm(options) => vm::run(&options),
         Verb::Enter { place, lab, command } => enter::run(&place, lab, &command),

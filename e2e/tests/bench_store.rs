@@ -16,11 +16,21 @@ fn every_row_of_bench_store_is_measured_with_small_sizes() -> Result<()> {
     }
     let beside = rows.iter().filter(|row| row["peers"]["etcd"].as_f64().is_some()).count();
     ensure!(beside == 4, "{beside} rows have a real etcd beside them");
-    for what in ["first sync", "MeshView", "10,000 changes/s", "bulk", "restart", "dead remote", "come back"]
-    {
+    for what in [
+        "first sync",
+        "MeshView",
+        "10,000 changes/s",
+        "bulk",
+        "restart",
+        "slow remote",
+        "dead remote",
+        "exported",
+        "bytes per event",
+        "come back",
+    ] {
         ensure!(rows.iter().any(|row| row["key"].to_string().contains(what)), "{what:?} is not measured");
     }
     let picture = std::fs::read_to_string(dir.join("store-quick.svg"))?;
-    ensure!(picture.matches("<circle").count() == 8, "four points of two lines");
+    ensure!(picture.matches("<circle").count() == 32, "four points of two lines in four panels");
     Ok(())
 }

@@ -11,7 +11,7 @@ mod tunnel;
 use anyhow::Result;
 
 pub use engine::{EngineArgs, run as run_engine};
-pub use store::run_part as run_store_part;
+pub use store::{Share, run_part as run_store_part};
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Bench {
@@ -24,11 +24,13 @@ pub enum Bench {
 }
 
 /// A number below its goal is a finding, not a failure: the exit code says only whether everything was measured.
-pub fn run(bench: Bench) -> Result<u8> {
+///
+/// `only`: one share of [`Bench::Store`] alone.
+pub fn run(bench: Bench, only: Option<Share>) -> Result<u8> {
     let result = match bench {
         Bench::Lb => lb::measure()?,
         Bench::Tunnel => tunnel::measure()?,
-        Bench::Store => store::measure(std::env::var_os("QUICK").is_some_and(|quick| quick == "1"))?,
+        Bench::Store => store::measure(std::env::var_os("QUICK").is_some_and(|quick| quick == "1"), only)?,
     };
     result.print();
     println!("\nwritten: {}", result.write()?.display());

@@ -3,11 +3,14 @@
 mod data;
 mod delays;
 mod etcd;
+mod export;
 mod fanout;
+mod growth;
 mod mirroring;
 mod origins;
 mod part;
 mod picture;
+mod remote;
 mod replica;
 mod view;
 mod wire;
@@ -34,6 +37,10 @@ struct Sizes {
     /// Changes at the slow and at the fast rate.
     changes: [u32; 2],
     bulk: u32,
+    /// Of a healthy remote, beside one that is not.
+    beside: u32,
+    /// In the exported list.
+    services: u32,
     watchers: usize,
     burst: u32,
     singles: u32,
@@ -47,6 +54,8 @@ const FULL: Sizes = Sizes {
     growth: [1, 16, 64, 254],
     changes: [2_500, 30_000],
     bulk: 50_000,
+    beside: 1_500,
+    services: 30_000,
     watchers: 1000,
     burst: 1000,
     singles: 30,
@@ -61,6 +70,8 @@ const QUICK: Sizes = Sizes {
     growth: [1, 2, 3, 4],
     changes: [50, 200],
     bulk: 400,
+    beside: 50,
+    services: 30,
     watchers: 8,
     burst: 20,
     singles: 3,
@@ -68,16 +79,50 @@ const QUICK: Sizes = Sizes {
     rounds: 1,
 };
 
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Share {
+    /// Memory, first sync and bytes on the wire at 1, 16 and 64 clusters.
+    Growth,
+    /// 254 clusters: first sync, changes, one bad remote, a restart.
+    Mesh,
+    /// 50 large clusters.
+    Large,
+    /// The export of a Kubernetes list by the real API server.
+    Export,
+    /// Durable writes, fan-out and reconnects, beside a real etcd.
+    Servers,
+}
+
 /// Measures; `quick` shows only that everything can be measured.
-pub(super) fn measure(quick: bool) -> Result<BenchResult> {
+pub(super) fn measure(quick: bool, only: Option<Share>) -> Result<BenchResult> {
     let before = load();
     let sizes = if quick { QUICK } else { FULL };
     wire::raise_open_files()?;
     let dir = TempDir::new()?;
     let pki = Pki::make(dir.path())?;
-    let mut rows = mirroring::measure(&sizes, &pki, dir.path())?;
-    rows.extend(runtime()?.block_on(servers(&sizes, &pki))?);
-    let name = if quick { "store-quick" } else { "store" };
+    let mut rows = Vec::new();
+    let wanted = |share| only.is_none_or(|only| only == share);
+    if wanted(Share::Growth) {
+        rows.extend(growth::measure(&sizes, &pki)?);
+    }
+    if wanted(Share::Mesh) {
+        rows.extend(mirroring::whole(&sizes, &pki, &dir.path().join("mirrors"))?);
+    }
+    if wanted(Share::Large) {
+        rows.extend(mirroring::large(&sizes, &pki)?);
+    }
+    if wanted(Share::Export) {
+        rows.extend(runtime()?.block_on(export::measure(&sizes, dir.path()))?);
+    }
+    if wanted(Share::Servers) {
+        rows.extend(runtime()?.block_on(servers(&sizes, &pki))?);
+    }
+    let name = match (quick, only) {
+        (true, _) => "store-quick",
+        (false, Some(_)) => "store-share",
+        (false, None) => "store",
+    };
     picture::draw(&rows, &binaries::target_dir()?.join("bench").join(format!("{name}.svg")))?;
     Ok(BenchResult::of_rows(name, before, sizes.rounds, rows))
 }

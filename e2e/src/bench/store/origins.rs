@@ -33,6 +33,8 @@ pub(super) struct Write {
     pub(super) count: u32,
     /// A second; 0: as fast as they are taken.
     pub(super) rate: u32,
+    /// Every tenth change is one more of this remote, which nobody waits for.
+    pub(super) besides: Option<u32>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,6 +73,20 @@ pub(super) async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// Changes one endpoint's name to what `name` makes of the time just before the write.
+async fn put(
+    cluster: u32,
+    at: u32,
+    shape: &Shape,
+    handles: &[KeyspaceHandle],
+    name: impl Fn(u64) -> String,
+) -> Result<()> {
+    let entry = data::endpoint(cluster, at, shape, name(clock()))?;
+    let put = Op::Put(Put::new(entry.key(&data::cluster(cluster)?).to_string(), entry.encode()));
+    handles[cluster as usize - 1].writer().write(put).await?;
+    Ok(())
+}
+
 async fn write(what: Write, shape: &Shape, handles: &[KeyspaceHandle]) -> Result<Wrote> {
     let (began, began_ns) = (Instant::now(), clock());
     for n in 0..what.count {
@@ -83,16 +99,11 @@ async fn write(what: Write, shape: &Shape, handles: &[KeyspaceHandle]) -> Result
         } else if n % 64 == 0 {
             tokio::task::yield_now().await;
         }
-        let cluster = n % what.clusters + 1;
-        let of = data::cluster(cluster)?;
         let at = (n / what.clusters) % shape.endpoints;
-        let mut entry = data::endpoint(cluster, at, shape, format!("t{}", clock()))?;
-        let key = entry.key(&of).to_string();
-        if let hawser_wire::Entry::Endpoint(endpoint) = &mut entry {
-            endpoint.pod = format!("t{}", clock());
+        if let Some(besides) = what.besides.filter(|_| n % 10 == 0) {
+            put(besides, at, shape, handles, |_| format!("beside-{n}")).await?;
         }
-        let put = Op::Put(Put::new(key, entry.encode()));
-        handles[cluster as usize - 1].writer().write(put).await?;
+        put(n % what.clusters + 1, at, shape, handles, |now| format!("t{now}")).await?;
     }
     Ok(Wrote { began_ns, seconds: began.elapsed().as_secs_f64() })
 }

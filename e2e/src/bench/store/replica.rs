@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use hawser_etcd::client::{Client, Pace};
-use hawser_etcd::mirror::{Admit, Mirror, MirrorConfig, MirrorDir, MirrorState, Refusal};
+use hawser_etcd::mirror::{Admit, Intake, Mirror, MirrorConfig, MirrorDir, MirrorState, Refusal};
 use hawser_etcd::server::{KeyspaceHandle, Keyspaces, MemoryWriter, SharedKeyspace};
 use hawser_kvstore::{Identity, KeyRange, Keyspace, Limits, PullLimits, Pulled};
 use hawser_model::MeshPlan;
@@ -26,8 +26,8 @@ pub(super) struct Args {
     pub(super) pki: Pki,
     pub(super) origins: SocketAddr,
     pub(super) clusters: u32,
-    /// The last remote is dialled here instead: it takes the connection and says nothing.
-    pub(super) frozen: Option<SocketAddr>,
+    /// The last remote is dialled here instead.
+    pub(super) last: Option<SocketAddr>,
     /// Where mirrors outlive the process.
     pub(super) keep: Option<PathBuf>,
 }
@@ -49,6 +49,8 @@ pub(super) enum Command {
     Settle,
     /// Say when the first so many remotes are followed, too.
     Followed { clusters: u32 },
+    /// Say how many bytes came from the remotes.
+    Received,
 }
 
 fn admission(n: u32) -> Result<Arc<dyn Admit>> {
@@ -79,14 +81,16 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let mut configs = Vec::new();
     for n in 1..=args.clusters {
         let of = data::cluster(n)?;
-        let address = args.frozen.filter(|_| n == args.clusters).unwrap_or(args.origins);
+        let address = args.last.filter(|_| n == args.clusters).unwrap_or(args.origins);
         let channel = wire::channel(address, &format!("{}.mesh.hawser.io", of.name), Arc::clone(&tls))?;
         configs.push(MirrorConfig {
             cluster: of.name.to_string(),
             client: Client::new(channel),
             ranges: data::ranges(&of.name),
             admit: admission(n)?,
-            limits: Limits { quota_bytes: 1 << 30, ..Limits::default() },
+            limits: Limits::default(),
+            intake: Intake::default(),
+            afresh: false,
             pace: Pace::default(),
             keep: keep.clone(),
         });
@@ -94,7 +98,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let mirrors = Mirror::start_all(configs, &keyspaces);
     let mirrors = mirrors.into_iter().collect::<Result<Vec<_>, _>>()?;
     let address = wire::serve(&args.pki, keyspaces.clone()).await?;
-    // A frozen remote is served from disk alone.
+    // A dead remote is served from disk alone.
     let served = |n: u32| data::cluster(n).is_ok_and(|of| keyspaces.get(of.name.as_str()).is_some());
     while !(1..=args.clusters).all(served) {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -119,6 +123,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
                 }
                 part::say(&true)?;
             }
+            Command::Received => part::say(&wire::received())?,
             Command::Watch { clusters, count } => watch(&keyspaces, clusters, count).await?,
         }
     }

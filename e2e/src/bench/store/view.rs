@@ -33,6 +33,14 @@ pub(super) struct Up {
     pub(super) entries: usize,
 }
 
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Command {
+    /// Tell when this many timed changes have been seen.
+    Watch { count: usize },
+    /// Say how many bytes came from the API server.
+    Received,
+}
+
 pub(super) async fn run(args: Args) -> Result<()> {
     let mut told = part::told();
     let began = Instant::now();
@@ -65,8 +73,13 @@ pub(super) async fn run(args: Args) -> Result<()> {
     loop {
         tokio::select! {
             Some(command) = told.recv() => {
-                delays = Some(Delays::of(serde_json::from_value(command)?));
-                part::say(&true)?;
+                match serde_json::from_value(command)? {
+                    Command::Received => part::say(&wire::received())?,
+                    Command::Watch { count } => {
+                        delays = Some(Delays::of(count));
+                        part::say(&true)?;
+                    }
+                }
             }
             Some((cluster, event)) = heard.recv() => match event {
                 FollowEvent::Put { kv, .. } => {

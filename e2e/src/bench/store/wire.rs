@@ -4,7 +4,10 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context as TaskContext, Poll};
 
 use anyhow::{Context, Result};
 use hawser_etcd::server::{AllowAll, EtcdServer, Keyspaces};
@@ -14,6 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -98,11 +102,64 @@ pub(super) fn channel(address: SocketAddr, authority: &str, tls: Arc<ClientConfi
     Ok(Endpoint::from(uri).connect_with_connector_lazy(dial))
 }
 
-async fn connect(address: SocketAddr, tls: Arc<ClientConfig>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+async fn connect(address: SocketAddr, tls: Arc<ClientConfig>) -> io::Result<TokioIo<TlsStream<Counted>>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
-    Ok(TokioIo::new(TlsConnector::from(tls).connect(name, stream).await?))
+    Ok(TokioIo::new(TlsConnector::from(tls).connect(name, Counted(stream)).await?))
+}
+
+static RECEIVED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that this process has received as a client, TLS included, headers of TCP and IP not.
+pub(super) fn received() -> u64 {
+    RECEIVED.load(Ordering::Relaxed)
+}
+
+/// A connection whose incoming bytes are counted.
+struct Counted(TcpStream);
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.0).poll_read(cx, buffer);
+        RECEIVED.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        read
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
 }
 
 /// Thousands of connections need as many file descriptors; children inherit it.
