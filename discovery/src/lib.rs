@@ -4,6 +4,7 @@
 //! the datapath reads are written from these verdicts, so a verdict never rests on our own sleep: silence counts only
 //! while we really asked.
 
+pub mod bfd;
 mod liveness;
 mod packet;
 mod peer;
