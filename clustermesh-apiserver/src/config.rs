@@ -36,6 +36,8 @@ pub struct Config {
     pub width: ClusterIdWidth,
     pub plan: MeshPlan,
     pub encryption: Encryption,
+    /// Whether ServiceExports are exported (MCS-API).
+    pub service_exports: bool,
     /// Whether Cilium's agents in this cluster read the mirrors here: the cached layout.
     pub cached_layout: bool,
     /// What each peer may read.
@@ -92,6 +94,8 @@ struct Text {
     mesh: MeshText,
     #[serde(default)]
     encryption: Option<String>,
+    #[serde(default)]
+    service_exports: bool,
     #[serde(default)]
     cached_layout: bool,
     #[serde(default)]
@@ -251,6 +255,7 @@ impl Text {
             width,
             plan,
             encryption,
+            service_exports: self.service_exports,
             cached_layout: self.cached_layout,
             exports,
             metrics: metrics.transpose()?,

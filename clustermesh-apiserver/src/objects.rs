@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use hawser_model::{NodeName, ServiceKey, SliceKey};
 use hawser_sources::{
-    Kind, Namespace, Node, Object, ObjectRef, Pod, Policy, Problem, Service, Slice, SourceEvent,
+    Kind, Namespace, Node, Object, ObjectRef, Pod, Policy, Problem, Service, ServiceExport, Slice,
+    SourceEvent,
 };
 
 /// Which parts of the export have to be made anew.
@@ -38,7 +39,7 @@ impl Touched {
             // Endpoints name their node's address.
             Kind::Node => Self { nodes: true, endpoints: true, ..none },
             Kind::Namespace | Kind::Pod => Self { endpoints: true, ..none },
-            Kind::Service | Kind::EndpointSlice => Self { services: true, ..none },
+            Kind::Service | Kind::EndpointSlice | Kind::ServiceExport => Self { services: true, ..none },
             Kind::NetworkPolicy => none,
         }
     }
@@ -50,6 +51,7 @@ pub struct Objects {
     pub nodes: BTreeMap<NodeName, Node>,
     pub pods: BTreeMap<(String, String), Pod>,
     pub services: BTreeMap<ServiceKey, Service>,
+    pub service_exports: BTreeMap<ServiceKey, ServiceExport>,
     slices: BTreeMap<SliceKey, Slice>,
     slices_of: BTreeMap<ServiceKey, BTreeSet<SliceKey>>,
     pub policies: BTreeMap<(String, String), Policy>,
@@ -103,6 +105,7 @@ impl Objects {
             Object::Pod(o) => self.pods.get(&pair(&o.namespace, &o.name)) == Some(o),
             Object::Service(o) => self.services.get(&o.key) == Some(o),
             Object::EndpointSlice(o) => self.slices.get(&o.key) == Some(o),
+            Object::ServiceExport(o) => self.service_exports.get(&o.key) == Some(o),
             Object::NetworkPolicy(o) => self.policies.get(&pair(&o.namespace, &o.name)) == Some(o),
         }
     }
@@ -113,6 +116,7 @@ impl Objects {
             Object::Node(o) => _ = self.nodes.insert(o.name.clone(), o),
             Object::Pod(o) => _ = self.pods.insert((o.namespace.clone(), o.name.clone()), o),
             Object::Service(o) => _ = self.services.insert(o.key.clone(), o),
+            Object::ServiceExport(o) => _ = self.service_exports.insert(o.key.clone(), o),
             Object::NetworkPolicy(o) => _ = self.policies.insert((o.namespace.clone(), o.name.clone()), o),
             Object::EndpointSlice(o) => {
                 self.remove_slice(&o.key);
@@ -134,6 +138,10 @@ impl Objects {
             Kind::Node => _ = NodeName::parse(&reference.name).map(|name| self.nodes.remove(&name)),
             Kind::Service => {
                 _ = ServiceKey::new(&reference.namespace, &reference.name).map(|k| self.services.remove(&k));
+            }
+            Kind::ServiceExport => {
+                let key = ServiceKey::new(&reference.namespace, &reference.name);
+                _ = key.map(|key| self.service_exports.remove(&key));
             }
             Kind::EndpointSlice => {
                 _ = SliceKey::new(&reference.namespace, &reference.name).map(|key| self.remove_slice(&key));

@@ -35,7 +35,7 @@ pub async fn open(config: &Config) -> Result<(Source, Option<Kubernetes>), OpenS
         SourceConfig::Dir(dir) => Ok((Source::Dir(DirSource::start(dir)?), None)),
         SourceConfig::Kubernetes(options) => {
             let client = connect(options).await?;
-            let source = Source::Kube(KubeSource::start(&client, Pace::default()));
+            let source = Source::Kube(KubeSource::start(&client, Pace::default(), config.service_exports));
             let agents = config.agents.clone();
             let reviewer = agents.map(|agents| Reviewer::new(client.clone(), agents));
             Ok((source, Some(Kubernetes { client, reviewer })))

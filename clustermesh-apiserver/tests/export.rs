@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clustermesh_apiserver::config::Config;
-use clustermesh_apiserver::export::{Export, Held, Step, diff};
+use clustermesh_apiserver::export::{self, Export, Held, Step, diff};
 use clustermesh_apiserver::identity::Allocator;
 use clustermesh_apiserver::nodes::Indices;
 use clustermesh_apiserver::objects::{Objects, Touched};
@@ -31,15 +31,19 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new() -> Self {
-        let config = Config::parse(Path::new("cluster.yaml"), CONFIG).unwrap();
+    fn new(more: &str) -> Self {
+        let config = Config::parse(Path::new("cluster.yaml"), &format!("{CONFIG}{more}\n")).unwrap();
         let identities = Allocator::new(config.cluster.id, config.width, [], Time::ZERO);
         let export = Export::new(&config, identities, Indices::default());
         Self { files: Files::default(), objects: Objects::default(), export }
     }
 
     fn with(text: &str) -> Self {
-        let mut cluster = Self::new();
+        Self::with_config("", text)
+    }
+
+    fn with_config(more: &str, text: &str) -> Self {
+        let mut cluster = Self::new(more);
         cluster.says(text);
         cluster
     }
@@ -202,4 +206,96 @@ fn two_pods_that_claim_one_address_do_not_fight_for_it() {
     let cluster = Cluster::with(&both);
     assert!(cluster.entries()["cilium/state/ip/v1/default/10.1.0.9"].contains("cart-5d9-abcde"));
     assert!(cluster.problems().iter().any(|p| p.contains("its address 10.1.0.9 is shop/cart-5d9-abcde's")));
+}
+
+/// As Cilium's fixture has it, so that what is told of it can be compared with what Cilium told.
+const EXPORTED: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: { name: exported, namespace: shop, labels: { app: exported } }
+spec:
+  clusterIP: 10.96.10.4
+  ports: [{ name: http, protocol: TCP, port: 80, appProtocol: http }]
+  selector: { app: cart }
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: { clientIP: { timeoutSeconds: 600 } }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: exported-abcde, namespace: shop, labels: { kubernetes.io/service-name: exported } }
+addressType: IPv4
+ports: [{ name: http, port: 8080 }]
+endpoints:
+- addresses: ["10.1.0.9"]
+  conditions: { ready: false, serving: true, terminating: true }
+---
+apiVersion: multicluster.x-k8s.io/v1beta1
+kind: ServiceExport
+metadata: { name: exported, namespace: shop, creationTimestamp: "2026-11-20T21:44:04Z", labels: { its: own } }
+spec: { exportedLabels: { a: b }, exportedAnnotations: { c: d } }
+"#;
+
+#[test]
+fn an_exported_service_is_told_as_cilium_tells_it_and_its_endpoints_travel_under_the_derived_name() {
+    let cluster = Cluster::with_config("serviceExports: true", EXPORTED);
+    assert_eq!(cluster.problems(), [""; 0]);
+    let entries = cluster.entries();
+    let keys: Vec<&str> = entries.keys().map(String::as_str).filter(|key| key.contains("/shop/")).collect();
+    assert_eq!(
+        keys,
+        [
+            "cilium/state/endpointslices/v1/us-east/shop/derived-o5q7lodl2q-exported-abcde",
+            "cilium/state/serviceexports/v1/us-east/shop/exported",
+            "cilium/state/services/v1/us-east/shop/derived-o5q7lodl2q",
+        ]
+    );
+    let ciliums = include_str!("../../model/wire/testdata/cilium-keyspace.txt").lines();
+    let of_cilium = ciliums
+        .skip_while(|line| *line != "KEY   cilium/state/serviceexports/v1/c1/shop/exported")
+        .find_map(|line| line.strip_prefix("VALUE "))
+        .unwrap();
+    assert_eq!(entries[keys[1]], of_cilium.replace(r#""cluster":"c1""#, r#""cluster":"us-east""#));
+    let derived = &entries[keys[2]];
+    assert!(derived.contains(r#""name":"derived-o5q7lodl2q","frontends":{}"#), "{derived}");
+    // Serving and on its way out: a backend still, as Cilium exports it.
+    assert!(derived.contains(r#""10.1.0.9":{"http":{"Protocol":"TCP","Port":8080}}"#), "{derived}");
+
+    let off = Cluster::with(EXPORTED).entries();
+    assert!(!off.keys().any(|key| key.contains("/shop/")), "{:?}", off.keys());
+}
+
+#[test]
+fn an_export_that_cannot_be_told_is_named() {
+    for (from, to, why) in [
+        (
+            "kind: Service\nmetadata: { name: exported,",
+            "kind: Service\nmetadata: { name: other,",
+            "no Service of that name",
+        ),
+        ("  clusterIP: 10.96.10.4\n", "  type: ExternalName\n", "an ExternalName cannot be exported"),
+        (", creationTimestamp: \"2026-11-20T21:44:04Z\"", "", "creationTimestamp is missing"),
+    ] {
+        let cluster = Cluster::with_config("serviceExports: true", &EXPORTED.replace(from, to));
+        let problems = cluster.problems();
+        assert!(problems.iter().any(|text| text.contains(why) && text.contains("fix:")), "{problems:?}");
+        assert!(!cluster.entries().keys().any(|key| key.contains("serviceexports")));
+    }
+}
+
+#[test]
+fn what_a_cluster_says_of_itself_has_every_capability_that_a_cilium_cluster_asks_for() {
+    for (more, says) in [
+        (
+            "",
+            r#"{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}"#,
+        ),
+        (
+            "serviceExports: true\nmesh: { maxConnectedClusters: 511 }",
+            r#"{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":511,"serviceExportsEnabled":true,"endpointSlicesExportMode":"services-and-endpointslices"}}"#,
+        ),
+    ] {
+        let config = Config::parse(Path::new("cluster.yaml"), &format!("{CONFIG}{more}\n")).unwrap();
+        assert_eq!(export::cluster_config(&config).encode(), says);
+    }
+    assert_eq!(export::RESOURCES.len(), hawser_wire::Resource::ALL.len(), "a canary for each");
 }

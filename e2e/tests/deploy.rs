@@ -307,7 +307,8 @@ fn bound(rendered: &Rendered) -> Result<BTreeSet<&str>> {
 
 #[test]
 fn the_api_server_may_read_what_its_source_reads_and_write_nothing() -> Result<()> {
-    let read = ["namespaces", "nodes", "pods", "services", "endpointslices", "networkpolicies"];
+    let read =
+        ["namespaces", "nodes", "pods", "services", "endpointslices", "networkpolicies", "serviceexports"];
     let mut needed: BTreeSet<String> =
         read.iter().flat_map(|kind| ["get", "list", "watch"].map(|verb| format!("{verb} {kind}"))).collect();
     needed.insert("create tokenreviews".to_owned());

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use hawser_model::{
-    AddressFamily, AddressKind, BootId, IpNet, NodeAddress, NodeName, PortName, Protocol, ServiceKey,
-    ServicePort, SliceEndpoint, SliceKey, SlicePort,
+    AddressFamily, AddressKind, BootId, InternalTrafficPolicy, IpNet, NodeAddress, NodeName, PortName,
+    Protocol, ServiceKey, ServicePort, SessionAffinity, SliceEndpoint, SliceKey, SlicePort, Timestamp,
+    TrafficDistribution,
 };
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::fields::{self, Text};
-use crate::{Expression, Kind, Namespace, Node, Object, Pod, PodPhase, Policy, Selector, Service, Slice};
+use crate::{
+    Expression, Kind, Namespace, Node, Object, Pod, PodPhase, Policy, Selector, Service, ServiceExport,
+    Slice, Traffic,
+};
 
 #[derive(Debug, thiserror::Error)]
 enum ConvertError {
@@ -36,6 +40,7 @@ pub(crate) fn read<'de, D: Deserializer<'de>>(kind: Kind, from: D) -> Result<Obj
         Kind::Service => service(fields::Service::deserialize(from)?),
         Kind::EndpointSlice => slice(fields::EndpointSlice::deserialize(from)?),
         Kind::NetworkPolicy => policy(fields::NetworkPolicy::deserialize(from)?),
+        Kind::ServiceExport => service_export(fields::ServiceExport::deserialize(from)?),
     }
     .map_err(D::Error::custom)
 }
@@ -156,19 +161,22 @@ fn pod(from: fields::Pod) -> Result<Object, ConvertError> {
 
 fn service(from: fields::Service) -> Result<Object, ConvertError> {
     let (namespace, name) = names(&from.metadata)?;
-    let spec = from.spec.unwrap_or_default();
-    let mut given = spec.cluster_ips.unwrap_or_default();
+    let mut spec = from.spec.unwrap_or_default();
+    let mut given = spec.cluster_ips.take().unwrap_or_default();
     if given.is_empty() {
-        given.extend(spec.cluster_ip);
+        given.extend(spec.cluster_ip.take());
     }
     let mut cluster_ips = Vec::new();
     for ip in given.iter().filter(|ip| !ip.is_empty() && *ip != "None") {
         cluster_ips.push(address("spec.clusterIPs", ip)?);
     }
-    let mut ports = BTreeMap::new();
-    for port in spec.ports.unwrap_or_default() {
+    let (mut ports, mut app_protocols) = (BTreeMap::new(), BTreeMap::new());
+    for port in spec.ports.take().unwrap_or_default() {
         let name =
             PortName::parse(port.name.as_deref().unwrap_or_default()).map_err(value("spec.ports.name"))?;
+        if let Some(app) = port.app_protocol.filter(|app| !app.is_empty()) {
+            app_protocols.insert(name.clone(), app);
+        }
         let port = ServicePort {
             protocol: protocol("spec.ports.protocol", port.protocol.as_deref())?,
             port: port_number("spec.ports.port", port.port)?,
@@ -183,10 +191,44 @@ fn service(from: fields::Service) -> Result<Object, ConvertError> {
         uid: from.metadata.uid.unwrap_or_default(),
         labels: from.metadata.labels.unwrap_or_default(),
         annotations: annotations(from.metadata.annotations),
-        selector: spec.selector.unwrap_or_default(),
+        selector: spec.selector.take().unwrap_or_default(),
         cluster_ips,
         ports,
         external_name: spec.type_.as_deref() == Some("ExternalName"),
+        traffic: traffic(&spec, app_protocols),
+    }))
+}
+
+/// Words that are newer than this are as good as none: the Service itself is not refused for them.
+fn traffic(spec: &fields::ServiceSpec, app_protocols: BTreeMap<PortName, String>) -> Traffic {
+    let timeout = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let timeout = timeout.and_then(|client| client.timeout_seconds);
+    let families = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
+        "IPv4" => Some(AddressFamily::V4),
+        "IPv6" => Some(AddressFamily::V6),
+        _ => None,
+    });
+    Traffic {
+        session_affinity: match spec.session_affinity.as_deref() {
+            Some("ClientIP") => SessionAffinity::ClientIp(timeout),
+            _ => SessionAffinity::None,
+        },
+        ip_families: families.collect(),
+        internal_policy: spec.internal_traffic_policy.as_deref().and_then(InternalTrafficPolicy::parse),
+        distribution: spec.traffic_distribution.as_deref().and_then(TrafficDistribution::parse),
+        app_protocols,
+    }
+}
+
+fn service_export(from: fields::ServiceExport) -> Result<Object, ConvertError> {
+    let (namespace, name) = names(&from.metadata)?;
+    let spec = from.spec.unwrap_or_default();
+    let created = from.metadata.creation_timestamp.as_deref().map(Timestamp::parse);
+    Ok(Object::ServiceExport(ServiceExport {
+        key: ServiceKey::new(&namespace, &name).map_err(value("metadata"))?,
+        created: created.transpose().map_err(value("metadata.creationTimestamp"))?,
+        labels: spec.exported_labels.unwrap_or_default(),
+        annotations: spec.exported_annotations.unwrap_or_default(),
     }))
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,7 @@ use inotify::{EventMask, Inotify, WatchMask};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tokio::sync::mpsc;
 
-use crate::{Change, Files, Problem, SourceEvent};
+use crate::{Change, Files, Problem, SourceEvent, manifest};
 
 /// Editors and `cp` touch a file several times; a batch ends when this long nothing more came.
 const QUIET: Duration = Duration::from_millis(20);
@@ -299,6 +300,12 @@ fn read(path: &Path) -> Change {
         }
         Ok(meta) if !meta.is_file() => return Change::Unreadable("is not a file".into()),
         _ => {}
+    }
+    // What cannot be read so is read again as text, for the reason and its line.
+    if path.extension().is_some_and(|extension| extension == "json")
+        && let Some(objects) = File::open(path).ok().and_then(manifest::read_json_list)
+    {
+        return Change::Objects(objects);
     }
     match std::fs::read_to_string(path) {
         Ok(text) => Change::Text(text),

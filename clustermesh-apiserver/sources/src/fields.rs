@@ -18,6 +18,7 @@ pub(crate) struct Meta {
     pub resource_version: Option<String>,
     pub labels: Option<Text>,
     pub annotations: Option<Text>,
+    pub creation_timestamp: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -112,12 +113,50 @@ pub(crate) struct ServiceSpec {
     pub cluster_ips: Option<Vec<String>>,
     pub ports: Option<Vec<ServicePort>>,
     pub selector: Option<Text>,
+    #[serde(rename = "sessionAffinity")]
+    pub session_affinity: Option<String>,
+    #[serde(rename = "sessionAffinityConfig")]
+    pub session_affinity_config: Option<SessionAffinityConfig>,
+    #[serde(rename = "ipFamilies")]
+    pub ip_families: Option<Vec<String>>,
+    #[serde(rename = "internalTrafficPolicy")]
+    pub internal_traffic_policy: Option<String>,
+    #[serde(rename = "trafficDistribution")]
+    pub traffic_distribution: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub client_ip: Option<ClientIp>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClientIp {
+    pub timeout_seconds: Option<u32>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct ServiceExport {
+    #[serde(default)]
+    pub metadata: Meta,
+    pub spec: Option<ServiceExportSpec>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServiceExportSpec {
+    pub exported_labels: Option<Text>,
+    pub exported_annotations: Option<Text>,
 }
 
 #[derive(Deserialize)]
 pub(crate) struct ServicePort {
     pub name: Option<String>,
     pub protocol: Option<String>,
+    #[serde(rename = "appProtocol")]
+    pub app_protocol: Option<String>,
     #[serde(default)]
     pub port: i32,
 }

@@ -4,6 +4,7 @@
 //! one stops stating it. Cost of a change: the objects of the changed files, whatever else is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::{ManifestError, Object, ObjectRef, Problem, SourceEvent, manifest};
 
@@ -12,6 +13,8 @@ use crate::{ManifestError, Object, ObjectRef, Problem, SourceEvent, manifest};
 pub enum Change {
     /// Its new text.
     Text(String),
+    /// What its new text was read to be.
+    Objects(Vec<Object>),
     /// It is there and cannot be read.
     Unreadable(String),
     Gone,
@@ -32,8 +35,31 @@ struct File {
 #[derive(Debug, Default)]
 pub struct Files {
     files: BTreeMap<String, File>,
-    /// Every statement of every object; the first file wins.
-    objects: BTreeMap<ObjectRef, BTreeMap<String, Object>>,
+    objects: BTreeMap<ObjectRef, Statements>,
+}
+
+/// Who states an object, in the order of the files' names; the first wins. Nearly always one, in one small allocation.
+#[derive(Debug, Default)]
+struct Statements(Vec<(Arc<str>, Object)>);
+
+impl Statements {
+    fn winner(&self) -> Option<&(Arc<str>, Object)> {
+        self.0.first()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(file, _)| &**file)
+    }
+
+    fn insert(&mut self, file: &Arc<str>, object: Object) {
+        let at = self.0.partition_point(|(known, _)| known < file);
+        self.0.reserve_exact(1);
+        self.0.insert(at, (Arc::clone(file), object));
+    }
+
+    fn remove(&mut self, file: &str) {
+        self.0.retain(|(known, _)| &**known != file);
+    }
 }
 
 impl Files {
@@ -51,6 +77,7 @@ impl Files {
                 Change::Gone => (true, Ok(Vec::new())),
                 Change::Unreadable(reason) => (false, Err(ManifestError { line: 0, reason })),
                 Change::Text(text) => (false, manifest::parse(&text)),
+                Change::Objects(objects) => (false, Ok(objects)),
             };
             match objects {
                 Err(error) => self.files.entry(name).or_default().broken = Some(error),
@@ -60,8 +87,8 @@ impl Files {
         let mut events = Vec::new();
         for (reference, was) in before {
             let holders = self.objects.get(&reference);
-            touched.extend(holders.into_iter().flat_map(|files| files.keys().cloned()));
-            match (was, holders.and_then(|files| files.values().next())) {
+            touched.extend(holders.into_iter().flat_map(Statements::files).map(str::to_owned));
+            match (was, holders.and_then(Statements::winner).map(|(_, object)| object)) {
                 (was, Some(is)) if was.as_ref() != Some(is) => events.push(SourceEvent::Upsert(is.clone())),
                 (Some(_), None) => events.push(SourceEvent::Remove(reference)),
                 _ => {}
@@ -88,19 +115,20 @@ impl Files {
         let old = std::mem::replace(&mut file.refs, refs.clone());
         for reference in old.union(&refs) {
             before.entry(reference.clone()).or_insert_with(|| {
-                self.objects.get(reference).and_then(|files| files.values().next()).cloned()
+                self.objects.get(reference).and_then(Statements::winner).map(|(_, object)| object.clone())
             });
         }
         for reference in old {
             if let Some(holders) = self.objects.get_mut(&reference) {
                 holders.remove(name);
-                if holders.is_empty() {
+                if holders.0.is_empty() {
                     self.objects.remove(&reference);
                 }
             }
         }
+        let name = Arc::from(name);
         for object in objects {
-            self.objects.entry(object.reference()).or_default().insert(name.to_owned(), object);
+            self.objects.entry(object.reference()).or_default().insert(&name, object);
         }
     }
 
@@ -132,8 +160,8 @@ impl Files {
             });
         }
         file.refs.iter().find_map(|reference| {
-            let winner = self.objects.get(reference)?.keys().next()?;
-            (winner != name).then(|| Problem {
+            let (winner, _) = self.objects.get(reference)?.winner()?;
+            (**winner != *name).then(|| Problem {
                 file: name.into(),
                 line: 0,
                 reason: format!("{reference} is also in {winner}, which wins; fix: keep it in one file"),

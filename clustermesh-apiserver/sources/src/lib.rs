@@ -20,7 +20,8 @@ pub use event::{Problem, SourceEvent};
 pub use files::{Change, Files};
 pub use manifest::{ManifestError, parse};
 pub use object::{
-    Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, SOURCE_CLUSTER_LABEL, Service, Slice,
+    Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, SOURCE_CLUSTER_LABEL, Service,
+    ServiceExport, Slice, Traffic,
 };
 pub use selector::{Expression, Selector};
 pub use source::Source;

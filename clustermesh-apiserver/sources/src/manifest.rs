@@ -3,12 +3,14 @@
 //! A document is read for its kinds, then straight into the type of each kind, so that an error has the line of the
 //! field that is wrong. Cost: linear in the text.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
+use std::io::Read;
 
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::kube::{Failure, ListSplitter};
 use crate::{Kind, Object, convert};
 
 /// Why a file says nothing: the first thing wrong with it.
@@ -44,6 +46,37 @@ pub fn parse(text: &str) -> Result<Vec<Object>, ManifestError> {
         return Err(ManifestError { line: 0, reason });
     }
     Ok(objects)
+}
+
+/// The objects of a JSON `kind: List`, read item by item: neither its text nor its items are ever held together. None for
+/// anything else and for whatever is wrong: [`parse`] finds it again, and says where.
+pub(crate) fn read_json_list(mut from: impl Read) -> Option<Vec<Object>> {
+    let (mut objects, mut splitter) = (Vec::new(), ListSplitter::default());
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let count = from.read(&mut buffer).ok()?;
+        if count == 0 {
+            break;
+        }
+        let item = |text: &[u8]| Ok(objects.extend(item(text)?));
+        splitter.feed(&buffer[..count], item).ok()?;
+    }
+    let list: Head = serde_json::from_slice(splitter.head().ok()?).ok()?;
+    let is_list = list.api_version.as_deref() == Some("v1") && list.kind.as_deref() == Some("List");
+    let mut seen = HashSet::with_capacity(objects.len());
+    let alone = objects.iter().all(|object: &Object| seen.insert(object.reference()));
+    (is_list && alone).then_some(objects)
+}
+
+/// One item, if a mesh has a use for its kind.
+fn item(text: &[u8]) -> Result<Option<Object>, Failure> {
+    let wrong = |error: serde_json::Error| Failure::Malformed(error.to_string());
+    let head: ItemHead = serde_json::from_slice(text).map_err(wrong)?;
+    let (Some(version), Some(kind)) = (head.api_version, head.kind) else {
+        return Err(Failure::Malformed("no Kubernetes object".into()));
+    };
+    let Some(kind) = Kind::of(&version, &kind) else { return Ok(None) };
+    convert::read(kind, &mut serde_json::Deserializer::from_slice(text)).map(Some).map_err(wrong)
 }
 
 fn at(first_line: u64, error: &serde_saphyr::Error) -> ManifestError {

@@ -5,8 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use hawser_model::{
-    AddressFamily, BootId, EndpointSlice, IpNet, NodeAddress, NodeName, PortName, ServiceKey, ServicePort,
-    SliceEndpoint, SliceKey, SlicePort,
+    AddressFamily, BootId, EndpointSlice, InternalTrafficPolicy, IpNet, NodeAddress, NodeName, PortName,
+    ServiceKey, ServicePort, SessionAffinity, SliceEndpoint, SliceKey, SlicePort, Timestamp,
+    TrafficDistribution,
 };
 
 use crate::Selector;
@@ -22,6 +23,7 @@ pub enum Kind {
     Service,
     EndpointSlice,
     NetworkPolicy,
+    ServiceExport,
 }
 
 impl Kind {
@@ -34,6 +36,9 @@ impl Kind {
             ("v1", "Service") => Some(Self::Service),
             ("discovery.k8s.io/v1", "EndpointSlice") => Some(Self::EndpointSlice),
             ("networking.k8s.io/v1", "NetworkPolicy") => Some(Self::NetworkPolicy),
+            ("multicluster.x-k8s.io/v1beta1" | "multicluster.x-k8s.io/v1alpha1", "ServiceExport") => {
+                Some(Self::ServiceExport)
+            }
             _ => None,
         }
     }
@@ -65,6 +70,7 @@ pub enum Object {
     Service(Service),
     EndpointSlice(Slice),
     NetworkPolicy(Policy),
+    ServiceExport(ServiceExport),
 }
 
 impl Object {
@@ -76,6 +82,7 @@ impl Object {
             Self::Service(o) => (Kind::Service, o.key.namespace(), o.key.name()),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, o.key.namespace(), o.key.name()),
             Self::NetworkPolicy(o) => (Kind::NetworkPolicy, o.namespace.as_str(), o.name.as_str()),
+            Self::ServiceExport(o) => (Kind::ServiceExport, o.key.namespace(), o.key.name()),
         };
         ObjectRef { kind, namespace: namespace.into(), name: name.into() }
     }
@@ -139,6 +146,30 @@ pub struct Service {
     pub ports: BTreeMap<PortName, ServicePort>,
     /// A name elsewhere (`type: ExternalName`): there is nothing to share.
     pub external_name: bool,
+    pub traffic: Traffic,
+}
+
+/// What the services of a clusterset take over of a Service that is exported to it (MCS-API).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Traffic {
+    pub session_affinity: SessionAffinity,
+    pub ip_families: Vec<AddressFamily>,
+    pub internal_policy: Option<InternalTrafficPolicy>,
+    /// None also for a distribution that is newer than this.
+    pub distribution: Option<TrafficDistribution>,
+    /// Of the ports that have one.
+    pub app_protocols: BTreeMap<PortName, String>,
+}
+
+/// Exports the Service of its name to the clusterset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceExport {
+    pub key: ServiceKey,
+    /// None where a manifest leaves it out: then nobody could say who was first.
+    pub created: Option<Timestamp>,
+    /// Those that go with it; its own never do.
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -30,7 +30,7 @@ impl Consumer {
         std::fs::write(&path, server.kubeconfig()).unwrap();
         let options = KubeOptions { kubeconfig: Some(path), context: None };
         let client = connect(&options).await.unwrap();
-        let source = KubeSource::start(&client, PACE);
+        let source = KubeSource::start(&client, PACE, false);
         Self { source, objects: BTreeMap::new(), problems: BTreeMap::new(), synced: 0 }
     }
 

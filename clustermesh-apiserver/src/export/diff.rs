@@ -17,12 +17,13 @@ pub enum Step {
 }
 
 /// What export writes and deletes, whoever wrote it before. Peers, tokens, canaries and what Cilium may add are not.
-pub const PREFIXES: [&str; 8] = [
+pub const PREFIXES: [&str; 9] = [
     prefix::NODES,
     prefix::IDENTITIES,
     prefix::IPS,
     prefix::SERVICES,
     prefix::ENDPOINT_SLICES,
+    prefix::SERVICE_EXPORTS,
     prefix::TUNNEL_NODES,
     prefix::LOCAL_SERVICES,
     NAMESPACES,

@@ -4,6 +4,7 @@ mod diff;
 mod endpoints;
 mod namespaces;
 mod nodes;
+mod service_exports;
 mod services;
 
 use std::collections::BTreeMap;
@@ -21,12 +22,14 @@ use crate::reports::NodeReport;
 pub use diff::{Held, PREFIXES, Step, diff};
 
 /// The parts of the export that are written with a canary each.
-pub const RESOURCES: [Resource; 6] = [
+pub const RESOURCES: [Resource; 7] = [
     Resource::Nodes,
     Resource::Identities,
     Resource::Ips,
     Resource::Services,
     Resource::EndpointSlices,
+    // Also where none are exported: Cilium's operators wait for it.
+    Resource::ServiceExports,
     Resource::TunnelNodes,
 ];
 
@@ -37,6 +40,8 @@ type Entries = BTreeMap<String, Bytes>;
 pub struct Export {
     record: PeerRecord,
     cluster: ClusterRef,
+    /// Whether ServiceExports count.
+    clusterset: bool,
     identities: Allocator,
     indices: Indices,
     reports: BTreeMap<NodeName, NodeReport>,
@@ -76,6 +81,7 @@ impl Export {
                 node_cidrs: config.node_cidrs.clone(),
             },
             cluster: config.cluster.clone(),
+            clusterset: config.service_exports,
             identities,
             indices,
             reports: BTreeMap::new(),
@@ -153,8 +159,7 @@ pub fn cluster_config(config: &Config) -> Entry {
         width: config.width,
         synced_canaries: true,
         cached: false,
-        // Not supported yet: absent, so that nobody waits for them.
-        service_exports: None,
+        service_exports: Some(config.service_exports),
         endpoint_slices: ExportMode::ServicesAndSlices,
     })
 }

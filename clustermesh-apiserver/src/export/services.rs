@@ -14,6 +14,9 @@ use crate::objects::Objects;
 impl Export {
     pub(super) fn export_services(&self, objects: &Objects) -> Part {
         let mut part = Part::default();
+        if self.clusterset {
+            self.export_service_exports(objects, &mut part);
+        }
         for service in objects.services.values() {
             let (wishes, problems) = Wishes::read(&service.annotations);
             part.problems.extend(problems.iter().map(|text| format!("service {}: {text}", service.key)));
@@ -44,7 +47,7 @@ impl Export {
     }
 
     /// Without the endpoints that no peer would admit: one stray address must not take the whole service away.
-    fn admissible(&self, slice: &Slice, part: &mut Part) -> Slice {
+    pub(super) fn admissible(&self, slice: &Slice, part: &mut Part) -> Slice {
         let mut slice = slice.clone();
         let name = slice.key.to_string();
         let ranges = || self.record.pod_cidrs.iter().chain(&self.record.node_cidrs);
@@ -76,7 +79,12 @@ impl Export {
         }
     }
 
-    fn shared_service(&self, service: &Service, backends: PortMap, slices: &[Slice]) -> SharedService {
+    pub(super) fn shared_service(
+        &self,
+        service: &Service,
+        backends: PortMap,
+        slices: &[Slice],
+    ) -> SharedService {
         let endpoints = || slices.iter().flat_map(|slice| &slice.endpoints).filter(|e| e.is_backend());
         let of_each = |text: fn(&hawser_model::SliceEndpoint) -> Option<&String>| {
             let pairs = endpoints().flat_map(|endpoint| {
@@ -99,7 +107,7 @@ impl Export {
         }
     }
 
-    fn shared_slice(&self, slice: &Slice) -> Option<EndpointSlice> {
+    pub(super) fn shared_slice(&self, slice: &Slice) -> Option<EndpointSlice> {
         Some(EndpointSlice {
             cluster: self.cluster.clone(),
             key: slice.key.clone(),
@@ -113,7 +121,7 @@ impl Export {
 }
 
 /// The backends that take traffic. Cost: the endpoints of these slices times their ports.
-fn backends(slices: &[Slice]) -> PortMap {
+pub(super) fn backends(slices: &[Slice]) -> PortMap {
     let mut backends = PortMap::new();
     for slice in slices {
         let ports: Vec<(PortName, ServicePort)> = slice

@@ -12,5 +12,7 @@ mod source;
 mod split;
 
 pub use connect::{ConnectError, KubeOptions, connect};
+pub(crate) use follow::Failure;
 pub use follow::Pace;
 pub use source::KubeSource;
+pub(crate) use split::ListSplitter;

@@ -32,6 +32,10 @@ impl Resource {
         Self::of(Kind::NetworkPolicy, "/apis/networking.k8s.io/v1/networkpolicies"),
     ];
 
+    /// Asked for where services are exported to a clusterset: who does not do that need not have the CRD.
+    pub(crate) const SERVICE_EXPORTS: Self =
+        Self::of(Kind::ServiceExport, "/apis/multicluster.x-k8s.io/v1beta1/serviceexports");
+
     const fn of(kind: Kind, path: &'static str) -> Self {
         Self { kind, path, filter: "", metadata_only: false }
     }

@@ -22,16 +22,18 @@ pub struct KubeSource {
 }
 
 impl KubeSource {
-    /// Must be called within a runtime. `Synced` comes after the first list of every kind.
-    pub fn start(client: &Client, pace: Pace) -> Self {
+    /// Must be called within a runtime; with `service_exports` the MCS-API's are followed too. `Synced` comes after the first list of every kind.
+    pub fn start(client: &Client, pace: Pace, service_exports: bool) -> Self {
+        let resources = Resource::ALL.into_iter().chain(service_exports.then_some(Resource::SERVICE_EXPORTS));
+        let kinds = resources.clone().count();
         let (to, events) = mpsc::channel(QUEUE);
-        let (listed, lists) = mpsc::channel(Resource::ALL.len());
+        let (listed, lists) = mpsc::channel(kinds);
         let mut tasks = JoinSet::new();
-        for resource in Resource::ALL {
+        for resource in resources {
             let sink = Sink { events: to.clone(), listed: listed.clone() };
             tasks.spawn(follow(client.clone(), resource, pace, sink));
         }
-        tasks.spawn(say_synced(lists, to));
+        tasks.spawn(say_synced(kinds, lists, to));
         Self { events, _tasks: tasks }
     }
 
@@ -47,8 +49,8 @@ impl KubeSource {
 }
 
 /// What each kind's first list held is in the queue by the time it is counted here.
-async fn say_synced(mut lists: mpsc::Receiver<()>, to: mpsc::Sender<SourceEvent>) {
-    for _ in Resource::ALL {
+async fn say_synced(kinds: usize, mut lists: mpsc::Receiver<()>, to: mpsc::Sender<SourceEvent>) {
+    for _ in 0..kinds {
         if lists.recv().await.is_none() {
             return;
         }
