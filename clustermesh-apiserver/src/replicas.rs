@@ -22,8 +22,10 @@ pub const REPLICAS: &str = "hawser/private/replicas/v1/";
 
 /// One that is gone is remembered for so long.
 const TTL_SECONDS: i64 = 60;
-/// How often what was heard is written, when it is something new; agents report every 20 s.
+/// How often the lease is kept and what was heard is written; agents report every 20 s.
 const EVERY: Duration = Duration::from_secs(15);
+/// How soon an agent that was not heard here before is known to other replicas.
+const LOOK: Duration = Duration::from_secs(1);
 const RESIGN_WITHIN: Duration = Duration::from_secs(2);
 
 /// This process among its like.
@@ -71,45 +73,58 @@ impl Replica {
     /// Says that this replica is there and whom it has heard, until told to stop.
     pub async fn run(self, own: Own, board: Arc<Board>, stop: CancellationToken) {
         let mut kept = None;
-        let mut failing = false;
         loop {
-            let said = self.say(&own, &board, &mut kept).await;
-            if let (Err(error), false) = (&said, failing) {
+            let heard = heard(&board, Instant::now(), SystemTime::now());
+            if kept.as_ref().is_none_or(|kept: &Kept| kept.is_due(&heard))
+                && let Err(error) = self.say(&own, heard, &mut kept).await
+            {
                 tracing::debug!(%error, "which agents were heard here is not known to other replicas");
             }
-            failing = said.is_err();
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(EVERY) => {}
+                () = tokio::time::sleep(LOOK) => {}
             }
         }
-        if let Some((lease, _)) = kept {
+        if let Some(Kept { lease, .. }) = kept {
             // Who cannot be told finds out by the lease.
             let _ = tokio::time::timeout(RESIGN_WITHIN, own.revoke_lease(lease)).await;
         }
     }
 
-    async fn say(
-        &self,
-        own: &Own,
-        board: &Board,
-        kept: &mut Option<(LeaseId, Bytes)>,
-    ) -> Result<(), WriteError> {
-        let value = print(&heard(board, Instant::now(), SystemTime::now()));
-        let lease = match kept {
-            Some((lease, _)) if own.keep_lease(*lease).await.is_ok() => *lease,
-            _ => {
-                *kept = None;
+    async fn say(&self, own: &Own, heard: Heard, kept: &mut Option<Kept>) -> Result<(), WriteError> {
+        let before = kept.take();
+        let lease = match &before {
+            Some(Kept { lease, .. }) if own.keep_lease(*lease).await.is_ok() => Some(*lease),
+            _ => None,
+        };
+        let goes_on = lease.is_some() && before.is_some_and(|before| before.heard == heard);
+        let lease = match lease {
+            Some(lease) => lease,
+            None => {
                 let lease = rand::random_range(1..=LeaseId::MAX);
                 own.grant_lease(lease, TTL_SECONDS).await?;
                 lease
             }
         };
-        if kept.as_ref().is_none_or(|(_, said)| *said != value) {
-            own.put_leased(&format!("{REPLICAS}{}", self.key()), value.clone(), lease).await?;
+        if !goes_on {
+            own.put_leased(&format!("{REPLICAS}{}", self.key()), print(&heard), lease).await?;
         }
-        *kept = Some((lease, value));
+        *kept = Some(Kept { lease, heard, at: Instant::now() });
         Ok(())
+    }
+}
+
+/// What is written of this replica.
+struct Kept {
+    lease: LeaseId,
+    heard: Heard,
+    at: Instant,
+}
+
+impl Kept {
+    /// An agent that was never heard here is news; when a known one spoke again can wait.
+    fn is_due(&self, heard: &Heard) -> bool {
+        self.at.elapsed() >= EVERY || !heard.keys().eq(self.heard.keys())
     }
 }
 
