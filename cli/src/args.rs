@@ -17,6 +17,7 @@ Examples, on a node of us-east:
   hawser ca bundle --for eu-west -o to-eu.yaml    what eu-west needs to know of us-east
   hawser connect from-eu.yaml                     admit eu-west by its bundle
   hawser status                                   clusters, nodes, tunnels, services
+  hawser export list                              what each peer may read of this cluster
   hawser service get shop/cart                    who answers for a service, and who may be chosen now
 
 Exit codes: 0 done, 1 failed, 64 bad arguments or refused before anything was changed."
@@ -118,6 +119,11 @@ Examples:
     Service {
         #[command(subcommand)]
         verb: ServiceVerb,
+    },
+    /// What each peer may read of this cluster, and what stays home
+    Export {
+        #[command(subcommand)]
+        verb: ExportVerb,
     },
     /// The operations that this node's next reconcile would do; none when all is as it should be
     #[command(after_help = "Example:\n  hawser plan -o json | jq '.operations | length'")]
@@ -284,6 +290,30 @@ impl RotateArgs {
     pub(crate) fn timeout(&self) -> std::time::Duration {
         std::time::Duration::from_secs(self.wait)
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportVerb {
+    /// Every peer, its filter, and how much of what there is it sees
+    #[command(after_help = "\
+The filters are `exports:` in the API server's cluster.yaml; without it every peer reads the global services, the pods behind
+them, their identities, and the nodes.
+
+Examples:
+  hawser export list
+  hawser export list -o json | jq '.peers[] | {peer, view, hidden: .endpoints.hidden}'")]
+    List(Shape),
+    /// One peer: its filter in words, and each global service with whether it is exported
+    #[command(after_help = "\
+Examples:
+  hawser export show eu-west
+  hawser export show eu-west -o json | jq -r '.services[] | select(.visible | not) | .service'")]
+    Show {
+        /// The peer's name
+        peer: String,
+        #[command(flatten)]
+        shape: Shape,
+    },
 }
 
 #[derive(Debug, Subcommand)]

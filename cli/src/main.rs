@@ -4,6 +4,7 @@ mod args;
 mod ca;
 mod cilium;
 mod connection;
+mod export;
 mod mesh;
 mod output;
 mod rotate;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::args::{Args, CaVerb, CiliumVerb, ServiceVerb, Verb};
+use crate::args::{Args, CaVerb, CiliumVerb, ExportVerb, ServiceVerb, Verb};
 
 /// Bad arguments, or something that was refused before anything was changed (sysexits.h, EX_USAGE).
 const EXIT_USAGE: u8 = 64;
@@ -79,6 +80,10 @@ async fn run(args: &Args) -> Result<()> {
         Verb::Service { verb: ServiceVerb::List(shape) } => services::list(global, shape.output).await,
         Verb::Service { verb: ServiceVerb::Get { service, shape } } => {
             services::get(global, service, shape.output).await
+        }
+        Verb::Export { verb: ExportVerb::List(shape) } => export::list(global, shape.output).await,
+        Verb::Export { verb: ExportVerb::Show { peer, shape } } => {
+            export::show(global, peer, shape.output).await
         }
         Verb::Plan(shape) => mesh::plan(global, shape.output).await,
         Verb::Version => output::line(&format!("hawser {}", env!("CARGO_PKG_VERSION"))),

@@ -85,6 +85,7 @@ fn server_section(status: &admin::StatusReply) -> Result<()> {
                 "ENDPOINTS",
                 "IDENTITIES",
                 "REFUSED",
+                "READS",
             ],
             &rows,
         )?;
@@ -114,6 +115,7 @@ fn peer_row(peer: &PeerStatus) -> Vec<String> {
         peer.endpoints.to_string(),
         peer.identities.to_string(),
         peer.refused.values().sum::<u64>().to_string(),
+        format!("exports.{}", peer.exports),
     ]
 }
 
