@@ -13,7 +13,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # bpf-linker must read the bitcode of exactly the compiler in rust-toolchain.toml (LLVM 22): move both together.
 BPF_LINKER_VERSION := 0.10.4
 
-APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server iproute2 iptables \
+APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server frr iproute2 iptables \
 	iperf3 iputils-ping jq nftables openssl procps qemu-system-x86 socat tcpdump wireguard-go wireguard-tools
 
 .PHONY: help setup build demo bench-lb bench-tunnel bench-store soak test test-vm vm-kernel check fmt lint doc unit layers clean
@@ -64,8 +64,10 @@ vm-kernel: setup ## Debian's own kernel, unpacked for `hawser-lab vm`
 		apt-get -qq -o APT::Sandbox::User=root download "$$image"; \
 		dpkg-deb -x "$$image"_*.deb unpacked; mv unpacked kernel; }
 
-test-vm: build vm-kernel ## acts 1 to 3 on Debian 12's own kernel (6.1: clsact, WireGuard in the kernel), in QEMU
-	@target/debug/hawser-lab vm -- hawser-lab demo --acts 3 --fast
+test-vm: build vm-kernel ## WireGuard in the kernel, and acts 1 to 3, on Debian 12's own kernel (6.1: clsact, WireGuard in the kernel), in QEMU
+	@tests=$$(cargo test --locked -p hawser-tunnels-linux --test vm --no-run --message-format=json | jq -r 'select(.executable and .target.name == "vm") | .executable'); \
+	target/debug/hawser-lab vm --minutes 3 --with "$$tests" -- "$$tests" --test-threads=2
+	@target/debug/hawser-lab vm --minutes 5 -- hawser-lab demo --acts 3 --fast
 
 test: setup ## everything that must hold
 	@$(MAKE) --no-print-directory fmt lint layers doc unit

@@ -56,6 +56,7 @@ fn server_section(status: &admin::StatusReply) -> Result<()> {
         status.revision,
         status.store
     ))?;
+    status.replica.as_ref().map_or(Ok(()), replica_line)?;
     line(&format!(
         "exports {} services, {} endpoints, {} identities",
         status.services, status.endpoints, status.identities
@@ -89,6 +90,8 @@ fn server_section(status: &admin::StatusReply) -> Result<()> {
             ],
             &rows,
         )?;
+        let rows: Vec<_> = status.peers.iter().map(limits_row).collect();
+        table(&["PEER", "KEYS", "BYTES", "HELD-BACK", "CONNECTIONS", "WATCHES", "REFUSED-REQUESTS"], &rows)?;
     }
     for peer in status.peers.iter().filter(|peer| !peer.reason.is_empty()) {
         line(&format!("! {}: {}", peer.name, peer.reason))?;
@@ -99,8 +102,31 @@ fn server_section(status: &admin::StatusReply) -> Result<()> {
         for (reason, count) in refused {
             line(&format!("! {}: {count} entries refused: {reason}", peer.name))?;
         }
+        let mut refused: Vec<_> = peer.refused_requests.iter().collect();
+        refused.sort();
+        for (limit, count) in refused {
+            line(&format!("! {}: {count} times refused what it asked of us: {limit}", peer.name))?;
+        }
     }
     status.source_errors.iter().try_for_each(|error| line(&format!("! {error}")))
+}
+
+/// Who answered, who exports and since when, and who else is there.
+fn replica_line(replica: &admin::ReplicaStatus) -> Result<()> {
+    let since = ago(replica.leader_ms_ago);
+    let exports = match (&replica.leader, replica.exports) {
+        (leader, _) if leader.is_empty() => "no replica exports now".to_owned(),
+        (leader, true) if *leader == replica.name => format!("exports, leads for {since}"),
+        (leader, false) if *leader == replica.name => {
+            format!("leads for {since}, has not exported its source yet")
+        }
+        (leader, _) => format!("{leader} exports, leads for {since}"),
+    };
+    let others = match replica.replicas.len() {
+        0 | 1 => String::new(),
+        count => format!("; {count} replicas: {}", replica.replicas.join(", ")),
+    };
+    line(&format!("replica {}: {exports}{others}", replica.name))
 }
 
 fn peer_row(peer: &PeerStatus) -> Vec<String> {
@@ -119,14 +145,32 @@ fn peer_row(peer: &PeerStatus) -> Vec<String> {
     ]
 }
 
+/// What a peer uses of its limits.
+fn limits_row(peer: &PeerStatus) -> Vec<String> {
+    let of = |name: &str| {
+        let limit = peer.limits.iter().find(|limit| limit.name == name);
+        limit.map_or_else(|| "-".to_owned(), |limit| format!("{}/{}", limit.used.max(0), limit.limit))
+    };
+    vec![
+        peer.name.clone(),
+        of("keys"),
+        of("bytes"),
+        if peer.held_ms < 0 { "no".to_owned() } else { ago(peer.held_ms) },
+        of("connections"),
+        of("watches"),
+        peer.refused_requests.values().sum::<u64>().to_string(),
+    ]
+}
+
 fn agent_section(status: &local::StatusReply) -> Result<()> {
     let up = status.tunnels.iter().filter(|tunnel| tunnel.health == "up").count();
     line(&format!(
-        "node {}/{} ({}): {up}/{} tunnels up, {} services, {} pods here",
+        "node {}/{} ({}): {up}/{} tunnels up, WireGuard by {}, {} services, {} pods here",
         status.cluster,
         status.node,
         status.mesh_ipv4,
         status.tunnels.len(),
+        if status.wireguard == "kernel" { "the kernel" } else { "the agent" },
         status.services,
         status.local_pods
     ))?;

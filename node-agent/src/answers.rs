@@ -10,7 +10,7 @@ use hawser_discovery::{About, NodeId, Transition};
 use hawser_discovery_net::EchoSnapshot;
 use hawser_ebpf_abi::{Kind, Reason};
 use hawser_model::{ClusterHealth, ClusterId, ClusterName, Time};
-use hawser_tunnels_linux::Stats;
+use hawser_tunnels_linux::{Choice, Stats};
 
 use crate::clock::{self, Clock, millis};
 
@@ -52,6 +52,7 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         cluster_word_writes: words.clusters,
         node_word_writes: words.nodes,
         transitions: agent.transitions().map(|t| transition(t, agent, &names, clock)).collect(),
+        wireguard: String::new(),
     }
 }
 
@@ -97,6 +98,10 @@ pub(crate) fn measure(
         .flat_map(|stats| &stats.peers)
         .map(|(key, peer)| (STANDARD.encode(key.as_bytes()), peer))
         .collect();
+    if let Some(stats) = stats {
+        let choice = if stats.in_kernel { Choice::Kernel } else { Choice::Userspace };
+        choice.as_str().clone_into(&mut reply.wireguard);
+    }
     for tunnel in &mut reply.tunnels {
         if let Some(peer) = by_key.get(&tunnel.public_key) {
             tunnel.last_handshake_ms_ago = peer.last_handshake.map_or(-1, |at| millis(clock::ago(at)));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hawser_discovery::LivenessConfig;
 use hawser_model::{NodeName, ServerUrl};
 use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark};
+use hawser_tunnels_linux::Choice;
 use serde::{Deserialize, Serialize};
 
 pub const DEFAULT_PATH: &str = "/etc/hawser/agent.yaml";
@@ -22,6 +23,7 @@ struct File {
     state: PathBuf,
     socket: PathBuf,
     device: String,
+    wireguard: String,
     port: u16,
     mtu: u16,
     mark: u32,
@@ -72,6 +74,7 @@ impl Default for File {
             state: "/var/lib/hawser/agent".into(),
             socket: "/run/hawser/agent.sock".into(),
             device: "hawser0".into(),
+            wireguard: Choice::Auto.as_str().into(),
             port: 51_871,
             mtu: 1_420,
             mark: 0x0048_0000,
@@ -144,6 +147,8 @@ pub struct Config {
     pub state: PathBuf,
     pub socket: PathBuf,
     pub device: DeviceName,
+    /// Who encrypts.
+    pub wireguard: Choice,
     pub port: u16,
     pub mtu: u16,
     pub mark: Mark,
@@ -197,6 +202,9 @@ impl Config {
             DeviceName::parse(text).map_err(|why| value(key, &text, &why, "an interface's name like hawser0"))
         };
         let device = name("device", &file.device)?;
+        let wireguard = Choice::parse(&file.wireguard).ok_or_else(|| {
+            value("wireguard", &file.wireguard, &"is no way to encrypt", "auto, kernel or userspace")
+        })?;
         let underlay = match &file.underlay {
             UnderlayFile::Word(word) if word == "auto" => Underlay::Auto,
             UnderlayFile::Word(word) => {
@@ -223,6 +231,7 @@ impl Config {
             state: file.state,
             socket: file.socket,
             device,
+            wireguard,
             port: file.port,
             mtu: file.mtu,
             mark: Mark { value: file.mark, mask: file.mark_mask },
@@ -298,6 +307,7 @@ impl fmt::Display for Config {
         writeln!(f, "state: {}", self.state.display())?;
         writeln!(f, "socket: {}", self.socket.display())?;
         writeln!(f, "device: {}", self.device)?;
+        writeln!(f, "wireguard: {}", self.wireguard.as_str())?;
         writeln!(f, "port: {}", self.port)?;
         writeln!(f, "mtu: {}", self.mtu)?;
         writeln!(f, "mark: {:#010x}", self.mark.value)?;

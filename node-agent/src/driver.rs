@@ -12,7 +12,7 @@ use hawser_discovery::{NodeId, Transition};
 use hawser_discovery_net::{Echo, EchoConfig};
 use hawser_model::{ClusterHealth, ClusterName};
 use hawser_telemetry::{Pulse, Watchdog, span};
-use hawser_tunnels_linux::{Driver as _, UserspaceDriver};
+use hawser_tunnels_linux::{Driver as _, WireguardDriver};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -56,7 +56,7 @@ pub(crate) struct Driver {
     pub state: Arc<StateDir>,
     pub agent: Agent,
     pub followers: Followers,
-    pub tunnels: Arc<UserspaceDriver>,
+    pub tunnels: Arc<WireguardDriver>,
     pub datapath: Arc<Datapath>,
     pub looker: Arc<Looker>,
     /// What the last run probed; probing goes on before the first plan.

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use hawser_agent_core::Plan;
 use hawser_telemetry::span;
 use hawser_tunnels::{Desired, Op};
-use hawser_tunnels_linux::{Driver, UserspaceDriver};
+use hawser_tunnels_linux::{Driver, WireguardDriver};
 use tokio::task::JoinHandle;
 
 use crate::datapath::Datapath;
@@ -37,7 +37,7 @@ pub(crate) struct Step {
 pub(crate) fn reconcile(
     plan: &Plan,
     underlay: &BTreeSet<u32>,
-    tunnels: &UserspaceDriver,
+    tunnels: &WireguardDriver,
     datapath: &Datapath,
 ) -> Outcome {
     let mut problems = Vec::new();
@@ -59,7 +59,7 @@ pub(crate) async fn outcome_of(work: JoinHandle<Outcome>) -> Outcome {
 fn attempt(
     plan: &Plan,
     underlay: &BTreeSet<u32>,
-    tunnels: &UserspaceDriver,
+    tunnels: &WireguardDriver,
     datapath: &Datapath,
     problems: &mut Vec<String>,
 ) -> Option<()> {
@@ -78,7 +78,7 @@ fn attempt(
 }
 
 /// What the tunnels need, checked; the plan's own problems are told and do not stop the rest.
-fn steps(desired: &Desired, tunnels: &UserspaceDriver, problems: &mut Vec<String>) -> Option<Vec<Op>> {
+fn steps(desired: &Desired, tunnels: &WireguardDriver, problems: &mut Vec<String>) -> Option<Vec<Op>> {
     let observed = match tunnels.observe() {
         Ok(observed) => observed,
         Err(error) => {
@@ -95,7 +95,7 @@ fn steps(desired: &Desired, tunnels: &UserspaceDriver, problems: &mut Vec<String
     Some(plan.ops)
 }
 
-fn apply(ops: &[Op], tunnels: &UserspaceDriver, problems: &mut Vec<String>) -> Option<()> {
+fn apply(ops: &[Op], tunnels: &WireguardDriver, problems: &mut Vec<String>) -> Option<()> {
     for op in ops {
         tracing::debug!(%op, "tunnels");
         if let Err(error) = tunnels.apply(op) {
@@ -126,7 +126,7 @@ fn keeps_out(op: &Op) -> bool {
 }
 
 /// Brings the tunnels of an earlier run back, and takes nothing away.
-pub(crate) fn revive(desired: &Desired, tunnels: &UserspaceDriver) -> Vec<String> {
+pub(crate) fn revive(desired: &Desired, tunnels: &WireguardDriver) -> Vec<String> {
     let mut problems = Vec::new();
     if let Some(ops) = steps(desired, tunnels, &mut problems) {
         let making: Vec<_> = ops.into_iter().filter(|op| !is_breaking(op)).collect();
@@ -139,7 +139,7 @@ pub(crate) fn revive(desired: &Desired, tunnels: &UserspaceDriver) -> Vec<String
 pub(crate) fn preview(
     plan: &Plan,
     underlay: &BTreeSet<u32>,
-    tunnels: &UserspaceDriver,
+    tunnels: &WireguardDriver,
     datapath: &Datapath,
 ) -> anyhow::Result<Vec<Step>> {
     let mut steps = Vec::new();

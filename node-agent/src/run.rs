@@ -5,7 +5,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use hawser_agent_core::{Agent, HealthWords};
 use hawser_ebpf_abi::size;
-use hawser_tunnels_linux::{Driver as _, EngineConfig, PrivateKey, UserspaceDriver};
+use hawser_tunnels_linux::{
+    Choice, Driver as _, PrivateKey, WireguardConfig, WireguardDriver, kernel_listens,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -30,7 +32,9 @@ pub async fn run(config: Config) -> Result<()> {
     preflight::root()?;
     let mounts = preflight::mounts()?;
     preflight::kernel()?;
-    preflight::free_port(config.port)?;
+    if !kernel_listens(&config.device, config.port) {
+        preflight::free_port(config.port)?;
+    }
     // From here on something is changed: a node that cannot run us has been refused by now.
     let state = Arc::new(StateDir::open(&config.state)?);
     let probes = Probes::new(state.path(join::CERTIFICATE));
@@ -78,7 +82,7 @@ async fn start(
     tracing::info!(cluster = %agent_config.cluster, index = %agent_config.index, "this node's place is known");
     // From here on the kernel is changed.
     let remembered = remembered(&state)?;
-    let tunnels = Arc::new(start_tunnels(&config, &state)?);
+    let tunnels = Arc::new(start_tunnels(&config, &state, config.wireguard)?);
     // The last run's programs steer packets still: the sooner there is a tunnel for them, the better.
     for problem in revive(&remembered.tunnels(&agent_config), &tunnels) {
         tracing::warn!(problem, "bringing back the tunnels of the last run");
@@ -131,8 +135,9 @@ fn remembered(state: &StateDir) -> Result<Memory> {
     }
 }
 
-fn start_tunnels(config: &Config, state: &StateDir) -> Result<UserspaceDriver> {
-    let engine = EngineConfig {
+fn start_tunnels(config: &Config, state: &StateDir, choice: Choice) -> Result<WireguardDriver> {
+    let engine = WireguardConfig {
+        choice,
         device: config.device.clone(),
         port: config.port,
         mtu: config.mtu,
@@ -140,7 +145,7 @@ fn start_tunnels(config: &Config, state: &StateDir) -> Result<UserspaceDriver> {
         table: config.table,
         private_key: state.path(WIREGUARD_KEY),
     };
-    UserspaceDriver::start(engine).with_context(|| format!("starting the tunnels of {}", config.device))
+    WireguardDriver::start(engine).with_context(|| format!("starting the tunnels of {}", config.device))
 }
 
 fn stop_signal() -> Result<oneshot::Receiver<()>> {
@@ -165,7 +170,8 @@ pub async fn remove(config: Config) -> Result<()> {
     let state = StateDir::open(&config.state)?;
     // The programs first: they steer packets to the tunnel.
     Datapath::remove(&mounts, &config)?;
-    let tunnels = start_tunnels(&config, &state)?;
+    // Of whatever kind it is.
+    let tunnels = start_tunnels(&config, &state, Choice::Auto)?;
     tunnels.remove().with_context(|| format!("removing {}", config.device))?;
     state.forget(memory::FILE)?;
     Ok(())

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use hawser_model::PublicKey;
 use hawser_tunnels::{DeviceName, Observed, Op};
 
-use crate::{ConfigError, EngineError, KeyError};
+use crate::{Choice, ConfigError, EngineError, KeyError, Kind};
 
 /// A way to carry tunnels on this machine. All calls block on the kernel (milliseconds); call them from a thread that may.
 pub trait Driver: Send + Sync {
@@ -30,6 +30,8 @@ pub struct Stats {
     pub peers: BTreeMap<PublicKey, PeerStats>,
     /// Packets that were not carried, by reason; every reason is listed, also at zero.
     pub drops: Vec<(&'static str, u64)>,
+    /// Whether the kernel encrypts, or this process.
+    pub in_kernel: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +55,16 @@ pub enum DriverError {
     OpenNetlink { source: io::Error },
     #[error("the kernel refused to {doing}: {source}")]
     Netlink { doing: String, source: io::Error },
-    #[error("{device}'s engine refused to {doing}: {source}")]
+    #[error(
+        "{device} is {found}, and `wireguard: {}` asks for another. fix: run `hawser-node-agent --remove`, which takes it away, and start again; or set wireguard: auto",
+        choice.as_str()
+    )]
+    OtherKind { device: DeviceName, found: Kind, choice: Choice },
+    #[error(
+        "this kernel has no WireGuard (link kind \"wireguard\": EOPNOTSUPP). fix: load its module (`modprobe wireguard`), or set wireguard: auto"
+    )]
+    NoKernelWireguard,
+    #[error("{device}'s WireGuard refused to {doing}: {source}")]
     Wireguard { device: DeviceName, doing: String, source: io::Error },
     #[error(
         "{device} is to use the key {wanted:?}, but this driver holds {held:?}. fix: publish the key of the driver's key file"

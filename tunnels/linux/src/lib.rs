@@ -1,9 +1,10 @@
 //! Tunnels in Linux: carries out what `hawser-tunnels` planned, and decides nothing.
 //!
 //! ```text
-//!               Op                        get=1, set=1 (unix socket, the `wg` tool speaks it too)
-//! hawser-tunnels ──> UserspaceDriver ──wireguard-control──> uapi ──> engine ── TUN (persistent)
-//!                          │                                           └────── UDP (marked)
+//!               Op                                 ┌─ generic netlink ──> the kernel's WireGuard
+//! hawser-tunnels ──> WireguardDriver ──wireguard-control
+//!                          │                        └─ get=1, set=1 ──> uapi ──> engine ── TUN (persistent)
+//!                          │                          (the `wg` tool speaks both)     └── UDP (marked)
 //!                          └──netlink──> link, addresses, routes, rules
 //! ```
 //! Stop is not remove: dropping a driver leaves device, routes and rules in place, and the next start adopts them.
@@ -15,11 +16,12 @@ mod net;
 mod offload;
 mod tun;
 mod uapi;
-mod userspace;
 mod wg;
+mod wireguard;
 
 pub use driver::{Driver, DriverError, PeerStats, Stats};
 pub use engine::{Engine, EngineError, EngineSettings, MAX_MTU};
 pub use key::{KeyError, PrivateKey};
+pub use net::Kind;
 pub use uapi::{SetDevice, SetPeer, parse_set};
-pub use userspace::{ConfigError, EngineConfig, UserspaceDriver};
+pub use wireguard::{Choice, ConfigError, WireguardConfig, WireguardDriver, kernel_listens};

@@ -1,6 +1,7 @@
 //! The device and the addresses on it.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
@@ -11,17 +12,39 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    Stats64,
 };
 
 use super::netlink::Netlink;
 use super::{address_family, unless};
 
-#[derive(Clone, Copy, Debug)]
+/// What a device is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The kernel's WireGuard.
+    Wireguard,
+    Tun,
+    Other(String),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wireguard => f.write_str("a WireGuard device of the kernel"),
+            Self::Tun => f.write_str("a TUN, as WireGuard in user space has"),
+            Self::Other(kind) => write!(f, "a device of kind {kind:?}"),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(crate) struct Link {
+    pub(crate) kind: Kind,
     pub(crate) index: u32,
     pub(crate) up: bool,
     pub(crate) mtu: u32,
+    pub(crate) counted: Stats64,
 }
 
 pub(super) fn find(netlink: &mut Netlink, name: &DeviceName) -> io::Result<Option<Link>> {
@@ -38,8 +61,36 @@ pub(super) fn find(netlink: &mut Netlink, name: &DeviceName) -> io::Result<Optio
             _ => None,
         });
         let up = link.header.flags.contains(LinkFlags::Up);
-        Some(Link { index: link.header.index, up, mtu: mtu.unwrap_or(0) })
+        let counted = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(counted) => Some(*counted),
+            _ => None,
+        });
+        let kind = kind(&link);
+        Some(Link {
+            kind,
+            index: link.header.index,
+            up,
+            mtu: mtu.unwrap_or(0),
+            counted: counted.unwrap_or_default(),
+        })
     }))
+}
+
+fn kind(link: &LinkMessage) -> Kind {
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let kind = infos.flatten().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    });
+    match kind {
+        Some(InfoKind::Wireguard) => Kind::Wireguard,
+        Some(InfoKind::Tun) => Kind::Tun,
+        Some(other) => Kind::Other(other.to_string()),
+        None => Kind::Other("none".to_owned()),
+    }
 }
 
 pub(super) fn set_up(netlink: &mut Netlink, index: u32, mtu: u16) -> io::Result<()> {

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::RouteProtocol;
 
+pub use link::Kind;
 pub(crate) use link::Link;
 use netlink::Netlink;
 
@@ -43,6 +44,17 @@ impl Net {
 
     pub(crate) fn link(&mut self) -> io::Result<Option<Link>> {
         link::find(&mut self.netlink, &self.device)
+    }
+
+    /// What the kernel's device counts (`wg_xmit`, `wg_receive`: drivers/net/wireguard): without a reason each, but counted.
+    pub(crate) fn drops(&mut self) -> io::Result<Vec<(&'static str, u64)>> {
+        let counted = self.link()?.map(|link| link.counted).unwrap_or_default();
+        Ok(vec![
+            ("kernel-tx-errors", counted.tx_errors),
+            ("kernel-tx-dropped", counted.tx_dropped),
+            ("kernel-rx-errors", counted.rx_errors),
+            ("kernel-rx-dropped", counted.rx_dropped),
+        ])
     }
 
     pub(crate) fn set_up(&mut self, mtu: u16) -> io::Result<()> {

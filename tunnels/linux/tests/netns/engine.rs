@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use hawser_tunnels::DeviceName;
-use hawser_tunnels_linux::{ConfigError, DriverError, EngineError, UserspaceDriver};
+use hawser_tunnels_linux::{ConfigError, DriverError, EngineError, WireguardDriver};
 
 use crate::node::{Node, PORT, config, connected, endpoint, mesh_v4, mesh_v6, nets};
 use crate::raw::{Raw, ipv4_udp, key, socket};
@@ -156,7 +156,7 @@ fn what_cannot_start_says_why_and_changes_nothing() {
     let world = World::new();
     let node = Node::start(&world.a, 1);
     let keys = tempfile::tempdir().unwrap();
-    let start = |config| world.a.inside(|| UserspaceDriver::start(config)).unwrap_err();
+    let start = |config| world.a.inside(|| WireguardDriver::start(config)).unwrap_err();
 
     let free = config(DeviceName::parse(&unique()).unwrap(), keys.path().join("key"));
     let error = start(free.clone());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use hawser_model::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, NodeName, PublicKey};
 use hawser_tunnels::{Desired, Device, DeviceName, Mark, Op, Peer, PeerName, check, plan};
-use hawser_tunnels_linux::{Driver, EngineConfig, Stats, UserspaceDriver};
+use hawser_tunnels_linux::{Choice, Driver, Stats, WireguardConfig, WireguardDriver};
 use ipnet::IpNet;
 
 use crate::world::{Netns, unique};
@@ -17,17 +17,26 @@ pub(crate) const PORT: u16 = 51871;
 
 pub(crate) struct Node<'a> {
     pub(crate) netns: &'a Netns,
-    pub(crate) driver: UserspaceDriver,
+    pub(crate) driver: WireguardDriver,
     pub(crate) desired: Desired,
+    pub(crate) config: WireguardConfig,
     _keys: tempfile::TempDir,
 }
 
-pub(crate) fn config(device: DeviceName, private_key: PathBuf) -> EngineConfig {
-    EngineConfig { device, port: PORT, mtu: 1420, mark: MARK, table: TABLE, private_key }
+pub(crate) fn config(device: DeviceName, private_key: PathBuf) -> WireguardConfig {
+    WireguardConfig {
+        choice: Choice::Userspace,
+        device,
+        port: PORT,
+        mtu: 1420,
+        mark: MARK,
+        table: TABLE,
+        private_key,
+    }
 }
 
 /// Cluster `c<n>`, whose node has 240.n.0.1 and fd68:6177:7365:n::1.
-pub(crate) fn desired(config: &EngineConfig, public_key: PublicKey, n: u8) -> Desired {
+pub(crate) fn desired(config: &WireguardConfig, public_key: PublicKey, n: u8) -> Desired {
     Desired {
         device: Device {
             name: config.device.clone(),
@@ -47,11 +56,16 @@ pub(crate) fn desired(config: &EngineConfig, public_key: PublicKey, n: u8) -> De
 
 impl<'a> Node<'a> {
     pub(crate) fn start(netns: &'a Netns, n: u8) -> Self {
+        Self::start_as(Choice::Userspace, netns, n)
+    }
+
+    pub(crate) fn start_as(choice: Choice, netns: &'a Netns, n: u8) -> Self {
         let keys = tempfile::tempdir().unwrap();
-        let config = config(DeviceName::parse(&unique()).unwrap(), keys.path().join("wireguard.key"));
-        let driver = netns.inside(|| UserspaceDriver::start(config.clone())).unwrap();
+        let device = DeviceName::parse(&unique()).unwrap();
+        let config = WireguardConfig { choice, ..config(device, keys.path().join("wireguard.key")) };
+        let driver = netns.inside(|| WireguardDriver::start(config.clone())).unwrap();
         let desired = desired(&config, driver.public_key(), n);
-        Self { netns, driver, desired, _keys: keys }
+        Self { netns, driver, desired, config, _keys: keys }
     }
 
     /// Adds a node of cluster `c<n>` as a peer, with routes to its mesh addresses and to `more`.
@@ -95,7 +109,11 @@ pub(crate) fn reconcile(driver: &dyn Driver, desired: &Desired) -> Vec<Op> {
 
 /// Two nodes that know each other and have nothing left to do.
 pub(crate) fn connected<'a>(a: &'a Netns, b: &'a Netns) -> (Node<'a>, Node<'a>) {
-    let (mut one, mut two) = (Node::start(a, 1), Node::start(b, 2));
+    connected_as([Choice::Userspace; 2], a, b)
+}
+
+pub(crate) fn connected_as<'a>(choices: [Choice; 2], a: &'a Netns, b: &'a Netns) -> (Node<'a>, Node<'a>) {
+    let (mut one, mut two) = (Node::start_as(choices[0], a, 1), Node::start_as(choices[1], b, 2));
     one.add_peer(2, two.driver.public_key(), endpoint([172, 31, 2, 2]), &[]);
     two.add_peer(1, one.driver.public_key(), endpoint([172, 31, 1, 2]), &[]);
     for node in [&one, &two] {

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use hawser_model::PublicKey;
 use hawser_tunnels::DeviceName;
-use hawser_tunnels_linux::{Driver, UserspaceDriver};
+use hawser_tunnels_linux::{Driver, WireguardDriver};
 
 use crate::node::{Node, config, desired, endpoint, mesh_v4, name, nets, reconcile};
 use crate::world::{Capture, Netns, World, eventually, run, send_udp, unique};
@@ -72,7 +72,7 @@ fn the_process_that_is_killed() {
     let dir = std::env::var("HAWSER_TEST_DIR").unwrap();
     let peer = unhex(&std::env::var("HAWSER_TEST_PEER").unwrap());
     let config = config(DeviceName::parse(&device).unwrap(), Path::new(&dir).join("wireguard.key"));
-    let driver = UserspaceDriver::start(config.clone()).unwrap();
+    let driver = WireguardDriver::start(config.clone()).unwrap();
     let mut desired = desired(&config, driver.public_key(), 1);
     let allowed = nets(&["240.2.0.1/32", "fd68:6177:7365:2::1/128", "10.2.0.0/16"]);
     desired.routes = allowed.clone();

@@ -1,4 +1,5 @@
-//! The user-space driver: an engine in this process, configured through its own socket, and the kernel's part by netlink.
+//! The WireGuard driver: the kernel's device, or an engine in this process on a TUN; one client configures either, and
+//! the rest of the kernel's part (link, addresses, routes, rules) is the same.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -8,13 +9,40 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hawser_model::PublicKey;
 use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark, Observed, ObservedDevice, ObservedPeer, Op};
+use wireguard_control::Backend;
 
-use crate::net::Net;
-use crate::wg::Wg;
+use crate::net::{Kind, Net};
+use crate::wg::{View, Wg};
 use crate::{Driver, DriverError, Engine, EngineSettings, MAX_MTU, PrivateKey, Stats};
 
+/// Who encrypts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The one that the device is already of; else the kernel where it can, else this process.
+    #[default]
+    Auto,
+    Kernel,
+    Userspace,
+}
+
+impl Choice {
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Auto, Self::Kernel, Self::Userspace].into_iter().find(|choice| choice.as_str() == text)
+    }
+
+    /// As it is written in `agent.yaml`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
-pub struct EngineConfig {
+pub struct WireguardConfig {
+    pub choice: Choice,
     pub device: DeviceName,
     /// UDP, on every address of the machine; 0 takes a free one.
     pub port: u16,
@@ -39,48 +67,57 @@ pub enum ConfigError {
     Table { table: u32 },
 }
 
-pub struct UserspaceDriver {
-    config: EngineConfig,
+pub struct WireguardDriver {
+    config: WireguardConfig,
     key: PrivateKey,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     /// None once removed.
-    engine: Option<Engine>,
+    carrier: Option<Carrier>,
     net: Net,
     wg: Wg,
     /// Where each peer was put last: it may roam from there.
     configured: HashMap<PublicKey, SocketAddr>,
 }
 
-impl std::fmt::Debug for UserspaceDriver {
+/// What has the keys of the sessions.
+enum Carrier {
+    Engine(Box<Engine>),
+    Kernel,
+}
+
+impl std::fmt::Debug for WireguardDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "user-space tunnels of {}", self.config.device)
+        write!(f, "WireGuard tunnels of {}", self.config.device)
     }
 }
 
-impl UserspaceDriver {
+impl WireguardDriver {
     /// Creates or adopts the device, in the network namespace of this thread, and starts to carry packets for peers as
     /// soon as there are any. Nothing else changes until the first `apply`.
-    pub fn start(config: EngineConfig) -> Result<Self, DriverError> {
+    ///
+    /// A device that the kernel carries goes on while no driver runs; one of this process waits for the next.
+    pub fn start(config: WireguardConfig) -> Result<Self, DriverError> {
         check(&config)?;
         let key = PrivateKey::load_or_create(&config.private_key)?;
-        let net = Net::open(config.device.clone(), config.table)
+        let mut net = Net::open(config.device.clone(), config.table)
             .map_err(|source| DriverError::OpenNetlink { source })?;
-        let engine = Engine::start(EngineSettings {
-            device: config.device.clone(),
-            key: key.clone(),
-            port: config.port,
-            mark: config.mark.value,
-            mtu: config.mtu,
-        })?;
-        let wg = Wg::new(config.device.clone()).map_err(|source| DriverError::Wireguard {
-            device: config.device.clone(),
-            doing: "take its name".into(),
-            source,
-        })?;
-        let inner = Inner { engine: Some(engine), net, wg, configured: HashMap::new() };
+        let kernel = in_kernel(&config, &mut net)?;
+        let carrier = if kernel {
+            Carrier::Kernel
+        } else {
+            Carrier::Engine(Box::new(Engine::start(EngineSettings {
+                device: config.device.clone(),
+                key: key.clone(),
+                port: config.port,
+                mark: config.mark.value,
+                mtu: config.mtu,
+            })?))
+        };
+        let wg = wg(&config, if kernel { Backend::Kernel } else { Backend::Userspace })?;
+        let inner = Inner { carrier: Some(carrier), net, wg, configured: HashMap::new() };
         Ok(Self { config, key, inner: Mutex::new(inner) })
     }
 
@@ -91,7 +128,11 @@ impl UserspaceDriver {
 
     /// The UDP port in use, also when the configuration left it to the kernel.
     pub fn port(&self) -> Result<u16, DriverError> {
-        Ok(self.engine(&self.lock())?.port())
+        let inner = self.lock();
+        match self.carrier(&inner)? {
+            Carrier::Engine(engine) => Ok(engine.port()),
+            Carrier::Kernel => Ok(inner.wg.view().map_err(self.wg_error("state its port"))?.port),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -99,8 +140,8 @@ impl UserspaceDriver {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn engine<'a>(&self, inner: &'a Inner) -> Result<&'a Engine, DriverError> {
-        inner.engine.as_ref().ok_or_else(|| DriverError::Removed { device: self.config.device.clone() })
+    fn carrier<'a>(&self, inner: &'a Inner) -> Result<&'a Carrier, DriverError> {
+        inner.carrier.as_ref().ok_or_else(|| DriverError::Removed { device: self.config.device.clone() })
     }
 
     fn wg_error(&self, doing: impl ToString) -> impl FnOnce(io::Error) -> DriverError {
@@ -109,7 +150,7 @@ impl UserspaceDriver {
     }
 }
 
-fn check(config: &EngineConfig) -> Result<(), ConfigError> {
+fn check(config: &WireguardConfig) -> Result<(), ConfigError> {
     if !(MIN_MTU_IPV6..=MAX_MTU).contains(&config.mtu) {
         return Err(ConfigError::Mtu { mtu: config.mtu });
     }
@@ -123,17 +164,60 @@ fn check(config: &EngineConfig) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Whether the kernel carries; its device is there afterwards. Refused before anything is changed when another kind of
+/// device has the name.
+fn in_kernel(config: &WireguardConfig, net: &mut Net) -> Result<bool, DriverError> {
+    let found = net.link().map_err(netlink_error("show the device"))?.map(|link| link.kind);
+    let device = || config.device.clone();
+    match (config.choice, found) {
+        (Choice::Auto | Choice::Kernel, Some(Kind::Wireguard)) => Ok(true),
+        (Choice::Auto | Choice::Userspace, Some(Kind::Tun)) => Ok(false),
+        (Choice::Userspace, None) => Ok(false),
+        (choice, Some(found)) => Err(DriverError::OtherKind { device: device(), found, choice }),
+        (choice, None) => match wg(config, Backend::Kernel)?.create() {
+            Ok(()) => Ok(true),
+            // The kernel has no such kind of link, or none that it could load.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => match choice {
+                Choice::Kernel => Err(DriverError::NoKernelWireguard),
+                Choice::Auto | Choice::Userspace => Ok(false),
+            },
+            Err(source) => {
+                Err(DriverError::Wireguard { device: device(), doing: "be created".into(), source })
+            }
+        },
+    }
+}
+
+/// Whether the kernel holds `port` for `device` already: then it is ours and not in anybody's way.
+pub fn kernel_listens(device: &DeviceName, port: u16) -> bool {
+    let view = Wg::new(device.clone(), Backend::Kernel).and_then(|wg| wg.view());
+    view.is_ok_and(|view| view.port == port)
+}
+
+fn wg(config: &WireguardConfig, backend: Backend) -> Result<Wg, DriverError> {
+    Wg::new(config.device.clone(), backend).map_err(|source| DriverError::Wireguard {
+        device: config.device.clone(),
+        doing: "take its name".into(),
+        source,
+    })
+}
+
 fn netlink_error(doing: impl ToString) -> impl FnOnce(io::Error) -> DriverError {
     let doing = doing.to_string();
     move |source| DriverError::Netlink { doing, source }
 }
 
-impl Driver for UserspaceDriver {
+impl Driver for WireguardDriver {
     fn observe(&self) -> Result<Observed, DriverError> {
         let mut inner = self.lock();
-        self.engine(&inner)?;
-        let view = inner.wg.view().map_err(self.wg_error("state its configuration"))?;
+        self.carrier(&inner)?;
         let link = inner.net.link().map_err(netlink_error("show the device"))?;
+        let view = if link.is_some() || !matches!(inner.carrier, Some(Carrier::Kernel)) {
+            inner.wg.view().map_err(self.wg_error("state its configuration"))?
+        } else {
+            // The kernel's peers went with its device.
+            View::default()
+        };
         let addresses = match &link {
             Some(link) => inner.net.addresses(link).map_err(netlink_error("list the device's addresses"))?,
             None => Default::default(),
@@ -158,9 +242,12 @@ impl Driver for UserspaceDriver {
 
     fn apply(&self, op: &Op) -> Result<(), DriverError> {
         let mut inner = self.lock();
-        let engine = self.engine(&inner)?;
+        let carrier = self.carrier(&inner)?;
         match op {
-            Op::CreateDevice { .. } => Ok(engine.reopen_if_gone()?),
+            Op::CreateDevice { .. } => match carrier {
+                Carrier::Engine(engine) => Ok(engine.reopen_if_gone()?),
+                Carrier::Kernel => inner.wg.create().map_err(self.wg_error(op)),
+            },
             Op::Configure { name, public_key, port, mark } => {
                 if *public_key != self.key.public() {
                     let (device, wanted, held) = (name.clone(), *public_key, self.key.public());
@@ -169,7 +256,9 @@ impl Driver for UserspaceDriver {
                 inner.wg.configure(&self.key, *port, mark.value).map_err(self.wg_error(op))
             }
             Op::SetLink { mtu, .. } => {
-                engine.set_mtu(*mtu);
+                if let Carrier::Engine(engine) = carrier {
+                    engine.set_mtu(*mtu);
+                }
                 inner.net.set_up(*mtu).map_err(netlink_error(op))
             }
             Op::AddPeer { public_key, endpoint, keepalive, .. } => {
@@ -188,8 +277,8 @@ impl Driver for UserspaceDriver {
             Op::Allow { public_key, prefixes, .. } => {
                 inner.wg.allow(*public_key, prefixes).map_err(self.wg_error(op))
             }
-            Op::Restrict { public_key, keep, .. } => {
-                inner.wg.replace_allowed(*public_key, keep).map_err(self.wg_error(op))
+            Op::Restrict { public_key, keep, drop, .. } => {
+                inner.wg.restrict(*public_key, keep, drop).map_err(self.wg_error(op))
             }
             Op::RemovePeer { public_key } => {
                 inner.wg.remove_peer(*public_key).map_err(self.wg_error(op))?;
@@ -201,18 +290,24 @@ impl Driver for UserspaceDriver {
     }
 
     fn stats(&self) -> Result<Stats, DriverError> {
-        let inner = self.lock();
-        let drops = self.engine(&inner)?.drops();
+        let mut inner = self.lock();
+        let drops = match self.carrier(&inner)? {
+            Carrier::Engine(engine) => engine.drops(),
+            Carrier::Kernel => inner.net.drops().map_err(netlink_error("count drops"))?,
+        };
         let view = inner.wg.view().map_err(self.wg_error("state its counters"))?;
         let peers = view.peers.into_iter().map(|(key, peer)| (key, peer.stats)).collect();
-        Ok(Stats { peers, drops })
+        let in_kernel = matches!(inner.carrier, Some(Carrier::Kernel));
+        Ok(Stats { peers, drops, in_kernel })
     }
 
     /// The device goes first: until the rules follow, the guards answer for every mesh prefix.
     fn remove(&self) -> Result<(), DriverError> {
         let mut inner = self.lock();
-        if let Some(engine) = inner.engine.take() {
-            engine.remove()?;
+        match inner.carrier.take() {
+            Some(Carrier::Engine(engine)) => engine.remove()?,
+            Some(Carrier::Kernel) => inner.wg.delete().map_err(self.wg_error("be removed"))?,
+            None => {}
         }
         let net = &mut inner.net;
         for rule in net.rules().map_err(netlink_error("list rules"))? {
