@@ -12,6 +12,7 @@ use hawser_sources::KubeOptions;
 use serde::Deserialize;
 
 use crate::exports::{Exports, ExportsText};
+use crate::limits::{Limits, LimitsText};
 use crate::tokenreview::AgentAccount;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +43,8 @@ pub struct Config {
     pub cached_layout: bool,
     /// What each peer may read.
     pub exports: Exports,
+    /// Of each peer.
+    pub limits: Limits,
     /// Where /metrics, /livez and /readyz are served; nowhere without it.
     pub metrics: Option<SocketAddr>,
 }
@@ -100,6 +103,8 @@ struct Text {
     cached_layout: bool,
     #[serde(default)]
     exports: ExportsText,
+    #[serde(default)]
+    limits: LimitsText,
     #[serde(default)]
     metrics: Option<String>,
 }
@@ -258,6 +263,7 @@ impl Text {
             service_exports: self.service_exports,
             cached_layout: self.cached_layout,
             exports,
+            limits: self.limits.into_limits().map_err(refuse("limits"))?,
             metrics: metrics.transpose()?,
         })
     }

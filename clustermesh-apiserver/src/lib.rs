@@ -19,6 +19,7 @@ pub mod exposure;
 pub mod heartbeat;
 pub mod identity;
 pub mod leader;
+pub mod limits;
 pub mod listen;
 pub mod metrics;
 pub mod mirrors;

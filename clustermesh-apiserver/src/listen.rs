@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hawser_pki::Role;
 use hawser_pki::session::LABEL;
 use hawser_telemetry::{News, span};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -33,6 +34,7 @@ use tonic::service::Routes;
 use tracing::Instrument as _;
 
 use crate::authorize::Caller;
+use crate::limits::Readers;
 use crate::places::{Guest, Places, raise_open_files};
 use crate::session::Session;
 use crate::trust::{Certificates, Trust, now};
@@ -48,6 +50,8 @@ const GUEST: Duration = Duration::from_secs(30);
 const HEADERS: u32 = 16 << 10;
 /// RPCs of one connection: agents watch every cluster, and there are up to 511.
 const STREAMS: u32 = 2_000;
+/// And of another cluster's: more of its requests wait at its own end.
+const REMOTE_STREAMS: u32 = 100;
 /// And of a guest's.
 const GUEST_STREAMS: u32 = 16;
 /// How long open RPCs may take when the server is told to stop.
@@ -98,6 +102,7 @@ pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     trust: Trust,
+    readers: Readers,
     routes: Routes,
     stop: CancellationToken,
 ) {
@@ -127,6 +132,7 @@ pub async fn serve(
             places: places.clone(),
             acceptor: acceptor.clone(),
             trust: trust.clone(),
+            readers: readers.clone(),
             routes: routes.clone(),
             stop: stop.clone(),
         };
@@ -153,8 +159,32 @@ struct Connection {
     places: Places,
     acceptor: TlsAcceptor,
     trust: Trust,
+    readers: Readers,
     routes: Routes,
     stop: CancellationToken,
+}
+
+/// Whether a connection's requests count against limits.
+#[derive(Clone)]
+enum Counted {
+    No,
+    Connection(Arc<hawser_etcd::server::Connection>),
+    /// There are too many: it is told so, whatever it asks.
+    Exhausted(tonic::Status),
+}
+
+impl Counted {
+    fn count<B>(&self, request: &mut http::Request<B>) -> Result<(), tonic::Status> {
+        match self {
+            Self::No => Ok(()),
+            Self::Exhausted(why) => Err(why.clone()),
+            Self::Connection(connection) => {
+                connection.request()?;
+                request.extensions_mut().insert(Arc::clone(connection));
+                Ok(())
+            }
+        }
+    }
 }
 
 /// What a connection holds while it lasts.
@@ -203,7 +233,15 @@ impl Connection {
             Caller::Refused(why) => tell_refusal(&self.news, from, why),
             caller => tracing::debug!(%from, ?caller, "connected"),
         }
+        let counted = self.counted(&caller);
+        if let Counted::Exhausted(why) = &counted
+            && self.news.is_new(why.message(), Instant::now())
+        {
+            tracing::warn!(%from, why = why.message(), "a cluster has too many connections; the same is said once an hour");
+        }
         let place = match &caller {
+            // It is told so, as a guest.
+            Caller::Known(_) if matches!(counted, Counted::Exhausted(_)) => Place::Guest(guest),
             Caller::Known(_) => match self.places.certified() {
                 Some(_permit) => Place::Certified { _permit },
                 None => {
@@ -217,7 +255,7 @@ impl Connection {
         };
         let mut over = pin!(place.over());
         let end = CancellationToken::new();
-        let mut serve = pin!(self.serve(stream, caller.clone(), Arc::clone(&session), end.clone()));
+        let mut serve = pin!(self.serve(stream, caller.clone(), counted, Arc::clone(&session), end.clone()));
         loop {
             tokio::select! {
                 () = &mut serve => return,
@@ -233,25 +271,44 @@ impl Connection {
         }
     }
 
+    /// The connections of other clusters are counted; the own cluster's are not.
+    fn counted(&self, caller: &Caller) -> Counted {
+        match caller {
+            Caller::Known(Role::Remote(cluster)) => match self.readers.get(cluster).connect() {
+                Ok(connection) => Counted::Connection(connection),
+                Err(why) => Counted::Exhausted(why.into()),
+            },
+            _ => Counted::No,
+        }
+    }
+
     async fn serve(
         &self,
         stream: TlsStream<TcpStream>,
         caller: Caller,
+        counted: Counted,
         session: Arc<Session>,
         end: CancellationToken,
     ) {
-        let streams = if matches!(caller, Caller::Known(_)) { STREAMS } else { GUEST_STREAMS };
+        let streams = match (&caller, &counted) {
+            (_, Counted::Connection(_)) => REMOTE_STREAMS,
+            (Caller::Known(_), Counted::No) => STREAMS,
+            _ => GUEST_STREAMS,
+        };
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let routes = self.routes.clone();
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(caller.clone());
             request.extensions_mut().insert(Arc::clone(&session));
+            if let Err(exhausted) = counted.count(&mut request) {
+                return futures::future::Either::Left(std::future::ready(Ok(exhausted.into_http())));
+            }
             let mut routes = routes.clone();
             let span = span!("rpc", method = request.uri().path(), caller = ?caller);
             let answer = async move {
                 tower::Service::call(&mut routes, request).await.map_err(|never: Infallible| never)
             };
-            answer.instrument(span)
+            futures::future::Either::Right(answer.instrument(span))
         });
         let service = TowerToHyperService::new(service);
         let io = TokioIo::new(stream);

@@ -6,14 +6,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use hawser_api::admin::LimitStatus;
 use hawser_etcd::mirror::{MirrorState, MirrorStatus};
-use hawser_etcd::server::{KeyspaceHandle, Keyspaces, WriteError, Writer};
+use hawser_etcd::server::{KeyspaceHandle, Keyspaces, ReaderStatus, WriteError, Writer};
 use hawser_kvstore::{Op, Reply, Revision};
 use hawser_model::{ClusterName, Peer};
 use hawser_telemetry::{Family, Histogram, Labels, seconds_histogram};
 
 use crate::board::Facts;
 use crate::mirrors::Mirrors;
+use crate::status;
 
 /// An agent that said nothing for this long is not counted as reporting.
 const REPORTING: Duration = Duration::from_secs(60);
@@ -86,6 +88,7 @@ impl Counted {
 struct RemoteStatus {
     peer: Peer,
     status: Option<MirrorStatus>,
+    reader: ReaderStatus,
     counts: Counts,
 }
 
@@ -99,7 +102,8 @@ pub fn remotes(mirrors: &Mirrors, counted: &Counted, now: Instant, wall: SystemT
         let status = status.ok();
         let revision = status.as_ref().map_or(0, |status| status.revision);
         let counts = counted.of(mirrors, &peer.cluster.name, revision);
-        RemoteStatus { peer, status, counts }
+        let reader = mirrors.readers().get(&peer.cluster.name).status();
+        RemoteStatus { peer, status, reader, counts }
     };
     let remotes: Vec<_> = mirrors.status().into_iter().map(remote).collect();
     counted.retain(&remotes);
@@ -157,19 +161,59 @@ fn remote_families(remotes: &[RemoteStatus], now: Instant, wall: SystemTime) -> 
         .rows(known(&|status| Some(status.reconnects as f64))),
         counter("hawser_clustermesh_refused", "Entries of a cluster that were refused, by reason.")
             .rows(refused(remotes)),
+        gauge(
+            "hawser_clustermesh_remote_cluster_held",
+            "What the mirror of a cluster holds: keys and values.",
+        )
+        .bytes()
+        .rows(known(&|status| Some(status.bytes as f64))),
+        counter(
+            "hawser_clustermesh_remote_cluster_paused",
+            "Time that a cluster was not read for, because it was faster than its limits.",
+        )
+        .seconds()
+        .rows(known(&|status| Some(status.held_for.as_secs_f64()))),
+        gauge("hawser_clustermesh_limit", "Limits of a cluster, as in cluster.yaml.").rows(limits(remotes)),
+        gauge("hawser_clustermesh_reader_connections", "Connections of a cluster that reads here.")
+            .rows(each(&|r| r.reader.connections as f64)),
+        gauge("hawser_clustermesh_reader_watches", "Watches of a cluster that reads here.")
+            .rows(each(&|r| r.reader.watches as f64)),
+        counter(
+            "hawser_clustermesh_reader_refused",
+            "What a cluster asked here and was refused, by the limit that it met.",
+        )
+        .rows(remotes.iter().flat_map(|r| by_reason(r, r.reader.refused.iter())).collect::<Vec<_>>()),
     ]
 }
 
-fn refused(remotes: &[RemoteStatus]) -> Vec<(Labels, f64)> {
-    let of = |remote: &RemoteStatus| -> Vec<(Labels, f64)> {
-        let refused = remote.status.iter().flat_map(|status| &status.refused);
-        let row = |(reason, count): (&&'static str, &u64)| {
+fn limits(remotes: &[RemoteStatus]) -> Vec<(Labels, f64)> {
+    let of = |remote: &RemoteStatus| {
+        let limits = remote.status.as_ref().map(|status| status::limits(status, &remote.reader));
+        let row = |limit: LimitStatus| {
             let mut labels = target(remote);
-            labels.push(("reason", (*reason).to_owned()));
-            (labels, *count as f64)
+            labels.push(("limit", limit.name));
+            (labels, limit.limit as f64)
         };
-        refused.map(row).collect()
+        limits.unwrap_or_default().into_iter().map(row).collect::<Vec<_>>()
     };
+    remotes.iter().flat_map(of).collect()
+}
+
+fn by_reason<'a>(
+    remote: &RemoteStatus,
+    counts: impl Iterator<Item = (&'a &'static str, &'a u64)>,
+) -> Vec<(Labels, f64)> {
+    let row = |(reason, count): (&&'static str, &u64)| {
+        let mut labels = target(remote);
+        labels.push(("reason", (*reason).to_owned()));
+        (labels, *count as f64)
+    };
+    counts.map(row).collect()
+}
+
+fn refused(remotes: &[RemoteStatus]) -> Vec<(Labels, f64)> {
+    let of =
+        |remote: &RemoteStatus| by_reason(remote, remote.status.iter().flat_map(|status| &status.refused));
     remotes.iter().flat_map(of).collect()
 }
 

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::dial::Line;
+use crate::limits::Readers;
 use crate::own::Own;
 use crate::peers;
 use crate::trust::{Certificates, Trust};
@@ -27,8 +28,8 @@ use crate::trust::{Certificates, Trust};
 const LOOK: Duration = Duration::from_secs(1);
 /// What an end waits for mirrors to be on disk.
 const SETTLE: Duration = Duration::from_secs(10);
-/// What one peer can make this server hold.
-const QUOTA: usize = 1 << 30;
+/// Of a mirror's history, kept whatever they weigh: values have a limit, so this has one, too.
+const HISTORY_EVENTS: usize = 64;
 
 /// The mirrors at work; shared with the Admin service.
 #[derive(Clone, Debug)]
@@ -39,6 +40,7 @@ struct Inner {
     config: Arc<Config>,
     own: Own,
     keyspaces: Keyspaces,
+    readers: Readers,
     trust: Trust,
     certificates: Arc<Certificates>,
     provider: Arc<CryptoProvider>,
@@ -73,8 +75,15 @@ impl Mirrors {
         if let Err(error) = &kept {
             tracing::warn!(error, "mirrors are not kept on disk; a restart lists every cluster anew");
         }
-        let inner = Inner { config, own, keyspaces, trust, certificates, provider, kept, running, followed };
+        let readers = Readers::new(Arc::clone(&config), own.clone());
+        let inner =
+            Inner { config, own, keyspaces, readers, trust, certificates, provider, kept, running, followed };
         Self(Arc::new(inner))
+    }
+
+    /// The same clusters as they read here.
+    pub fn readers(&self) -> &Readers {
+        &self.0.readers
     }
 
     /// Follows the list of peers until told to stop. Mirrors end with it; what they hold is served to the last.
@@ -138,7 +147,7 @@ impl Mirrors {
             let again = running.remove(&name).is_some();
             tracing::info!(cluster = %name, again, "connected");
             let value = kv.value.clone();
-            match self.prepare(&peer) {
+            match self.prepare(&peer, again) {
                 Ok((line, config)) => {
                     configs.push(config);
                     begun.push((peer, value, line));
@@ -180,7 +189,7 @@ impl Mirrors {
     }
 
     /// From here on the peer is trusted; its mirror is not begun yet.
-    fn prepare(&self, peer: &Peer) -> Result<(Line, MirrorConfig), String> {
+    fn prepare(&self, peer: &Peer, afresh: bool) -> Result<(Line, MirrorConfig), String> {
         let inner = &self.0;
         let cas = CaSet::from_pem(&peer.ca).map_err(|error| error.to_string())?;
         inner.trust.admit(peer, cas);
@@ -191,7 +200,9 @@ impl Mirrors {
             client: Client::new(line.channel()),
             ranges: peers::ranges(&peer.cluster.name),
             admit: peers::admission(peer, &inner.config),
-            limits: Limits { quota_bytes: QUOTA, ..Limits::default() },
+            limits: Limits { history_events: HISTORY_EVENTS, ..Limits::default() },
+            intake: inner.config.limits.intake(&peer.cluster.name),
+            afresh,
             pace: Pace::default(),
             keep: inner.kept.as_ref().ok().cloned(),
         };

@@ -12,20 +12,29 @@ use crate::own::Own;
 
 /// Every peer that can be read. One that cannot is told once and passed over: the others are not its fault.
 pub fn admitted(own: &Own, config: &Config) -> Vec<(Peer, SharedKv)> {
-    let context = Context { cluster: config.cluster.clone(), width: config.width };
-    let read = |kv: SharedKv| {
-        let key = Key::parse(&kv.key).map_err(|error| error.to_string());
-        let entry = key.and_then(|key| decode(&key, &kv.value, &context).map_err(|error| error.to_string()));
-        match entry {
-            Ok(Entry::LocalPeer(peer)) => Some((peer, kv)),
-            Ok(_) => None,
-            Err(error) => {
-                tracing::error!(error, "an admitted cluster cannot be read; fix: connect it again");
-                None
-            }
+    let read = |kv: SharedKv| match read(&kv, config) {
+        Ok(peer) => Some((peer?, kv)),
+        Err(error) => {
+            tracing::error!(error, "an admitted cluster cannot be read; fix: connect it again");
+            None
         }
     };
     own.list(prefix::LOCAL_PEERS).into_iter().filter_map(read).collect()
+}
+
+/// One of them.
+pub fn record(own: &Own, config: &Config, peer: &ClusterName) -> Option<Peer> {
+    own.get(&key(peer)).and_then(|kv| read(&kv, config).ok().flatten())
+}
+
+/// None of a value that is no peer's.
+fn read(kv: &SharedKv, config: &Config) -> Result<Option<Peer>, String> {
+    let context = Context { cluster: config.cluster.clone(), width: config.width };
+    let key = Key::parse(&kv.key).map_err(|error| error.to_string())?;
+    match decode(&key, &kv.value, &context).map_err(|error| error.to_string())? {
+        Entry::LocalPeer(peer) => Ok(Some(peer)),
+        _ => Ok(None),
+    }
 }
 
 /// Where it is written that somebody understood, for this peer, what the mesh passes by.
@@ -58,8 +67,9 @@ pub fn ranges(peer: &ClusterName) -> Vec<KeyRange> {
         KeyRange::key(prefix::HEARTBEAT),
         KeyRange::key(Key::ClusterConfig(peer.clone()).to_string()),
         KeyRange::prefix(format!("{}{peer}/", prefix::SYNCED)),
-        KeyRange::prefix(prefix::STATE),
+        // Before what there is much of: a limit must not cost the tunnels.
         KeyRange::prefix(prefix::HAWSER_STATE),
+        KeyRange::prefix(prefix::STATE),
     ]
 }
 

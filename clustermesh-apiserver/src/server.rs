@@ -20,6 +20,7 @@ use crate::admin::AdminService;
 use crate::agent::AgentService;
 use crate::authorize::Roles;
 use crate::board::Board;
+use crate::cached::Cached;
 use crate::config::Config;
 use crate::exporter::{Command, Exporter};
 use crate::exports::Views;
@@ -128,7 +129,7 @@ impl Server {
         probes.opened(parts.open());
         let (client, reviewer) = kubernetes.map(|k| (k.client, k.reviewer)).unzip();
         let (exporter, commands) = mpsc::channel(COMMANDS);
-        let routes = parts.routes(exporter, reviewer.flatten());
+        let routes = parts.routes(exporter, reviewer.flatten(), Arc::clone(&probes));
         let tls = listen::tls(&parts.certificates, Arc::clone(&parts.provider))?;
         let leader = leads_by_election(&config).then(|| Leader::new(parts.own.clone(), parts.replica.name()));
         let leading = leader.as_ref().map_or_else(leader::alone, Leader::leading);
@@ -151,13 +152,19 @@ impl Server {
             tasks.spawn(parts.replica.clone().run(own, board, stop.clone()));
         }
         tasks.spawn(exports.run(source, commands, stop.clone()));
+        if config.cached_layout {
+            let (own, keyspaces) = (parts.own.clone(), parts.keyspaces.clone());
+            let cached = Cached::new(Arc::clone(&config), own, keyspaces, Cached::LINGER);
+            tasks.spawn(cached.run(stop.clone()));
+        }
         let Parts { own, board, trust, certificates, mirrors, rotating, .. } = parts;
         tasks.spawn(watch_lock(own.clone(), board.watchdog().clone(), stop.clone()));
         tasks.spawn(heartbeat::run(own, board, leading, stop.clone()));
+        let readers = mirrors.readers().clone();
         tasks.spawn(mirrors.run(stop.clone()));
         tasks.spawn(certificates.keep_fresh(trust.clone(), stop.clone()));
         tasks.spawn(rotating.run(stop.clone()));
-        tasks.spawn(listen::serve(listener, tls, trust, routes, stop.clone()));
+        tasks.spawn(listen::serve(listener, tls, trust, readers, routes, stop.clone()));
         // None of them ends before it is told to: if one does, the process must not go on half alive.
         while let Some(ended) = tasks.join_next().await {
             if !stop.is_cancelled() {
@@ -238,7 +245,12 @@ impl Parts {
         }
     }
 
-    fn routes(&self, exporter: mpsc::Sender<Command>, reviewer: Option<Reviewer>) -> Routes {
+    fn routes(
+        &self,
+        exporter: mpsc::Sender<Command>,
+        reviewer: Option<Reviewer>,
+        probes: Arc<Probes>,
+    ) -> Routes {
         let agent = AgentService {
             config: Arc::clone(&self.config),
             own: self.own.clone(),
@@ -263,6 +275,7 @@ impl Parts {
         let advertise = self.config.advertise.iter().map(ToString::to_string).collect();
         let roles = Arc::new(Roles::new(self.config.cluster.name.clone()).with_views(self.views.clone()));
         let etcd = EtcdServer::new(self.keyspaces.clone(), roles, advertise);
+        let etcd = etcd.with_health(move || probes.unready());
         let routes = Routes::new(AgentServer::new(agent)).add_service(AdminServer::new(admin));
         etcd.add_to(routes.add_service(SessionServer::new(session)))
     }

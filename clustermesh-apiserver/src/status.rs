@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use hawser_api::admin::{NodeStatus, PeerStatus};
+use hawser_api::admin::{LimitStatus, NodeStatus, PeerStatus};
+use hawser_etcd::client::HeldBy;
 use hawser_etcd::mirror::{MirrorState, MirrorStatus};
+use hawser_etcd::server::ReaderStatus;
 use hawser_model::{NodeName, Peer};
 use hawser_wire::{Context, Entry, Key, decode, prefix};
 
@@ -78,6 +80,7 @@ fn peer_status(
                 state: "connecting".into(),
                 reason: error.clone(),
                 heard_ms_ago: -1,
+                held_ms: -1,
                 ..named
             };
         }
@@ -92,7 +95,12 @@ fn peer_status(
     let restored = (status.state == MirrorState::Restored)
         .then_some("not reached since the start; what was kept on disk is served");
     let keep_trouble = status.keep_trouble.as_ref().map(|why| format!("not kept on disk: {why}"));
-    let reasons = [restored, trouble.as_deref(), keep_trouble.as_deref()];
+    let crowded = status.crowded.as_ref().map(|why| format!("not all of it is here: {why}"));
+    let held = held(peer, status, now);
+    let trouble = trouble.as_ref().filter(|trouble| status.crowded.as_ref() != Some(trouble));
+    let reasons =
+        [restored, trouble.map(String::as_str), crowded.as_deref(), held.as_deref(), keep_trouble.as_deref()];
+    let reader = mirrors.readers().get(&peer.cluster.name).status();
     let [nodes, services, endpoints, identities] = mirrors.counts(&peer.cluster.name);
     PeerStatus {
         state: state.into(),
@@ -104,9 +112,51 @@ fn peer_status(
         services,
         endpoints,
         identities,
-        refused: status.refused.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
+        refused: told(&status.refused),
         relists: status.relists,
         reconnects: status.reconnects,
+        limits: limits(status, &reader),
+        held_ms: status.held.map_or(-1, |(since, _)| ms(Some(now.saturating_duration_since(since)))),
+        refused_requests: told(&reader.refused),
         ..named
     }
+}
+
+fn told(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    counts.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
+}
+
+/// A peer that is read later than it speaks.
+fn held(peer: &Peer, status: &MirrorStatus, now: Instant) -> Option<String> {
+    let (since, by) = status.held?;
+    let (name, limit) = match by {
+        HeldBy::Events => ("eventsPerSecond", status.intake.events_per_second),
+        HeldBy::Bytes => ("bytesPerSecond", status.intake.bytes_per_second),
+    };
+    let (cluster, seconds) = (&peer.cluster.name, now.saturating_duration_since(since).as_secs());
+    Some(format!(
+        "for {seconds} s it has been faster than {name} {limit}, so it is read later, by that at most; \
+         fix: find out what changes there so fast, or raise limits.peers.{cluster}.{name}"
+    ))
+}
+
+/// Each by its name in cluster.yaml.
+pub fn limits(status: &MirrorStatus, reader: &ReaderStatus) -> Vec<LimitStatus> {
+    let limit = |name: &str, limit: u64, used: Option<usize>| LimitStatus {
+        name: name.into(),
+        limit,
+        used: used.map_or(-1, |used| i64::try_from(used).unwrap_or(i64::MAX)),
+    };
+    let (intake, may) = (&status.intake, &reader.limits);
+    vec![
+        limit("keys", intake.keys as u64, Some(status.keys)),
+        limit("bytes", intake.bytes as u64, Some(status.bytes)),
+        limit("valueBytes", intake.value_bytes as u64, None),
+        limit("eventsPerSecond", intake.events_per_second, None),
+        limit("bytesPerSecond", intake.bytes_per_second, None),
+        limit("connections", may.connections as u64, Some(reader.connections)),
+        limit("watches", may.watches as u64, Some(reader.watches)),
+        limit("requestsPerSecond", may.requests_per_second, None),
+        limit("listBytesPerSecond", may.list_bytes_per_second, None),
+    ]
 }

@@ -54,7 +54,7 @@ fn put_key_value(out: &mut BytesMut, kv: &KeyValue) {
     put_int(out, LEASE, kv.lease);
 }
 
-fn key_value_len(kv: &KeyValue) -> usize {
+pub(crate) fn key_value_len(kv: &KeyValue) -> usize {
     bytes_len(&kv.key)
         + int_len(kv.create_revision)
         + int_len(kv.mod_revision)

@@ -139,6 +139,11 @@ impl Keyspace {
         self.tree.bytes()
     }
 
+    /// The keys that are there now. O(1).
+    pub fn live_keys(&self) -> usize {
+        self.tree.live()
+    }
+
     /// Events in the history, and what they hold in memory.
     pub fn history_size(&self) -> (usize, usize) {
         (self.history.len(), self.history.bytes())

@@ -23,6 +23,13 @@ pub struct KeyValue {
     pub lease: LeaseId,
 }
 
+impl KeyValue {
+    /// Bytes on the wire, and in [`crate::Keyspace::live_bytes`]. O(1).
+    pub fn encoded_len(&self) -> usize {
+        encode::key_value_len(self)
+    }
+}
+
 /// A [`KeyValue`] that many readers hold at once, with its protobuf encoding. Cloning counts a reference.
 #[derive(Clone)]
 pub struct SharedKv(Arc<Inner>);

@@ -13,6 +13,8 @@ pub(crate) struct Tree {
     keys: BTreeMap<Box<[u8]>, Versions>,
     /// Encoded size of the newest versions.
     bytes: usize,
+    /// Keys whose newest version is live.
+    live: usize,
 }
 
 #[expect(clippy::box_collection, reason = "one word instead of four, in every key that has not changed")]
@@ -45,6 +47,10 @@ impl Version {
     fn size(&self) -> usize {
         self.live().map_or(0, |kv| kv.encoded().len())
     }
+
+    fn count(&self) -> usize {
+        usize::from(self.live().is_some())
+    }
 }
 
 impl Versions {
@@ -64,7 +70,8 @@ impl Tree {
         let bytes = kvs.iter().map(|kv| kv.encoded().len()).sum();
         let entry =
             |kv: SharedKv| (Box::from(&kv.key[..]), Versions { newest: Version::Live(kv), older: None });
-        Self { keys: kvs.into_iter().map(entry).collect(), bytes }
+        let live = kvs.len();
+        Self { keys: kvs.into_iter().map(entry).collect(), bytes, live }
     }
 
     pub(crate) fn get(&self, key: &[u8], at: Revision) -> Option<&SharedKv> {
@@ -83,10 +90,17 @@ impl Tree {
         self.bytes
     }
 
+    /// Keys that are live now.
+    pub(crate) fn live(&self) -> usize {
+        self.live
+    }
+
     pub(crate) fn set(&mut self, key: &Bytes, version: Version) {
         self.bytes += version.size();
+        self.live += version.count();
         if let Some(versions) = self.keys.get_mut(&key[..]) {
             self.bytes -= versions.newest.size();
+            self.live -= versions.newest.count();
             let older = std::mem::replace(&mut versions.newest, version);
             versions.older.get_or_insert_default().push_back(older);
         } else {
@@ -98,9 +112,11 @@ impl Tree {
     pub(crate) fn unset(&mut self, key: &[u8]) {
         let Some(versions) = self.keys.get_mut(key) else { return };
         self.bytes -= versions.newest.size();
+        self.live -= versions.newest.count();
         match versions.older.as_mut().and_then(|older| older.pop_back()) {
             Some(version) => {
                 self.bytes += version.size();
+                self.live += version.count();
                 versions.newest = version;
             }
             None => {

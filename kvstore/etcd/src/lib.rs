@@ -3,6 +3,7 @@
 pub mod client;
 pub mod clock;
 pub mod durable;
+pub mod limits;
 pub mod mirror;
 pub mod pb;
 pub mod server;

@@ -12,8 +12,8 @@ mod rpc;
 
 pub use error::{CallError, Trouble};
 pub use follow::{
-    Follow, FollowConfig, FollowConfigError, FollowEvent, FollowState, FollowStatus, Order, Pace, Relist,
-    ResetReason, Resume,
+    Follow, FollowConfig, FollowConfigError, FollowEvent, FollowState, FollowStatus, HeldBy, IntakeRate,
+    Order, Pace, Relist, ResetReason, Resume,
 };
 pub use rpc::{Client, ClientConfigError};
 

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Endpoint;
 
 use super::keep::MirrorDir;
-use super::{Mirror, MirrorConfig, MirrorState};
+use super::{Intake, Mirror, MirrorConfig, MirrorState};
 use crate::client::{Client, Pace};
 use crate::durable::codec::KeptMirror;
 use crate::durable::fault::{Fault, FaultDisk};
@@ -170,6 +170,8 @@ async fn with_a_full_disk_a_mirror_follows_and_serves_says_what_is_wrong_and_is_
         ranges: vec![KeyRange::prefix("cilium/state/")],
         admit: Arc::new(|_: &[u8], _: &[u8]| Ok(())),
         limits: Limits::default(),
+        intake: Intake::default(),
+        afresh: false,
         pace: Pace::default(),
         keep: Some(dir(&disk)),
     };

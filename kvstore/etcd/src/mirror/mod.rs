@@ -8,6 +8,7 @@
 //! own in a lineage of our own; it will be another way to turn `FollowEvent`s into records, beside `fill`.
 
 pub(crate) mod fill;
+pub(crate) mod intake;
 mod keep;
 #[cfg(test)]
 mod keep_tests;
@@ -18,12 +19,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use hawser_kvstore::{Identity, KeyRange, Keyspace, Limits, RangeQuery, Revision};
+use hawser_kvstore::{Identity, KeyRange, Keyspace, Limits, Revision};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::client::{Client, FollowConfigError, FollowState, FollowStatus, Pace};
+use crate::client::{Client, FollowConfigError, FollowState, FollowStatus, HeldBy, Pace};
 use crate::server::{Keyspaces, SharedKeyspace};
+pub use intake::{BYTE_LIMIT, Intake, KEY_LIMIT, VALUE_LIMIT};
 use keep::Keeper;
 pub use keep::MirrorDir;
 use task::Task;
@@ -59,8 +61,11 @@ pub struct MirrorConfig {
     /// What the origin lets us read. Disjoint.
     pub ranges: Vec<KeyRange>,
     pub admit: Arc<dyn Admit>,
-    /// `quota_bytes` bounds what an origin can make us hold; what is beyond it is refused.
+    /// Of the history. What may be held is `intake`'s to say.
     pub limits: Limits,
+    pub intake: Intake,
+    /// What it may say is not what it was when the keyspace was filled: list, also where it could go on.
+    pub afresh: bool,
     pub pace: Pace,
     /// Where its state outlives this process.
     pub keep: Option<MirrorDir>,
@@ -104,11 +109,19 @@ pub struct MirrorStatus {
     /// Why that is not what is served.
     pub keep_trouble: Option<String>,
     pub keys: usize,
+    pub bytes: usize,
+    pub intake: Intake,
     pub relists: u64,
     pub reconnects: u64,
     /// Entries refused since the start, by reason.
     pub refused: BTreeMap<&'static str, u64>,
     pub last_refusal: Option<String>,
+    /// Some of what it says now is not here, because there is no room; and why, of the last one.
+    pub crowded: Option<String>,
+    /// Since when it has been faster than it is read. What is here is older by that at most.
+    pub held: Option<(Instant, HeldBy)>,
+    /// All the time that it was not read for.
+    pub held_for: Duration,
     pub last_trouble: Option<String>,
 }
 
@@ -128,6 +141,7 @@ pub struct Mirror {
     status: watch::Receiver<Shown>,
     task: JoinHandle<()>,
     cluster: String,
+    intake: Intake,
     keep: Option<Keeping>,
 }
 
@@ -150,7 +164,12 @@ struct Shown {
     keep_trouble: Option<String>,
     refused: BTreeMap<&'static str, u64>,
     last_refusal: Option<String>,
+    crowded: Option<String>,
     last_trouble: Option<String>,
+    /// Of followers before this one.
+    relists: u64,
+    reconnects: u64,
+    held_for: Duration,
 }
 
 impl Mirror {
@@ -170,6 +189,7 @@ impl Mirror {
         let mut task =
             Task { config, keyspaces: keyspaces.clone(), keyspace: keyspace.clone(), shown, partial };
         let start = match going_on {
+            true if task.config.afresh => None,
             true => Some(keyspace.read(task::position)),
             false => task.restore(),
         };
@@ -178,7 +198,15 @@ impl Mirror {
         let cluster = task.config.cluster.clone();
         let (asks, asked) = mpsc::channel(1);
         let keep = task.config.keep.clone().map(|dir| Keeping::start(dir, &task, asks, going_on));
-        Ok(Self { keyspace, status, task: tokio::spawn(task.run(follow, asked)), cluster, keep })
+        let intake = task.config.intake;
+        Ok(Self {
+            keyspace,
+            status,
+            task: tokio::spawn(task.run(follow, asked)),
+            cluster,
+            intake,
+            keep,
+        })
     }
 
     /// Starts many, as [`Mirror::start`] does each, on all cores: what is kept on disk is read, decoded and admitted here.
@@ -232,13 +260,10 @@ impl Mirror {
         shown.state()
     }
 
-    /// O(keys): it counts them.
+    /// O(reasons for refusal).
     pub fn status(&self) -> MirrorStatus {
         let shown = self.status.borrow().clone();
-        let count = RangeQuery { count_only: true, ..RangeQuery::new(KeyRange::all()) };
-        let (revision, keys) = self
-            .keyspace
-            .read(|keyspace| (keyspace.revision(), keyspace.range(&count).map_or(0, |reply| reply.count)));
+        let (revision, held) = self.keyspace.read(|keyspace| (keyspace.revision(), task::held(keyspace)));
         let follow = shown.follow.as_ref();
         MirrorStatus {
             state: shown.state(),
@@ -248,9 +273,14 @@ impl Mirror {
             heard_before: shown.heard_before,
             kept_revision: shown.kept_revision,
             keep_trouble: shown.keep_trouble,
-            keys,
-            relists: follow.map_or(0, |follow| follow.relists),
-            reconnects: follow.map_or(0, |follow| follow.reconnects),
+            keys: held.keys,
+            bytes: held.bytes,
+            intake: self.intake,
+            relists: shown.relists + follow.map_or(0, |follow| follow.relists),
+            reconnects: shown.reconnects + follow.map_or(0, |follow| follow.reconnects),
+            held: follow.and_then(|follow| follow.held),
+            held_for: shown.held_for + follow.map_or(Duration::ZERO, |follow| follow.held_for),
+            crowded: shown.crowded,
             last_trouble: shown
                 .last_trouble
                 .or_else(|| follow.and_then(|follow| follow.last_trouble.clone())),

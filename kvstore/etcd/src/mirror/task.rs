@@ -1,19 +1,18 @@
 //! The task of a mirror: what its origin says, admitted entry by entry, becomes the replica.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use hawser_kvstore::{ApplyError, Identity, KeyRange, KeyValue, Keyspace, RangeQuery};
 use tokio::sync::{mpsc, watch};
 
-use super::fill::{self, Fill, Filled};
+use super::fill::{Before, Fill, Filled, Verdict};
+use super::intake::{self, Held};
 use super::keep::{Ask, Progress};
-use super::{MirrorConfig, Refusal, Shown};
+use super::{MirrorConfig, Shown};
 use crate::client::{Follow, FollowConfig, FollowEvent, FollowState, Order, Relist, Resume};
 use crate::durable::codec::KeptMirror;
 use crate::server::{KeyspaceHandle, Keyspaces, ReadOnlyWriter, SharedKeyspace};
 
-/// After an origin said something that cannot be: it is listed again, but not at once.
-const AFTER_NONSENSE: Duration = Duration::from_secs(5);
 /// Keys per page of a list: half a megabyte of endpoints, so that a large cluster is not a round trip for every few.
 const PAGE: i64 = 2048;
 /// Reasons for refusal that are counted apart; more than an admission has, so that a map stays small whatever it says.
@@ -32,9 +31,22 @@ pub(super) fn follow_config(config: &MirrorConfig, start: Option<Resume>) -> Fol
         relist: Relist::Whole,
         trust_progress: true,
         page: PAGE,
+        rate: Some(config.intake.rate()),
         pace: config.pace.clone(),
         ..FollowConfig::new(config.ranges.clone())
     }
+}
+
+/// How much a replica holds, by the count of its limits. O(1).
+pub(super) fn held(keyspace: &Keyspace) -> Held {
+    Held { keys: keyspace.live_keys(), bytes: keyspace.live_bytes() }
+}
+
+/// Why an origin is listed by a new follower.
+enum Again {
+    Nonsense(ApplyError),
+    /// What was refused for want of room may fit now.
+    Room,
 }
 
 pub(super) struct Task {
@@ -51,7 +63,7 @@ impl Task {
     /// Entries are admitted anew: what may be said can have changed.
     pub(super) fn restore(&mut self) -> Option<Resume> {
         let cluster = &self.config.cluster;
-        let loaded = self.config.keep.as_ref()?.load(cluster, self.config.limits.quota_bytes);
+        let loaded = self.config.keep.as_ref()?.load(cluster, self.config.intake.bytes);
         let KeptMirror { ranges, heard, partial, state, .. } = match loaded {
             Ok(kept) => kept?,
             Err(why) => {
@@ -59,11 +71,13 @@ impl Task {
                 return None;
             }
         };
-        let (mut held, mut kvs) = (0, state.kvs);
+        let (mut held, mut kvs) = (Held::default(), state.kvs);
         let found = kvs.len();
         kvs.retain(|kv| {
-            let admitted = self.admit(kv, Some(held));
-            held += if admitted { fill::cost(kv) } else { 0 };
+            let admitted = self.admit(kv, Before::List(held)) == Verdict::Take;
+            if admitted {
+                held.add(kv);
+            }
             admitted
         });
         if let Err(why) = self.keyspace.update(|keyspace| keyspace.load(state.identity, state.revision, &kvs))
@@ -95,10 +109,26 @@ impl Task {
     pub(super) async fn run(mut self, first: Follow, mut asked: mpsc::Receiver<Ask>) {
         let mut follow = first;
         loop {
-            let error = self.follow(&mut follow, &mut asked).await;
-            tracing::error!(cluster = self.config.cluster, %error, "the origin's state cannot be taken over; it is listed again");
-            self.shown.send_modify(|shown| shown.last_trouble = Some(error.to_string()));
-            tokio::time::sleep(AFTER_NONSENSE).await;
+            let again = self.follow(&mut follow, &mut asked).await;
+            let cluster = &self.config.cluster;
+            match again {
+                Again::Nonsense(error) => {
+                    tracing::error!(cluster, %error, "the origin's state cannot be taken over; it is listed again");
+                    self.shown.send_modify(|shown| shown.last_trouble = Some(error.to_string()));
+                    // Listed again, but not at once.
+                    tokio::time::sleep(self.config.pace.retry_most).await;
+                }
+                Again::Room => {
+                    tracing::info!(cluster, "there is room for what was refused; it is listed again")
+                }
+            }
+            self.shown.send_modify(|shown| {
+                let Some(before) = shown.follow.as_ref() else { return };
+                shown.relists += before.relists + 1;
+                shown.reconnects += before.reconnects;
+                shown.held_for += before.held_for;
+                shown.follow = None;
+            });
             match self.config.client.follow(follow_config(&self.config, None)) {
                 Ok(again) => follow = again,
                 // The same configuration was accepted when the mirror was started.
@@ -107,8 +137,8 @@ impl Task {
         }
     }
 
-    /// Until the origin says something that cannot be.
-    async fn follow(&mut self, follow: &mut Follow, asked: &mut mpsc::Receiver<Ask>) -> ApplyError {
+    /// Until another follower is needed.
+    async fn follow(&mut self, follow: &mut Follow, asked: &mut mpsc::Receiver<Ask>) -> Again {
         let mut fill = Fill::new(self.config.ranges.len());
         let mut status = follow.status();
         let mut refused_in_list = false;
@@ -139,13 +169,15 @@ impl Task {
                 let cluster = &self.config.cluster;
                 listing = Some(tracing::debug_span!(target: "hawser_trace", "mirror.sync", cluster));
                 refused_in_list = false;
+                self.shown.send_modify(|shown| shown.crowded = None);
             }
             let mut refused = false;
-            let admit = |kv: &KeyValue, listed: Option<usize>| {
-                let admitted = self.admit(kv, listed);
-                refused_in_list |= !admitted && listed.is_some();
-                refused |= !admitted && listed.is_none();
-                admitted
+            let admit = |kv: &KeyValue, before: Before| {
+                let verdict = self.admit(kv, before);
+                let listed = matches!(before, Before::List(_));
+                refused_in_list |= verdict != Verdict::Take && listed;
+                refused |= verdict != Verdict::Take && !listed;
+                verdict
             };
             let filled = fill.handle(event, admit);
             self.partial |= refused;
@@ -155,11 +187,14 @@ impl Task {
                     self.partial = refused_in_list;
                 }
                 if let Err(error) = self.take(filled) {
-                    return error;
+                    return Again::Nonsense(error);
                 }
                 if loads {
                     drop(listing.take());
                 }
+            }
+            if listing.is_none() && self.finds_room() {
+                return Again::Room;
             }
         }
     }
@@ -211,46 +246,55 @@ impl Task {
         (kept, progress)
     }
 
-    /// Bytes that would be held with `kv`. `listed`: those of the list before it.
-    fn held_with(&self, kv: &KeyValue, listed: Option<usize>) -> usize {
-        let new = fill::cost(kv);
-        match listed {
-            Some(listed) => listed + new,
-            None => self.keyspace.read(|keyspace| {
-                let before = keyspace.range(&RangeQuery::new(KeyRange::key(kv.key.clone())));
-                let old =
-                    before.ok().and_then(|reply| reply.kvs.first().map(|kv| fill::cost(kv))).unwrap_or(0);
-                (keyspace.live_bytes() + new).saturating_sub(old)
-            }),
+    /// Whether something was refused for want of room, and now there is some. O(1).
+    fn finds_room(&self) -> bool {
+        let crowded = self.shown.borrow().crowded.is_some();
+        let room = || self.keyspace.read(|keyspace| self.config.intake.has_room(held(keyspace)));
+        let finds = crowded && room();
+        if finds {
+            self.shown.send_modify(|shown| shown.crowded = None);
         }
+        finds
     }
 
-    fn admit(&self, kv: &KeyValue, listed: Option<usize>) -> bool {
-        let quota = self.config.limits.quota_bytes;
-        let verdict = match self.held_with(kv, listed) > quota {
-            true => Err(Refusal {
-                reason: "quota",
-                detail: format!(
-                    "{}: the mirror of {} may hold {quota} bytes",
-                    kv.key.escape_ascii(),
-                    self.config.cluster
-                ),
+    /// What would be held with `kv`. Changes that are on their way count as if all their keys were new.
+    fn held_with(&self, kv: &KeyValue, before: Before) -> Held {
+        let (mut with, old) = match before {
+            Before::List(list) => (list, 0),
+            Before::Changes(adds) => self.keyspace.read(|keyspace| {
+                let now = held(keyspace);
+                let with = Held { keys: now.keys + adds.keys, bytes: now.bytes + adds.bytes };
+                let old = keyspace.range(&RangeQuery::new(KeyRange::key(kv.key.clone())));
+                let old = old.ok().and_then(|reply| reply.kvs.first().map(|kv| kv.encoded_len()));
+                (with, old.unwrap_or(0))
             }),
-            false => self.config.admit.admit(&kv.key, &kv.value),
         };
-        let Err(refusal) = verdict else { return true };
-        tracing::debug!(
-            cluster = self.config.cluster,
-            refusal.reason,
-            refusal.detail,
-            "an entry was refused"
-        );
+        with.add(kv);
+        with.keys -= usize::from(old > 0);
+        with.bytes = with.bytes.saturating_sub(old);
+        with
+    }
+
+    fn admit(&self, kv: &KeyValue, before: Before) -> Verdict {
+        let config = &self.config;
+        let room = config.intake.room(&config.cluster, kv, self.held_with(kv, before));
+        let (verdict, refusal) = match room {
+            Err(refusal) => (Verdict::Leave, refusal),
+            Ok(()) => match config.admit.admit(&kv.key, &kv.value) {
+                Ok(()) => return Verdict::Take,
+                Err(refusal) => (Verdict::Drop, refusal),
+            },
+        };
+        tracing::debug!(cluster = config.cluster, refusal.reason, refusal.detail, "an entry was refused");
         self.shown.send_modify(|shown| {
             if shown.refused.len() < MOST_REASONS || shown.refused.contains_key(refusal.reason) {
                 *shown.refused.entry(refusal.reason).or_default() += 1;
             }
+            if matches!(refusal.reason, intake::KEY_LIMIT | intake::BYTE_LIMIT) {
+                shown.crowded = Some(refusal.detail.clone());
+            }
             shown.last_refusal = Some(refusal.detail);
         });
-        false
+        verdict
     }
 }

@@ -3,7 +3,7 @@
 use super::authorize::Access;
 use super::keyspaces::{Counters, KeyspaceHandle};
 use super::service::{MAX_REQUEST, Shared, header, keyspace_of};
-use super::{convert, status};
+use super::{convert, reader, status};
 use crate::pb;
 use hawser_kvstore::{Op, Reply, ReplyBody, Txn, TxnOp};
 use prost::Message;
@@ -92,6 +92,7 @@ impl pb::kv_server::Kv for KvService {
             let reply = keyspace.range(&query).map_err(status::range)?;
             Ok::<_, Status>((reply, header(keyspace, keyspace.revision())))
         })?;
+        reader::listed(&caller, || reply.kvs.iter().map(|kv| kv.encoded_len()).sum())?;
         Ok(Response::new(convert::range_response(&reply, header)))
     }
 
@@ -137,7 +138,9 @@ impl pb::kv_server::Kv for KvService {
                 let reply = keyspace.read_txn(&txn).map_err(status::op)?;
                 Ok::<_, Status>((reply, header(keyspace, keyspace.revision())))
             })?;
-            return Ok(Response::new(convert::txn_response(&reply, header)));
+            let response = convert::txn_response(&reply, header);
+            reader::listed(&caller, || response.encoded_len())?;
+            return Ok(Response::new(response));
         }
         match write(&handle, Op::Txn(txn)).await? {
             (Reply { body: ReplyBody::Txn(reply), .. }, header) => {

@@ -6,6 +6,7 @@ pub(crate) mod convert;
 mod keyspaces;
 mod kv;
 mod lease;
+mod reader;
 mod service;
 pub(crate) mod status;
 mod view;
@@ -14,6 +15,7 @@ mod writer;
 
 pub use authorize::{Access, AccessRequest, AllowAll, Authorize, Denied};
 pub use keyspaces::{KeyspaceHandle, Keyspaces, SharedKeyspace, Stats};
+pub use reader::{Connection, Exhausted, Reader, ReaderLimits, ReaderStatus};
 pub use service::{ETCD_VERSION, EtcdServer};
 pub use view::ServedView;
 pub(crate) use watch::PROGRESS_METADATA;

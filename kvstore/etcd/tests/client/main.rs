@@ -9,5 +9,6 @@ mod etcd_store;
 mod etcd_tls;
 mod following;
 mod harness;
+mod limits;
 mod mirrors;
 mod restarts;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_etcd::client::{Client, FollowConfig, FollowEvent, Relist, Resume};
-use hawser_etcd::mirror::{Admit, Mirror, MirrorConfig, MirrorState, Refusal};
+use hawser_etcd::mirror::{Admit, BYTE_LIMIT, Intake, Mirror, MirrorConfig, MirrorState, Refusal};
 use hawser_etcd::server::SharedKeyspace;
 use hawser_kvstore::{KeyRange, KeyValue, Keyspace, Limits};
 
@@ -24,6 +24,8 @@ pub(crate) fn mirror_of(addr: std::net::SocketAddr, admit: impl Admit) -> Mirror
         ranges: EXPORTED.iter().map(|prefix| KeyRange::prefix(*prefix)).collect(),
         admit: Arc::new(admit),
         limits: Limits::default(),
+        intake: Intake::default(),
+        afresh: false,
         pace: pace(),
         keep: None,
     }
@@ -199,15 +201,15 @@ async fn an_origin_cannot_make_a_mirror_hold_more_than_its_quota() {
     let origin = TestServer::serving(memory("us-east", 7)).await;
     let here = TestServer::serving(memory("eu-west", 8)).await;
     fill(&origin, 0..100).await;
-    let limits = Limits { quota_bytes: 2000, ..Limits::default() };
-    let config = MirrorConfig { limits, ..mirror_of(origin.addr, admit_all) };
+    let intake = Intake { bytes: 2000, ..Intake::default() };
+    let config = MirrorConfig { intake, ..mirror_of(origin.addr, admit_all) };
     let mirror = Mirror::start(config, &here.keyspaces).unwrap();
     eventually("listed", || mirror.status().state == MirrorState::Synced).await;
     fill(&origin, 100..200).await;
     let mirrored = here.keyspaces.get("us-east").unwrap();
     eventually("as far as the origin", || place(mirrored.keyspace()) == place(origin.own().keyspace())).await;
     assert!(mirrored.keyspace().read(Keyspace::live_bytes) <= 2000);
-    assert!(mirror.status().refused["quota"] > 0);
+    assert!(mirror.status().refused[BYTE_LIMIT] > 0);
 }
 
 #[tokio::test]

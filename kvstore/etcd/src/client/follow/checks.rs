@@ -1,7 +1,7 @@
-//! What is refused: a configuration that cannot be followed, and a list that no etcd would send. And keys next to keys.
+//! What is refused: a configuration that cannot be followed, and what no etcd would send. And keys next to keys.
 
 use bytes::Bytes;
-use hawser_kvstore::KeyRange;
+use hawser_kvstore::{KeyRange, Revision};
 
 use super::{FollowConfig, FollowConfigError, Order};
 use crate::pb;
@@ -24,13 +24,29 @@ pub(super) fn config(config: &FollowConfig) -> Result<(), FollowConfigError> {
     Ok(())
 }
 
-/// A page of the list of `range` from `from` on. The error says what is wrong with it.
+/// Counted one by one, no etcd gets there: who says so wants us to add to the last number that there is.
+const MOST: Revision = 1 << 62;
+
+/// A revision that can be.
+pub(super) fn revision(revision: Revision) -> Result<(), &'static str> {
+    match (0..=MOST).contains(&revision) {
+        true => Ok(()),
+        false => Err("names a revision that cannot be"),
+    }
+}
+
+/// A page of the list of `range` at revision `at`, from `from` on. The error says what is wrong with it.
 pub(super) fn page(
     range: &KeyRange,
     from: &Bytes,
+    at: Revision,
     kvs: &[pb::KeyValue],
     more: bool,
 ) -> Result<(), &'static str> {
+    revision(at)?;
+    if kvs.iter().any(|kv| !(0..=at).contains(&kv.mod_revision)) {
+        return Err("holds a key that is newer than the list");
+    }
     if more && kvs.is_empty() {
         return Err("promises more and gives nothing");
     }

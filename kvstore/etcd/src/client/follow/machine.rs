@@ -87,6 +87,9 @@ pub(super) struct Machine {
     /// Since when changes of one range wait for the others.
     waits_since: Option<Time>,
     backoff: Backoff,
+    /// When a list was last begun for another reason than a start, and how long the next one waits that comes soon.
+    relisted_at: Option<Time>,
+    relist_backoff: Backoff,
     relists: u64,
     reconnects: u64,
 }
@@ -95,6 +98,8 @@ pub(super) struct Machine {
 /// another one is asked after this, and again after that.
 const ASK_FIRST: Duration = Duration::from_millis(50);
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// A list that follows another one sooner than this waits: whoever reads us would have to list each time, too.
+const CALM: Duration = Duration::from_secs(10);
 
 impl Machine {
     pub(super) fn new(config: FollowConfig, now: Time) -> Result<Self, FollowConfigError> {
@@ -117,6 +122,8 @@ impl Machine {
             asked_at: None,
             waits_since: None,
             backoff: Backoff::new(config.pace.seed),
+            relisted_at: None,
+            relist_backoff: Backoff::new(config.pace.seed),
             relists: 0,
             reconnects: 0,
             pace: config.pace,
@@ -145,7 +152,8 @@ impl Machine {
             );
         }
         let revision = if listing.revision == 0 { header.revision } else { listing.revision };
-        if let Err(what) = checks::page(&self.ranges[listing.range], &listing.from, &page.kvs, page.more) {
+        let range = &self.ranges[listing.range];
+        if let Err(what) = checks::page(range, &listing.from, revision, &page.kvs, page.more) {
             return self.wait(Some(self.listing(listing.reason)), format!("the server's list {what}"), now);
         }
         let last = page.kvs.last().map(|kv| kv.key.clone());
@@ -183,6 +191,9 @@ impl Machine {
         let Phase::Watching { created, behind_since } = &mut self.phase else { return };
         self.heard_at = now;
         let header = message.header.unwrap_or_default();
+        if let Err(what) = checks::revision(header.revision) {
+            return self.wait(None, format!("the server {what}: {}", header.revision), now);
+        }
         if message.created && !message.canceled {
             *created += 1;
         }
@@ -213,10 +224,22 @@ impl Machine {
         if message.events.is_empty() {
             return self.progress(&message, header.revision, now);
         }
+        if let Some(has) = self.told_already(&message) {
+            return self.relist(ResetReason::Behind { had: self.merge.newest(), has }, now);
+        }
         if let Err(why) = self.events(message) {
             return self.wait(None, why, now);
         }
         self.drain(now);
+    }
+
+    /// The revision of an event that comes after the server's word that everything up to it had come: what it left out
+    /// before is not known. Of a server whose word is not trusted, such an event is only a late one.
+    fn told_already(&self, message: &pb::WatchResponse) -> Option<Revision> {
+        let range = usize::try_from(message.watch_id - 1).ok().filter(|range| *range < self.ranges.len())?;
+        let through = self.merge.through(range);
+        let mut revisions = message.events.iter().filter_map(|event| Some(event.kv.as_ref()?.mod_revision));
+        revisions.find(|revision| self.trust_progress && *revision <= through)
     }
 
     pub(super) fn handle_watch_ended(&mut self, why: String, now: Time) {
@@ -309,8 +332,15 @@ impl Machine {
     }
 
     fn relist(&mut self, reason: ResetReason, now: Time) {
-        self.out.push_back(Output::Close);
-        self.list(self.listing(reason), now);
+        let calm = self.relisted_at.replace(now).is_none_or(|at| now.since(at) >= CALM);
+        if calm {
+            self.relist_backoff.reset();
+            self.out.push_back(Output::Close);
+            return self.list(self.listing(reason), now);
+        }
+        let why = format!("it has to be listed again, and was just listed: {reason:?}");
+        let wait = self.relist_backoff.next(&self.pace);
+        self.wait_for(wait, Some(self.listing(reason)), why, now);
     }
 
     fn list(&mut self, listing: Listing, now: Time) {
@@ -403,6 +433,8 @@ impl Machine {
             if !self.ranges[range].contains(&kv.key) {
                 return Err(format!("the server sent an event for {:?}, outside the watched range", kv.key));
             }
+            checks::revision(kv.mod_revision)
+                .map_err(|what| format!("the server's event for {:?} {what}", kv.key))?;
             let change = match deleted {
                 true => Change::Delete { key: kv.key, mod_revision: kv.mod_revision },
                 false => Change::Put(kv),
@@ -468,10 +500,15 @@ impl Machine {
     }
 
     fn wait(&mut self, listing: Option<Listing>, reason: String, now: Time) {
+        let wait = self.backoff.next(&self.pace);
+        self.wait_for(wait, listing, reason, now);
+    }
+
+    fn wait_for(&mut self, wait: Duration, listing: Option<Listing>, reason: String, now: Time) {
         self.out.push_back(Output::Close);
         self.emit(FollowEvent::Interrupted { reason });
         self.reconnects += 1;
-        self.phase = Phase::Waiting { until: now + self.backoff.next(&self.pace), listing };
+        self.phase = Phase::Waiting { until: now + wait, listing };
     }
 }
 

@@ -57,6 +57,11 @@ impl Merge {
         self.through.iter().copied().max().unwrap_or(0)
     }
 
+    /// Everything up to here has arrived in `range`.
+    pub(super) fn through(&self, range: usize) -> Revision {
+        self.through[range]
+    }
+
     /// A change that arrived, if it may be given now. `None`: it waits, or is old.
     pub(super) fn change(&mut self, range: usize, change: Change) -> Option<Change> {
         let revision = change.revision();

@@ -8,6 +8,7 @@ mod merge;
 mod shell;
 #[cfg(test)]
 mod tests;
+mod valve;
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use hawser_kvstore::{KeyRange, Revision};
 use crate::pb::KeyValue;
 
 pub use shell::Follow;
+pub use valve::{HeldBy, IntakeRate};
 
 /// What to follow, and how.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct FollowConfig {
     pub page: i64,
     /// Events the caller may be behind before the server is made to wait (HTTP/2 flow control).
     pub buffer: usize,
+    /// How fast is read; without it, as fast as the caller takes events.
+    pub rate: Option<IntakeRate>,
     pub pace: Pace,
 }
 
@@ -48,6 +52,7 @@ impl FollowConfig {
             trust_progress: false,
             page: 512,
             buffer: 1024,
+            rate: None,
             pace: Pace::default(),
         }
     }
@@ -174,6 +179,10 @@ pub struct FollowStatus {
     pub heard_at: Option<Instant>,
     pub relists: u64,
     pub reconnects: u64,
+    /// Since when the server has been faster than [`FollowConfig::rate`]; what it says comes later by that much at most.
+    pub held: Option<(Instant, HeldBy)>,
+    /// All the time that nothing was read for, for that reason.
+    pub held_for: Duration,
     pub last_trouble: Option<String>,
 }
 

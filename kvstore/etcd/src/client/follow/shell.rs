@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hawser_model::Time;
 use tokio::sync::{mpsc, watch};
@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
 
 use super::machine::{Machine, Output};
+use super::valve::Valve;
 use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, FollowStatus, Order};
 use crate::client::{CallError, Client, Trouble};
 use crate::pb;
@@ -52,6 +53,7 @@ impl Client {
         let (events, receiver) = mpsc::channel(config.buffer.max(1));
         let started = Instant::now();
         let in_rounds = config.order == Order::Total && config.ranges.len() > 1;
+        let valve = config.rate.map(|rate| Valve::new(rate, Time::ZERO));
         let machine = Machine::new(config, Time::ZERO)?;
         let (status, status_receiver) = watch::channel(FollowStatus {
             state: FollowState::Connecting,
@@ -60,11 +62,14 @@ impl Client {
             heard_at: None,
             relists: 0,
             reconnects: 0,
+            held: None,
+            held_for: Duration::ZERO,
             last_trouble: None,
         });
         let shell = Shell {
             client: self.clone(),
             machine,
+            valve,
             in_rounds,
             started,
             events,
@@ -93,9 +98,25 @@ enum Heard {
     Message(Result<Option<pb::WatchResponse>, CallError>),
 }
 
+impl Heard {
+    /// Entries and their bytes; a message without any is still one to look at. O(entries).
+    fn size(&self) -> (usize, usize) {
+        let bytes = |kv: &pb::KeyValue| kv.key.len() + kv.value.len();
+        match self {
+            Self::Page(Ok(page)) => (page.kvs.len().max(1), page.kvs.iter().map(bytes).sum()),
+            Self::Message(Ok(Some(message))) => {
+                let kvs = message.events.iter().flat_map(|event| event.kv.iter().chain(&event.prev_kv));
+                (message.events.len().max(1), kvs.map(bytes).sum())
+            }
+            _ => (0, 0),
+        }
+    }
+}
+
 struct Shell {
     client: Client,
     machine: Machine,
+    valve: Option<Valve>,
     /// Ask the server to say after each round of events how far it has come.
     in_rounds: bool,
     started: Instant,
@@ -108,6 +129,9 @@ struct Shell {
 impl Shell {
     async fn run(mut self) {
         while self.carry_out().await {
+            if !self.hold().await {
+                return;
+            }
             let deadline = self.machine.poll_deadline().map(|d| self.started + d.at().since_start());
             tokio::select! {
                 biased;
@@ -125,8 +149,26 @@ impl Shell {
         Time::from_duration(self.started.elapsed())
     }
 
+    /// Reads nothing while more was read than the rate allows. False when the caller is gone.
+    async fn hold(&mut self) -> bool {
+        let now = self.now();
+        let Some(until) = self.valve.as_mut().and_then(|valve| valve.shut_until(now)) else { return true };
+        self.publish();
+        tokio::select! {
+            () = tokio::time::sleep_until((self.started + until.since_start()).into()) => {}
+            () = self.events.closed() => return false,
+        }
+        let now = self.now();
+        self.machine.handle_caller_waited(now);
+        true
+    }
+
     fn feed(&mut self, heard: Heard) {
         let now = self.now();
+        if let Some(valve) = &mut self.valve {
+            let (events, bytes) = heard.size();
+            valve.handle_read(events, bytes, now);
+        }
         self.heard_at = match &heard {
             Heard::Page(Ok(_)) | Heard::Message(Ok(Some(_))) => Some(Instant::now()),
             _ => self.heard_at,
@@ -224,6 +266,9 @@ impl Shell {
 
     fn publish(&self) {
         let machine = &self.machine;
+        let held = self.valve.as_ref().and_then(|valve| valve.held_since(self.now()));
+        let held = held.map(|(since, by)| (self.started + since.since_start(), by));
+        let held_for = self.valve.as_ref().map(Valve::shut_for).unwrap_or_default();
         self.status.send_if_modified(|status| {
             let new = FollowStatus {
                 state: machine.state(),
@@ -232,6 +277,8 @@ impl Shell {
                 heard_at: self.heard_at,
                 relists: machine.relists(),
                 reconnects: machine.reconnects(),
+                held,
+                held_for,
                 last_trouble: status.last_trouble.take(),
             };
             let changed = *status != new;

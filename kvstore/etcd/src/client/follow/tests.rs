@@ -359,6 +359,58 @@ fn nonsense_from_a_server_is_named_and_the_stream_left() {
 }
 
 #[test]
+fn a_revision_that_cannot_be_is_nonsense_and_is_never_counted_on_from() {
+    for revision in [i64::MAX, i64::MIN, -1] {
+        for nonsense in [message(1, revision, vec![]), message(1, 11, vec![put("a/1", revision)])] {
+            let mut story = Story::following(&[("a/1", 3)]);
+            assert_eq!(story.hear(nonsense), ["close", "interrupted"], "{revision}");
+            assert_eq!(story.until(|d| matches!(d, Deadline::Retry(_))), ["watch a/@11"]);
+        }
+        for nonsense in [page(revision, &[], false), page(10, &[("a/1", revision)], false)] {
+            let mut story = Story::new(FollowConfig::new(vec![KeyRange::prefix("a/")]));
+            story.told();
+            story.machine.handle_page(nonsense, story.now);
+            assert_eq!(story.told(), ["reset Start", "close", "interrupted"], "{revision}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_took_its_word_back_is_listed_because_what_it_left_out_is_not_known() {
+    let config = FollowConfig { trust_progress: true, ..FollowConfig::new(vec![KeyRange::prefix("a/")]) };
+    let mut story = Story::new(config);
+    story.machine.handle_page(page(10, &[], false), story.now);
+    story.machine.handle_watch(created(1, 10), story.now);
+    story.told();
+    assert_eq!(story.hear(message(-1, 20, vec![])), ["progress 20"]);
+    assert_eq!(story.hear(message(1, 20, vec![put("a/1", 15)])), ["close", "list a/ @0"]);
+}
+
+#[test]
+fn lists_that_follow_each_other_soon_wait_longer_and_longer() {
+    let mut story = Story::following(&[]);
+    let mut waits = Vec::new();
+    for _ in 0..10 {
+        let before = story.now;
+        let told = story.hear(pb::WatchResponse { header: header(0xb, 1), ..message(1, 1, vec![]) });
+        let told = match told.contains(&"interrupted".to_owned()) {
+            true => story.until(|d| matches!(d, Deadline::Retry(_))),
+            false => told,
+        };
+        assert_eq!(told.last().unwrap(), "list a/ @0");
+        waits.push(story.now.since(before));
+        story.machine.handle_page(page(10, &[], false), story.now);
+        story.machine.handle_watch(created(1, 10), story.now);
+        story.told();
+    }
+    assert_eq!(waits[0], Duration::ZERO, "the first is made at once");
+    assert!(waits[9] >= Duration::from_millis(2500), "{waits:?}");
+    story.now = story.now + Duration::from_secs(60);
+    let told = story.hear(pb::WatchResponse { header: header(0xb, 1), ..message(1, 1, vec![]) });
+    assert_eq!(told, ["close", "list a/ @0"], "and again when there was calm");
+}
+
+#[test]
 fn a_delete_of_what_was_never_told_is_not_told() {
     let mut story = Story::following(&[]);
     assert_eq!(story.hear(message(1, 12, vec![delete("a/9", 12)])), ["progress 12"]);

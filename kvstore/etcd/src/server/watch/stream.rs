@@ -1,4 +1,4 @@
-//! One watch stream: its watches are cursors, and one task pulls for all of them as fast as the reader reads.
+//! One watch stream: its watches are cursors, and what is new is pulled for all of them as fast as the reader reads.
 
 use super::Outgoing;
 use super::frame::Message;
@@ -7,11 +7,14 @@ use crate::pb::watch_create_request::FilterType;
 use crate::pb::watch_request::RequestUnion;
 use crate::server::authorize::Access;
 use crate::server::keyspaces::{Counters, KeyspaceHandle};
+use crate::server::reader::{self, WatchPlace};
 use crate::server::service::{MAX_MESSAGE, Shared, header};
 use bytes::Bytes;
+use futures::StreamExt as _;
 use hawser_kvstore::{Cursor, Event, EventKind, KeyRange, PullLimits, Pulled, Revision};
 use std::collections::BTreeMap;
 use std::future::ready;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -50,6 +53,8 @@ struct Watch {
     deletes: bool,
     /// Something was sent since the last progress notification.
     busy: bool,
+    /// Of a reader whose watches are counted.
+    _place: Option<WatchPlace>,
 }
 
 /// The reader has gone, or the keyspace: there is nobody to tell.
@@ -68,35 +73,32 @@ impl WatchStream {
     }
 
     pub(crate) async fn run(mut self, requests: Streaming<pb::WatchRequest>) {
-        let end = self.serve(requests).await;
-        for _ in &self.watches {
-            Counters::count(&self.keyspace.counters().closed_watches);
-        }
-        if let Ok(status) = end {
+        if let Ok(status) = self.serve(requests).await {
             // The reader may have gone in the meantime; then nobody needs the status.
             drop(self.out.send(Outgoing::End(status)).await);
         }
     }
 
-    async fn serve(&mut self, mut requests: Streaming<pb::WatchRequest>) -> Result<Status, Gone> {
+    async fn serve(&mut self, requests: Streaming<pb::WatchRequest>) -> Result<Status, Gone> {
+        // Looked at when something has come, and not with every event.
+        let mut requests = futures::stream::select_all([requests]);
         let mut progress = self.keyspace.keyspace().subscribe();
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let removed = self.keyspace.removed().clone();
-        let out = self.out.clone();
+        let mut removed = pin!(removed.cancelled());
         loop {
             tokio::select! {
                 // Requests first, so that a cancel is heard while the stream catches up.
                 biased;
-                () = out.closed() => return Err(Gone),
-                () = removed.cancelled() => {
+                () = &mut removed => {
                     let name = self.keyspace.name();
                     return Ok(Status::unavailable(format!("cluster {name} is no longer served here")));
                 }
-                request = requests.message() => match request {
-                    Ok(Some(request)) => self.handle(request).await?,
-                    Ok(None) => return Ok(Status::ok("")),
-                    Err(status) => return Ok(status),
+                request = requests.next() => match request {
+                    Some(Ok(request)) => self.handle(request).await?,
+                    Some(Err(status)) => return Ok(status),
+                    None => return Ok(Status::ok("")),
                 },
                 () = ready(()), if self.behind => self.pull_all().await?,
                 // The sender lives in the handle that this stream holds.
@@ -121,11 +123,14 @@ impl WatchStream {
         }
         let filters: Vec<FilterType> = request.filters().collect();
         let keys = KeyRange::from_wire(request.key, request.range_end);
-        if let Some(reason) = self.refusal(request.watch_id, &keys) {
-            let mut response = self.response(NO_WATCH);
-            (response.created, response.canceled, response.cancel_reason) = (true, true, reason);
-            return self.send(Message::control(&response)).await;
-        }
+        let place = match self.place(request.watch_id, &keys) {
+            Ok(place) => place,
+            Err(reason) => {
+                let mut response = self.response(NO_WATCH);
+                (response.created, response.canceled, response.cancel_reason) = (true, true, reason);
+                return self.send(Message::control(&response)).await;
+            }
+        };
         let id = self.choose_id(request.watch_id);
         let (cursor, created) = self.keyspace.keyspace().read(|keyspace| {
             let header = Some(header(keyspace, keyspace.revision()));
@@ -145,6 +150,7 @@ impl WatchStream {
                     puts: !filters.contains(&FilterType::Noput),
                     deletes: !filters.contains(&FilterType::Nodelete),
                     busy: false,
+                    _place: place,
                 };
                 self.watches.insert(id, watch);
                 self.behind = true;
@@ -154,7 +160,14 @@ impl WatchStream {
         }
     }
 
-    /// Why a watch cannot be, in the words that etcd puts into `cancel_reason`.
+    /// A watch's place among those of its caller; else why it cannot be, in the words that etcd puts into `cancel_reason`.
+    fn place(&self, id: i64, keys: &KeyRange) -> Result<Option<WatchPlace>, String> {
+        match self.refusal(id, keys) {
+            Some(reason) => Err(reason),
+            None => reader::watched(&self.caller).map_err(|why| format!("etcdserver: {why}")),
+        }
+    }
+
     fn refusal(&self, id: i64, keys: &KeyRange) -> Option<String> {
         if id != 0 && self.watches.contains_key(&id) {
             return Some("mvcc: duplicate watch ID provided on the WatchStream".to_owned());
@@ -318,9 +331,20 @@ impl WatchStream {
 
     /// Waits for the reader, which HTTP/2's flow control may hold back for as long as it likes.
     async fn reserve(&self) -> Result<mpsc::OwnedPermit<Outgoing>, Gone> {
+        if let Ok(permit) = self.out.clone().try_reserve_owned() {
+            return Ok(permit);
+        }
         tokio::select! {
             permit = self.out.clone().reserve_owned() => permit.map_err(|_| Gone),
             () = self.keyspace.removed().cancelled() => Err(Gone),
+        }
+    }
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        for _ in &self.watches {
+            Counters::count(&self.keyspace.counters().closed_watches);
         }
     }
 }

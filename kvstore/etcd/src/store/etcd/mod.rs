@@ -19,7 +19,7 @@ use crate::client::{
     CallError, Client, Follow, FollowConfig, FollowConfigError, FollowEvent, Order, Pace, Relist,
     ResetReason, Resume,
 };
-use crate::mirror::fill::{Fill, Filled};
+use crate::mirror::fill::{Fill, Filled, Verdict};
 use crate::pb;
 use crate::server::SharedKeyspace;
 pub use list::BARRIER_KEY;
@@ -200,6 +200,10 @@ fn is_ours(key: &[u8]) -> bool {
     PREFIXES.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
 }
 
+fn verdict(key: &[u8]) -> Verdict {
+    if is_ours(key) { Verdict::Take } else { Verdict::Drop }
+}
+
 struct Task {
     client: Client,
     cluster: String,
@@ -346,7 +350,7 @@ impl Task {
                 // It is there: the next trouble is another one.
                 _ => self.said.clear(),
             }
-            for filled in fill.handle(event, |kv, _| is_ours(&kv.key)) {
+            for filled in fill.handle(event, |kv, _| verdict(&kv.key)) {
                 // Lists are made by `begin` alone.
                 let Filled::Apply(record) = filled else { continue };
                 if let Err(restart) = self.take(record).await {
