@@ -73,6 +73,49 @@ async fn an_agent_may_report_at_any_replica() {
 }
 
 #[tokio::test]
+async fn every_replica_says_who_leads_and_what_agents_told_any_of_them() {
+    let etcd = Etcd::start();
+    let (mut one, two) = two_replicas(&etcd).await;
+    let token = one.token("node-1").await.token.reveal();
+    let identity = one.join("node-1", &token).await.unwrap();
+    let report = ReportRequest { node: "node-1".into(), ..Default::default() };
+    let index = one.agent(Some(&identity)).await.report(report).await.unwrap().into_inner().index;
+    let (at_one, at_two) = eventually("both know of each other and of the agent", async || {
+        let (at_one, at_two) = (one.status().await, two.status().await);
+        for status in [&at_one, &at_two] {
+            let replicas = &status.replica.as_ref().unwrap().replicas;
+            let node = status.nodes.iter().find(|node| node.name == "node-1").ok_or("no node-1")?;
+            if replicas.len() != 2 || node.reported_ms_ago < 0 {
+                return Err(format!("{replicas:?} {node:?}"));
+            }
+            assert_eq!(node.index, index);
+        }
+        Ok((at_one, at_two))
+    })
+    .await;
+    let counts = |status: &hawser_api::admin::StatusReply| {
+        assert!(status.services > 0 && status.endpoints > 0);
+        (status.services, status.endpoints, status.identities, status.nodes.len())
+    };
+    assert_eq!(counts(&at_one), counts(&at_two), "a follower says what the leader exports");
+    let (leads, follows) = (at_one.replica.unwrap(), at_two.replica.unwrap());
+    assert!(leads.exports && !follows.exports);
+    assert!(leads.name.ends_with(&format!(":{})", one.port)) && leads.name != follows.name);
+    assert_eq!((&leads.leader, &follows.leader), (&leads.name, &leads.name));
+    assert!(leads.leader_ms_ago >= 0 && follows.leader_ms_ago >= 0);
+
+    assert_eq!(one.stop(), Some(0));
+    eventually("the other one leads and is alone", async || {
+        let alone = two.status().await.replica.unwrap();
+        match alone.exports && alone.leader == alone.name && alone.replicas.len() == 1 {
+            true => Ok(()),
+            false => Err(format!("{alone:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_watch_that_was_begun_at_one_replica_goes_on_at_another() {
     let etcd = Etcd::start();
     let (one, two) = two_replicas(&etcd).await;
