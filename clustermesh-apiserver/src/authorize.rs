@@ -113,6 +113,10 @@ impl Roles {
 }
 
 impl Authorize for Roles {
+    fn keyspace(&self, caller: &http::Extensions) -> Option<&str> {
+        matches!(Caller::of(caller), Caller::Known(Role::Local)).then_some(cached::KEYSPACE)
+    }
+
     fn view(&self, caller: &http::Extensions, keyspace: &KeyspaceHandle) -> Option<ServedView> {
         match Caller::of(caller) {
             Caller::Known(Role::Remote(peer)) if keyspace.name() == self.own.as_str() => {

@@ -61,6 +61,13 @@ impl Probes {
         let _ = self.open.set(open);
     }
 
+    /// The checks that fail, by name alone: anybody may ask.
+    pub fn unready(&self) -> Option<String> {
+        let bad: Vec<_> =
+            self.readiness().into_iter().filter(|check| !check.is_ok()).map(|check| check.name).collect();
+        (!bad.is_empty()).then(|| format!("not ready: {}", bad.join(", ")))
+    }
+
     fn readiness(&self) -> Vec<Check> {
         let Some(open) = self.open.get() else {
             return vec![Check::bad("store", "not open yet: see the log for what it waits for")];

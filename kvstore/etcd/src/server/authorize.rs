@@ -40,6 +40,11 @@ pub struct Denied {
 pub trait Authorize: Send + Sync + 'static {
     fn authorize(&self, request: AccessRequest<'_>) -> Result<(), Denied>;
 
+    /// The keyspace that every request of this caller means, whatever it names.
+    fn keyspace(&self, _caller: &http::Extensions) -> Option<&str> {
+        None
+    }
+
     /// What the caller sees of the keyspace, where that is not all of it: every request of his is answered from there.
     fn view(&self, _caller: &http::Extensions, _keyspace: &KeyspaceHandle) -> Option<ServedView> {
         None

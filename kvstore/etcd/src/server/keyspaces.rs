@@ -146,6 +146,11 @@ impl KeyspaceHandle {
         &*self.writer
     }
 
+    /// Whether both are about one and the same.
+    pub fn same_keyspace(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.keyspace.0, &other.keyspace.0)
+    }
+
     pub fn stats(&self) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let closed = get(&self.counters.closed_watches);

@@ -40,6 +40,7 @@ const CLUSTER_METADATA: &str = "hawser-cluster";
 pub struct EtcdServer {
     keyspaces: Keyspaces,
     shared: Arc<Shared>,
+    health: Health,
 }
 
 /// What every service of the server needs.
@@ -49,10 +50,20 @@ pub(crate) struct Shared {
     pub(crate) advertise: Vec<String>,
 }
 
+/// Why nobody should be sent to this server; none when all is well.
+type Health = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
 impl EtcdServer {
     /// `advertise` is what clients may dial to reach this server.
     pub fn new(keyspaces: Keyspaces, authorize: Arc<dyn Authorize>, advertise: Vec<String>) -> Self {
-        Self { keyspaces, shared: Arc::new(Shared { authorize, advertise }) }
+        let shared = Arc::new(Shared { authorize, advertise });
+        Self { keyspaces, shared, health: Arc::new(|| None) }
+    }
+
+    /// What `GET /health` answers: why not, in few words that anybody may read. Without it the server is healthy while it answers.
+    #[must_use]
+    pub fn with_health(self, unhealthy: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        Self { health: Arc::new(unhealthy), ..self }
     }
 
     /// The etcd services and `GET /version`, next to whatever `routes` has.
@@ -72,7 +83,11 @@ impl EtcdServer {
             .add_service(self.keyed(pb::maintenance_server::MaintenanceServer::new(ClusterService(shared()))))
             .add_service(self.keyed(WatchService(shared())));
         let router = routes.axum_router_mut();
-        *router = std::mem::take(router).route_service("/version", tower::service_fn(version));
+        let unhealthy = Arc::clone(&self.health);
+        let health = move |request| std::future::ready(health(&request, unhealthy()));
+        *router = std::mem::take(router)
+            .route_service("/version", tower::service_fn(version))
+            .route_service("/health", tower::service_fn(health));
         routes
     }
 
@@ -147,7 +162,7 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let keyspace = match choose(&self.keyspaces, &request) {
+        let keyspace = match choose(&self.keyspaces, &*self.authorize, &request) {
             Ok(keyspace) => keyspace,
             Err(status) => return Either::Right(Box::pin(std::future::ready(Ok(status.into_http())))),
         };
@@ -168,8 +183,12 @@ where
     }
 }
 
-fn choose<B>(keyspaces: &Keyspaces, request: &http::Request<B>) -> Result<KeyspaceHandle, Status> {
-    let cluster = match cluster_of_authority(request) {
+fn choose<B>(
+    keyspaces: &Keyspaces,
+    authorize: &dyn Authorize,
+    request: &http::Request<B>,
+) -> Result<KeyspaceHandle, Status> {
+    let cluster = match authorize.keyspace(request.extensions()).or_else(|| cluster_of_authority(request)) {
         Some(cluster) => Some(cluster),
         None => request
             .headers()
@@ -202,14 +221,31 @@ fn cluster_of_authority<B>(request: &http::Request<B>) -> Option<&str> {
 
 /// What `etcdctl` and Cilium's troubleshooting read over plain HTTP/1.1.
 async fn version<B>(request: http::Request<B>) -> Result<http::Response<Body>, Infallible> {
+    let json = format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"3.5.0"}}"#);
+    Ok(page(&request, StatusCode::OK, json))
+}
+
+/// As etcd's, for probes and load balancers in front of it.
+fn health<B>(
+    request: &http::Request<B>,
+    unhealthy: Option<String>,
+) -> Result<http::Response<Body>, Infallible> {
+    let code = if unhealthy.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let (health, reason) = (unhealthy.is_none().to_string(), unhealthy.unwrap_or_default());
+    // Strings both, in etcd's order; the reason is ours and holds nothing to escape.
+    let reason = reason.replace(['"', '\\'], "'");
+    Ok(page(request, code, format!(r#"{{"health":"{health}","reason":"{reason}"}}"#)))
+}
+
+fn page<B>(request: &http::Request<B>, code: StatusCode, json: String) -> http::Response<Body> {
     if request.method() != Method::GET {
         let mut refused = http::Response::new(Body::empty());
         *refused.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        return Ok(refused);
+        return refused;
     }
-    let json = format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"3.5.0"}}"#);
     let mut response = http::Response::new(Body::new(http_body_util::Full::new(json.into())));
+    *response.status_mut() = code;
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(http::header::CONTENT_TYPE, json);
-    Ok(response)
+    response
 }
