@@ -21,6 +21,9 @@ const EVERY: Duration = Duration::from_secs(30);
 /// Where a store's snapshot has its frame number; so that neither is taken for the other.
 const FORMAT: u64 = u64::from_be_bytes(*b"mirror 1");
 const ENDING: &str = ".snapshot";
+const SEAL: &str = ".sealed";
+/// It has its header and a revision.
+const MOST_SEAL: u64 = 256;
 
 /// A directory of mirrors' snapshots. Clones are the same directory; of all its mirrors one is written at a time, so
 /// that many never hold many copies.
@@ -76,9 +79,13 @@ impl MirrorDir {
     /// Removes every snapshot but those of `clusters`, and what a kill left half written. Of mirrors that run, name all.
     pub fn retain(&self, clusters: &[&str]) {
         let _alone = self.alone();
-        let wanted: Vec<String> = clusters.iter().map(|cluster| file_name(cluster)).collect();
+        let both = |cluster: &&str| [file_name(cluster), seal_name(cluster)];
+        let wanted: Vec<String> = clusters.iter().flat_map(both).collect();
         let names = self.0.disk.list().unwrap_or_default();
-        let ours = |name: &String| name.strip_suffix(snapshot::TEMPORARY).unwrap_or(name).ends_with(ENDING);
+        let ours = |name: &String| {
+            let name = name.strip_suffix(snapshot::TEMPORARY).unwrap_or(name);
+            name.ends_with(ENDING) || name.ends_with(SEAL)
+        };
         for name in names.iter().filter(|name| ours(name) && !wanted.contains(name)) {
             self.remove(name);
         }
@@ -121,11 +128,34 @@ impl MirrorDir {
         written
     }
 
+    /// Says that nobody was shown anything beyond what is on disk. Of a mirror that counts its own revisions.
+    pub(super) fn seal(&self, cluster: &str, cluster_id: u64, revision: Revision) -> io::Result<()> {
+        let _alone = self.alone();
+        let name = seal_name(cluster);
+        snapshot::write(&*self.0.disk, &name, cluster_id, FORMAT, &revision.to_le_bytes().to_vec().into())
+    }
+
+    /// What the seal said; from here on it is broken. One that cannot be removed counts for nothing.
+    pub(super) fn unseal(&self, cluster: &str) -> Option<(u64, Revision)> {
+        let _alone = self.alone();
+        let (disk, name) = (&self.0.disk, seal_name(cluster));
+        if disk.len(&name).ok()? > MOST_SEAL {
+            return None;
+        }
+        let bytes = Bytes::from(disk.read(&name).ok()?);
+        disk.remove(&name).and_then(|()| disk.sync_dir()).ok()?;
+        let (cluster_id, revision) = snapshot::decode(&bytes, FORMAT).ok()?;
+        Some((cluster_id, Revision::from_le_bytes(revision[..].try_into().ok()?)))
+    }
+
     /// For good: a write that is under way is waited for, a later one of the same mirror does nothing.
     pub(super) fn forget(&self, cluster: &str, ended: &AtomicBool) {
         let _alone = self.alone();
         ended.store(true, Ordering::Relaxed);
         self.remove(&file_name(cluster));
+        if self.0.disk.len(&seal_name(cluster)).is_ok() {
+            self.remove(&seal_name(cluster));
+        }
     }
 
     fn remove(&self, name: &str) {
@@ -143,6 +173,10 @@ impl MirrorDir {
 /// A cluster's name is a DNS label; whatever else is given stays within the directory.
 fn file_name(cluster: &str) -> String {
     format!("{}{ENDING}", cluster.replace('/', "_"))
+}
+
+fn seal_name(cluster: &str) -> String {
+    format!("{}{SEAL}", cluster.replace('/', "_"))
 }
 
 /// What a mirror answers its keeper: its state, and the progress that this state is.

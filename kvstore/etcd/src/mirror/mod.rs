@@ -4,10 +4,10 @@
 //! or cut off leaves the keyspace registered and served as it was last known; one with a [`MirrorDir`] does so across
 //! restarts of the process, too.
 //!
-//! The origin is a Hawser server. A foreign etcd (each Cilium replica counts its own revisions) needs revisions of our
-//! own in a lineage of our own; it will be another way to turn `FollowEvent`s into records, beside `fill`.
+//! The origin is a Hawser server, or, in `foreign`, any other etcd (each Cilium replica counts its own revisions).
 
 pub(crate) mod fill;
+mod foreign;
 pub(crate) mod intake;
 mod keep;
 #[cfg(test)]
@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::client::{Client, FollowConfigError, FollowState, FollowStatus, HeldBy, Pace};
 use crate::server::{Keyspaces, SharedKeyspace};
+pub use foreign::{Chart, ForeignConfig, ForeignStatus, Plan, Signs, Source};
 pub use intake::{BYTE_LIMIT, Intake, KEY_LIMIT, VALUE_LIMIT};
 use keep::Keeper;
 pub use keep::MirrorDir;
@@ -123,6 +124,8 @@ pub struct MirrorStatus {
     /// All the time that it was not read for.
     pub held_for: Duration,
     pub last_trouble: Option<String>,
+    /// Of an etcd that is not Hawser's.
+    pub foreign: Option<ForeignStatus>,
 }
 
 impl MirrorStatus {
@@ -143,6 +146,8 @@ pub struct Mirror {
     cluster: String,
     intake: Intake,
     keep: Option<Keeping>,
+    /// Of a foreign one: whoever sees its revisions may see them go on in the next process.
+    freeze: Option<watch::Sender<bool>>,
 }
 
 #[derive(Debug)]
@@ -170,6 +175,7 @@ struct Shown {
     relists: u64,
     reconnects: u64,
     held_for: Duration,
+    foreign: Option<ForeignStatus>,
 }
 
 impl Mirror {
@@ -206,6 +212,7 @@ impl Mirror {
             cluster,
             intake,
             keep,
+            freeze: None,
         })
     }
 
@@ -235,6 +242,9 @@ impl Mirror {
 
     /// Writes what is not on disk yet, for a process that is about to end.
     pub async fn settle(&self) {
+        if let Some(freeze) = &self.freeze {
+            return self.seal(freeze).await;
+        }
         let Some(Keeping { dir, asks, ended, .. }) = &self.keep else { return };
         let revision = self.keyspace.read(Keyspace::revision);
         if revision == 0 || self.status.borrow().kept_revision == Some(revision) {
@@ -286,6 +296,7 @@ impl Mirror {
                 .or_else(|| follow.and_then(|follow| follow.last_trouble.clone())),
             refused: shown.refused,
             last_refusal: shown.last_refusal,
+            foreign: shown.foreign,
         }
     }
 
