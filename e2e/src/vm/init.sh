@@ -14,8 +14,8 @@ mount -t bpf bpf /sys/fs/bpf
 ln -s /proc/self/fd /dev/fd
 echo 1 >/proc/sys/kernel/printk
 ip link set lo up
-# These are not loaded by being asked for.
-for module in tun sch_ingress cls_bpf; do modprobe "$module"; done
+# Some are not loaded by being asked for, and the others not by two at once.
+for module in tun veth bridge wireguard sch_ingress cls_bpf; do modprobe "$module"; done
 sh -e /command
 code=$?
 echo "hawser-vm: exit $code"

@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> Result<u8> {
 fn boot(kernel: &Path, initrd: &Path, options: &Options) -> Result<Child> {
     let mut command = Command::new(QEMU);
     command
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+        .args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2"])
         .args(["-m", &format!("{}M", options.mebibytes)])
         .args(["-display", "none", "-serial", "stdio", "-nodefaults", "-no-user-config", "-no-reboot"])
         .arg("-kernel")
