@@ -93,10 +93,6 @@ impl ClusterPlan {
         format!("br-{}", self.name).chars().take(15).collect()
     }
 
-    pub fn server_url(&self) -> String {
-        format!("https://{}:2379", self.nodes[0].address)
-    }
-
     pub fn pods(&self) -> impl Iterator<Item = (&NodePlan, &PodPlan)> {
         self.nodes.iter().flat_map(|node| node.pods.iter().map(move |pod| (node, pod)))
     }

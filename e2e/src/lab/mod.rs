@@ -2,9 +2,11 @@
 
 mod manifests;
 mod product;
+mod replicas;
 mod state;
 mod topology;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,8 +40,9 @@ pub struct Lab {
 pub struct Cluster {
     pub plan: ClusterPlan,
     pub nodes: Vec<Node>,
-    api_server: Option<Process>,
-    etcd: Option<Process>,
+    /// By the place of their node. One, unless the store is [`Store::EtcdOfThree`].
+    api_servers: BTreeMap<usize, Process>,
+    etcd: BTreeMap<usize, Process>,
     store: Store,
     cart: Cart,
     logs: PathBuf,
@@ -109,7 +112,7 @@ impl Lab {
     pub fn check_alive(&mut self) -> Result<()> {
         for cluster in &mut self.clusters {
             let agents = cluster.nodes.iter_mut().filter_map(|node| node.agent.as_mut());
-            for process in cluster.api_server.iter_mut().chain(cluster.etcd.iter_mut()).chain(agents) {
+            for process in cluster.api_servers.values_mut().chain(cluster.etcd.values_mut()).chain(agents) {
                 process.check_alive()?;
             }
         }
@@ -144,8 +147,8 @@ impl Cluster {
         Ok(Self {
             plan,
             nodes,
-            api_server: None,
-            etcd: None,
+            api_servers: BTreeMap::new(),
+            etcd: BTreeMap::new(),
             store: Store::Embedded,
             cart: Cart::default(),
             logs: inside.dir.clone(),

@@ -8,36 +8,34 @@ use anyhow::{Context, Result, bail};
 
 use super::{Cluster, Lab, Node, manifests};
 use crate::binaries;
-use crate::plan::LabPlan;
+use crate::plan::{ClusterPlan, LabPlan};
 use crate::process::{Process, output, said, tail};
 use crate::status::{AgentStatus, ServiceView, operations};
 use crate::wait;
 
 const MANIFESTS: &str = "/etc/hawser/manifests";
 /// Starting a process and its first answer. Long, because test machines are busy; polled, so it costs nothing.
-const START: Duration = Duration::from_secs(20);
+pub(super) const START: Duration = Duration::from_secs(20);
 
 /// What stands behind a cluster's API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     Embedded,
     Etcd,
-}
-
-impl Store {
-    fn url(self) -> &'static str {
-        match self {
-            Self::Embedded => "embedded:/var/lib/hawser/store",
-            Self::Etcd => "etcd://127.0.0.1:12379",
-        }
-    }
+    /// Three replicas, each on a node of its own beside a member of an etcd of three.
+    EtcdOfThree,
 }
 
 impl Lab {
     /// Act 1: every cluster's API server and agents, not connected to each other.
     pub fn start_product(&mut self, store: Store) -> Result<()> {
+        self.start_product_with(|_| store)
+    }
+
+    /// The same, each cluster with a store of its own kind.
+    pub fn start_product_with(&mut self, store: impl Fn(&ClusterPlan) -> Store) -> Result<()> {
         for cluster in &mut self.clusters {
-            cluster.store = store;
+            cluster.store = store(&cluster.plan);
             cluster.prepare()?;
             cluster.start_api_server()?;
         }
@@ -126,15 +124,13 @@ fn bundle_path(from: &Cluster) -> String {
 }
 
 impl Cluster {
-    /// Configuration, PKI and manifests on node-1, where this cluster's API server runs.
+    /// Configuration, PKI and manifests on node-1, where this cluster's API server runs, and where other replicas do.
     pub fn prepare(&mut self) -> Result<()> {
         self.write_config(&self.config())?;
         self.hawser_ok(&["ca", "init", "--cluster", &self.plan.name, "--id", &self.plan.id.to_string()])?;
+        self.carry_pki()?;
         self.write_manifests()?;
-        if self.store == Store::Etcd {
-            self.start_etcd()?;
-        }
-        Ok(())
+        self.start_etcd()
     }
 
     /// `/etc/hawser/cluster.yaml` as a user would write it.
@@ -143,79 +139,59 @@ impl Cluster {
         format!(
             "cluster:\n  name: {name}\n  id: {id}\n\
              listen: 0.0.0.0:2379\n\
-             advertise: [\"{url}\"]\n\
+             advertise: [{urls}]\n\
              podCIDRs: [\"{pods}\"]\n\
              nodeCIDRs: [\"{nodes}\"]\n\
              source:\n  dir: {MANIFESTS}\n\
              store: {store}\n",
             name = plan.name,
             id = plan.id,
-            url = plan.server_url(),
+            urls = self.server_urls().map(|url| format!("\"{url}\"")).collect::<Vec<_>>().join(", "),
             pods = plan.pods,
             nodes = plan.region,
-            store = self.store.url(),
+            store = self.store_url(),
         )
     }
 
     pub fn write_config(&self, text: &str) -> Result<()> {
-        self.nodes[0].place.write("/etc/hawser/cluster.yaml", text)
+        self.on_servers("/etc/hawser/cluster.yaml", text)
     }
 
     fn write_manifests(&self) -> Result<()> {
-        let place = &self.nodes[0].place;
-        place.write(format!("{MANIFESTS}/namespaces.yaml"), &manifests::namespaces(&self.plan))?;
-        place.write(format!("{MANIFESTS}/nodes.yaml"), &manifests::nodes(&self.plan))?;
-        place.write(format!("{MANIFESTS}/pods.yaml"), &manifests::pods(&self.plan))?;
+        self.on_servers(&format!("{MANIFESTS}/namespaces.yaml"), &manifests::namespaces(&self.plan))?;
+        self.on_servers(&format!("{MANIFESTS}/nodes.yaml"), &manifests::nodes(&self.plan))?;
+        self.on_servers(&format!("{MANIFESTS}/pods.yaml"), &manifests::pods(&self.plan))?;
         self.write_endpoints()?;
         self.write_service()
     }
 
     pub(super) fn write_service(&self) -> Result<()> {
         let text = manifests::service(&self.plan, &self.cart);
-        self.nodes[0].place.write(format!("{MANIFESTS}/service-cart.yaml"), &text)
+        self.on_servers(&format!("{MANIFESTS}/service-cart.yaml"), &text)
     }
 
     pub(super) fn write_endpoints(&self) -> Result<()> {
         let text = manifests::endpoint_slices(&self.plan, &self.cart);
-        self.nodes[0].place.write(format!("{MANIFESTS}/endpointslices.yaml"), &text)
+        self.on_servers(&format!("{MANIFESTS}/endpointslices.yaml"), &text)
     }
 
-    fn start_etcd(&mut self) -> Result<()> {
-        let place = &self.nodes[0].place;
-        let mut command = place.command("etcd");
-        command.args(["--name", &self.plan.name, "--data-dir", "/var/lib/hawser/etcd", "--logger", "zap"]);
-        command.args(["--listen-client-urls", "http://127.0.0.1:12379"]);
-        command.args(["--advertise-client-urls", "http://127.0.0.1:12379"]);
-        command.args(["--listen-peer-urls", "http://127.0.0.1:12380"]);
-        self.etcd = Some(Process::start(&format!("{}/etcd", self.plan.name), command, &self.logs)?);
-        wait::until(&format!("etcd of {} answers", self.plan.name), START, || {
-            let mut ask = self.nodes[0].place.command("etcdctl");
-            ask.env("ETCDCTL_API", "3").args(["--endpoints", "127.0.0.1:12379", "endpoint", "health"]);
-            crate::process::run(&mut ask)
-        })?;
-        Ok(())
-    }
-
+    /// All replicas.
     pub fn start_api_server(&mut self) -> Result<()> {
-        let name = format!("{}/clustermesh-apiserver", self.plan.name);
-        let mut command = self.nodes[0].place.command(binaries::find("clustermesh-apiserver")?);
-        command.args(["--config", "/etc/hawser/cluster.yaml"]);
-        self.api_server = Some(Process::start(&name, command, &self.logs)?);
-        Ok(())
+        (0..self.server_count()).try_for_each(|place| self.start_replica(place))
     }
 
+    /// The one on node-1.
+    ///
     /// # Panics
     /// When it was not started.
     pub fn api_server(&mut self) -> &mut Process {
-        self.api_server.as_mut().expect("a started API server")
+        self.replica(0)
     }
 
     pub fn wait_for_api_server(&mut self) -> Result<()> {
         let name = self.plan.name.clone();
         wait::until(&format!("the API server of {name} answers"), START, || {
-            if let Some(process) = self.api_server.as_mut()
-                && let Err(dead) = process.check_alive()
-            {
+            if let Err(dead) = self.api_servers.values_mut().try_for_each(Process::check_alive) {
                 return Ok(Err(dead));
             }
             self.hawser_ok(&["status", "-o", "json"]).map(Ok)
