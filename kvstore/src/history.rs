@@ -85,6 +85,25 @@ impl History {
         self.bytes = 0;
     }
 
+    /// Where the events from revision `from` on begin. O(log of their number): nearly every watcher is nearly there.
+    fn start_of(&self, from: Revision) -> usize {
+        let len = self.events.len();
+        let mut span = 1;
+        while span < len && self.events[len - span].revision() >= from {
+            span *= 2;
+        }
+        let (mut low, mut high) = (len.saturating_sub(span), len);
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.events[middle].revision() < from {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
     /// Events from revision `from` on. O(log events + events scanned): at most `limits.scanned` and the rest of a revision.
     pub(crate) fn pull(
         &self,
@@ -93,7 +112,7 @@ impl History {
         limits: PullLimits,
         visible: Revision,
     ) -> Pulled {
-        let start = self.events.partition_point(|event| event.revision() < from);
+        let start = self.start_of(from);
         let mut events = Vec::new();
         let (mut bytes, mut last) = (0, None);
         for (scanned, event) in self.events.range(start..).enumerate() {

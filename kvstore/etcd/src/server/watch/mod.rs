@@ -1,4 +1,6 @@
 //! `Watch`, served by hand: tonic's encoder copies every message per stream, this one sends what the store encoded once.
+//!
+//! A stream is its response's body and has no task of its own: an event wakes one task and not two.
 
 mod frame;
 mod stream;
@@ -48,7 +50,8 @@ impl Service<http::Request<Body>> for WatchService {
 }
 
 impl WatchService {
-    /// Starts the stream's one task. It ends when the reader goes, when the client closes its side, or with the keyspace.
+    /// The stream goes on as its body is read, and ends with it: when the reader goes, when the client closes its side, or
+    /// with the keyspace.
     fn serve(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         if request.uri().path() != "/etcdserverpb.Watch/Watch" {
             return Err(Status::unimplemented("Watch has one method, Watch"));
@@ -59,9 +62,8 @@ impl WatchService {
         let (out, messages) = mpsc::channel(QUEUED_MESSAGES);
         let tell_rounds = parts.headers.contains_key(PROGRESS_METADATA);
         let stream = WatchStream::new(Arc::clone(&self.0), keyspace, parts.extensions, out, tell_rounds);
-        tokio::spawn(stream.run(requests));
-
         let mut response = http::Response::new(Body::new(WatchBody {
+            stream: Some(Box::pin(stream.run(requests))),
             messages,
             message: Vec::new().into_iter(),
             ended: false,
@@ -80,6 +82,8 @@ pub(crate) enum Outgoing {
 
 /// What hyper polls when HTTP/2's flow control has room, and only then.
 struct WatchBody {
+    /// Makes the messages; none once it has made the last.
+    stream: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     messages: mpsc::Receiver<Outgoing>,
     /// The rest of the message being sent.
     message: std::vec::IntoIter<Bytes>,
@@ -101,7 +105,7 @@ impl http_body::Body for WatchBody {
             if self.ended {
                 return Poll::Ready(None);
             }
-            match ready_or_pending!(self.messages.poll_recv(cx)) {
+            match ready_or_pending!(self.poll_message(cx)) {
                 Some(Outgoing::Message(message)) => self.message = message.into_chunks().into_iter(),
                 Some(Outgoing::End(status)) => return Poll::Ready(Some(Ok(self.end(&status)))),
                 None => {
@@ -114,6 +118,19 @@ impl http_body::Body for WatchBody {
 }
 
 impl WatchBody {
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
+        // What is made already goes first: there is room for one.
+        if let Poll::Ready(Some(message)) = self.messages.poll_recv(cx) {
+            return Poll::Ready(Some(message));
+        }
+        if let Some(stream) = &mut self.stream
+            && stream.as_mut().poll(cx).is_ready()
+        {
+            self.stream = None;
+        }
+        self.messages.poll_recv(cx)
+    }
+
     fn end(&mut self, status: &Status) -> Frame<Bytes> {
         self.ended = true;
         let mut trailers = http::HeaderMap::new();
