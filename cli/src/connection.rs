@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::args::Global;
 use crate::output::{Refused, chain};
 
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(10);
 /// A process that is stopped, or stuck on its disk, takes the connection and never answers.
 const ANSWER: Duration = Duration::from_secs(30);
 
