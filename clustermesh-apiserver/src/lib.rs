@@ -9,6 +9,7 @@ pub mod annotations;
 pub mod authorize;
 pub mod board;
 pub mod cached;
+pub mod chart;
 pub mod cilium;
 pub mod config;
 pub mod dial;

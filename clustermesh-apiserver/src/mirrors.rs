@@ -8,15 +8,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hawser_etcd::client::{Client, Pace};
-use hawser_etcd::mirror::{Mirror, MirrorConfig, MirrorDir, MirrorState, MirrorStatus};
+use hawser_etcd::mirror::{ForeignConfig, Mirror, MirrorConfig, MirrorDir, MirrorState, MirrorStatus};
 use hawser_etcd::server::Keyspaces;
 use hawser_kvstore::{KeyRange, Limits, RangeQuery, Revision};
-use hawser_model::{ClusterName, Peer};
+use hawser_model::{ClusterName, Peer, PeerKind};
 use hawser_pki::CaSet;
 use hawser_wire::{Resource, prefix};
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
+use rustls::sign::SingleCertAndKey;
 use tokio_util::sync::CancellationToken;
 
+use crate::chart::CiliumChart;
+use crate::cilium::Shown;
 use crate::config::Config;
 use crate::dial::Line;
 use crate::limits::Readers;
@@ -56,9 +60,17 @@ struct Running {
     peer: Peer,
     /// The value it was begun with: another one begins it anew, unless only its CAs are others.
     value: Bytes,
+    /// What it is shown, where that is not our own.
+    shown: Option<Bytes>,
     line: Option<Line>,
     mirror: Result<Mirror, String>,
     logged: Option<MirrorState>,
+}
+
+/// What a mirror is begun with.
+enum Origin {
+    Hawser(MirrorConfig),
+    Foreign(ForeignConfig),
 }
 
 impl Mirrors {
@@ -112,7 +124,8 @@ impl Mirrors {
     /// Brings mirrors and trust in line with the list. Cost: the list; its values only when one changed.
     pub fn follow_list(&self) {
         let mut followed = self.0.followed.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = self.0.own.list(prefix::LOCAL_PEERS);
+        let mut list = self.0.own.list(prefix::LOCAL_PEERS);
+        list.extend(self.0.own.list(prefix::PRIVATE_PEERS));
         let list: Vec<_> = list.iter().map(|kv| (kv.key.clone(), kv.mod_revision)).collect();
         if *followed == list {
             return;
@@ -147,23 +160,31 @@ impl Mirrors {
             let again = running.remove(&name).is_some();
             tracing::info!(cluster = %name, again, "connected");
             let value = kv.value.clone();
-            match self.prepare(&peer, again) {
-                Ok((line, config)) => {
+            let shown = self.shown(&peer);
+            match self.prepare(&peer, shown.as_ref(), again) {
+                Ok((line, Origin::Hawser(config))) => {
                     configs.push(config);
                     begun.push((peer, value, line));
                 }
-                Err(error) => insert(&mut running, peer, value, None, Err(error)),
+                Ok((line, Origin::Foreign(config))) => {
+                    let mirror = Ok(Mirror::start_foreign(config, &self.0.keyspaces));
+                    insert(&mut running, peer, value, shown, Some(line), mirror);
+                }
+                Err(error) => insert(&mut running, peer, value, shown, None, Err(error)),
             }
         }
         // What is on disk of all of them is read on all cores.
         let mirrors = Mirror::start_all(configs, &self.0.keyspaces);
         for ((peer, value, line), mirror) in begun.into_iter().zip(mirrors) {
-            insert(&mut running, peer, value, Some(line), mirror.map_err(|error| error.to_string()));
+            insert(&mut running, peer, value, None, Some(line), mirror.map_err(|error| error.to_string()));
         }
     }
 
     /// Whether this mirror does for what is now listed. Other CAs are believed from now on, and it goes on.
     fn goes_on(&self, running: &mut Running, peer: &Peer, value: &Bytes) -> bool {
+        if running.shown != self.shown(peer) {
+            return false;
+        }
         if running.value == *value {
             return true;
         }
@@ -188,25 +209,51 @@ impl Mirrors {
         futures::future::join_all(lines.iter().map(Line::present)).await;
     }
 
+    /// What was given to be shown to it.
+    fn shown(&self, peer: &Peer) -> Option<Bytes> {
+        let cilium = matches!(peer.kind, PeerKind::Cilium(_));
+        let kv = cilium.then(|| self.0.own.get(&peers::shown_key(peer.cluster.name.as_str()))).flatten()?;
+        Some(kv.value.clone())
+    }
+
     /// From here on the peer is trusted; its mirror is not begun yet.
-    fn prepare(&self, peer: &Peer, afresh: bool) -> Result<(Line, MirrorConfig), String> {
+    fn prepare(&self, peer: &Peer, shown: Option<&Bytes>, afresh: bool) -> Result<(Line, Origin), String> {
         let inner = &self.0;
         let cas = CaSet::from_pem(&peer.ca).map_err(|error| error.to_string())?;
         inner.trust.admit(peer, cas);
-        let line = Line::new(peer, &inner.certificates, Arc::clone(&inner.provider));
+        let shown = shown.map(|shown| certified(peer, shown)).transpose()?;
+        let line = Line::new(peer, shown, &inner.certificates, Arc::clone(&inner.provider));
         let line = line.map_err(|error| error.to_string())?;
-        let config = MirrorConfig {
-            cluster: peer.cluster.name.to_string(),
-            client: Client::new(line.channel()),
-            ranges: peers::ranges(&peer.cluster.name),
-            admit: peers::admission(peer, &inner.config),
-            limits: Limits { history_events: HISTORY_EVENTS, ..Limits::default() },
-            intake: inner.config.limits.intake(&peer.cluster.name),
-            afresh,
-            pace: Pace::default(),
-            keep: inner.kept.as_ref().ok().cloned(),
+        let cluster = peer.cluster.name.to_string();
+        let admit = peers::admission(peer, &inner.config);
+        let limits = Limits { history_events: HISTORY_EVENTS, ..Limits::default() };
+        let intake = inner.config.limits.intake(&peer.cluster.name);
+        let (pace, keep) = (Pace::default(), inner.kept.as_ref().ok().cloned());
+        let origin = match peer.kind {
+            PeerKind::Hawser => {
+                let client = Client::new(line.channel());
+                let ranges = peers::ranges(&peer.cluster.name);
+                Origin::Hawser(MirrorConfig {
+                    cluster,
+                    client,
+                    ranges,
+                    admit,
+                    limits,
+                    intake,
+                    afresh,
+                    pace,
+                    keep,
+                })
+            }
+            PeerKind::Cilium(_) => {
+                let again = line.clone();
+                let connect = Box::new(move || Client::new(again.another()));
+                let chart = CiliumChart { cluster: peer.cluster.clone(), width: inner.config.width };
+                let chart = Box::new(chart);
+                Origin::Foreign(ForeignConfig { cluster, connect, chart, admit, limits, intake, pace, keep })
+            }
         };
-        Ok((line, config))
+        Ok((line, origin))
     }
 
     /// A change of state is worth a line; what happens within one is not.
@@ -262,10 +309,20 @@ impl Mirrors {
     }
 }
 
+fn certified(peer: &Peer, shown: &[u8]) -> Result<Arc<dyn ResolvesClientCert>, String> {
+    let cluster = &peer.cluster.name;
+    let fix = format!("fix: connect {cluster} again (`hawser connect --cilium FILE`) with --cert and --key");
+    let shown = Shown::from_json(shown)
+        .map_err(|error| format!("what {cluster} is shown cannot be read: {error}; {fix}"))?;
+    let certified = shown.certified().map_err(|error| format!("{error}; {fix}"))?;
+    Ok(Arc::new(SingleCertAndKey::from(certified)))
+}
+
 fn insert(
     running: &mut BTreeMap<ClusterName, Running>,
     peer: Peer,
     value: Bytes,
+    shown: Option<Bytes>,
     line: Option<Line>,
     mirror: Result<Mirror, String>,
 ) {
@@ -273,5 +330,5 @@ fn insert(
     if let Err(error) = &mirror {
         tracing::error!(cluster = %name, error, "a connected cluster cannot be mirrored");
     }
-    running.insert(name, Running { peer, value, line, mirror, logged: None });
+    running.insert(name, Running { peer, value, shown, line, mirror, logged: None });
 }
