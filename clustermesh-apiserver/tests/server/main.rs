@@ -4,6 +4,7 @@
 mod certificates;
 mod cluster;
 mod connections;
+mod exports;
 #[path = "../../sources/tests/fake_api_server/mod.rs"]
 mod fake_api_server;
 mod join;
