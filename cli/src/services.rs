@@ -60,6 +60,9 @@ pub(crate) async fn get(global: &Global, name: &str, format: Format) -> Result<(
         return json(&service);
     }
     line(&format!("{name}  affinity {}  shared {}", service.affinity, service.shared))?;
+    for (name, value) in &service.wishes {
+        line(&format!("{name} {value}"))?;
+    }
     line(&format!("cluster IP {}", or_dash(&service.cluster_ips.join(", "))))?;
     for port in &service.ports {
         line("")?;

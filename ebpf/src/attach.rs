@@ -48,7 +48,9 @@ impl Hook {
     }
 }
 
-pub(crate) const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
+/// What shows a service's address stands before what sends to its backends.
+pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
+    ["recvmsg4", "recvmsg6", "getpeername4", "getpeername6", "sendmsg4", "sendmsg6", "connect4", "connect6"];
 
 /// Where programs should be, by interface index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

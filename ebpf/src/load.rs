@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use aya::maps::{MapInfo, MapType};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use hawser_ebpf_abi::{
-    ABI_VERSION, Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, PrefixKey, Reason,
-    Service, ServiceKey, Slice, SockRev, map, size,
+    ABI_VERSION, Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, Pin, PinKey, PrefixKey,
+    Reason, Service, ServiceKey, Slice, SockRev, SockRevKey, map, size,
 };
 
 use crate::attach::{Attachments, Hook, Links, SOCKET_PROGRAMS, classifier, socket_program};
@@ -133,7 +133,7 @@ const fn shape<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
     Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
-fn shapes() -> [Shape; 12] {
+fn shapes() -> [Shape; 14] {
     [
         shape::<ServiceKey, Service>(map::SERVICES, MapType::Hash, size::SERVICES),
         shape::<u32, Slice>(map::SLICES, MapType::Array, size::SLICES),
@@ -143,7 +143,9 @@ fn shapes() -> [Shape; 12] {
         shape::<PrefixKey, IpEntry>(map::IPCACHE, MapType::LpmTrie, size::IPCACHE),
         shape::<Addr, Endpoint>(map::ENDPOINTS, MapType::Hash, size::ENDPOINTS),
         shape::<ServiceKey, Exported>(map::EXPORTED, MapType::Hash, size::EXPORTED),
-        shape::<u64, SockRev>(map::SOCK_REV, MapType::LruHash, size::SOCK_REV),
+        shape::<SockRevKey, SockRev>(map::SOCK_REV, MapType::LruHash, size::SOCK_REV),
+        shape::<PinKey, Pin>(map::SOCKET_PINS, MapType::LruHash, size::SOCKET_PINS),
+        shape::<PinKey, Pin>(map::CLIENT_PINS, MapType::LruHash, size::CLIENT_PINS),
         shape::<FlowKey, Flow>(map::FLOWS, MapType::LruHash, size::FLOWS),
         shape::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Reason::COUNT),
         shape::<u32, Config>(map::CONFIG, MapType::Array, 1),
@@ -176,13 +178,27 @@ fn describe(kind: MapType, key: usize, value: usize, entries: u32) -> String {
     format!("{kind:?}, key {key}, value {value}, {entries} entries")
 }
 
-/// Takes the datapath away: links first, so that no program runs on maps that are going; then the maps.
+/// Takes the datapath away, of whatever ABI.
 pub fn uninstall(config: &LoadConfig) -> Result<(), UninstallError> {
-    let root = config.root();
+    retire(config)?;
+    take_away(&config.root())
+}
+
+/// Takes away what an agent with another ABI left at work. To be called when this one's is whole: until then the old
+/// programs answer from the old maps, and afterwards they would answer from maps that nobody writes.
+pub fn retire(config: &LoadConfig) -> Result<(), UninstallError> {
+    let own = config.root();
+    let Ok(versions) = fs::read_dir(config.bpffs.join(&config.directory)) else { return Ok(()) };
+    let roots = versions.filter_map(|version| Some(version.ok()?.path().join(&config.device)));
+    roots.filter(|root| *root != own && root.exists()).try_for_each(|root| take_away(&root))
+}
+
+/// Links first, so that no program runs on maps that are going; then the maps.
+fn take_away(root: &Path) -> Result<(), UninstallError> {
     for part in ["links", "maps"] {
         remove(&root.join(part), |path| fs::remove_dir_all(path))?;
     }
-    remove(&root, |path| fs::remove_dir(path))?;
+    remove(root, |path| fs::remove_dir(path))?;
     // Another device's datapath may live beside it.
     for parent in root.ancestors().skip(1).take(2) {
         let _ = fs::remove_dir(parent);

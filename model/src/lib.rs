@@ -9,6 +9,7 @@ mod identity;
 mod mesh;
 mod node;
 mod peer;
+mod routing;
 mod service;
 mod service_export;
 mod slice;
@@ -25,6 +26,7 @@ pub use node::{
     AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
 };
 pub use peer::{CiliumPeer, ClusterConfig, ExportMode, ParseServerUrlError, Peer, PeerKind, ServerUrl};
+pub use routing::{Fallback, MinHealthy, OnLoss, ParseRoutingError, Routing};
 pub use service::{
     Affinity, Endpoint, GlobalService, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
     ServicePort, SharedService,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cluster::shorten;
-use crate::{ClusterRef, IdentityId};
+use crate::{ClusterRef, IdentityId, Routing};
 
 /// Namespace and name; the same pair means the same service in every cluster (namespace sameness).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -188,7 +188,7 @@ pub struct GlobalService {
     pub key: ServiceKey,
     pub cluster_ips: Vec<IpAddr>,
     pub ports: BTreeMap<PortName, ServicePort>,
-    pub affinity: Affinity,
+    pub routing: Routing,
     pub shared: bool,
     pub backends: PortMap,
 }

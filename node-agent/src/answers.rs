@@ -9,7 +9,7 @@ use hawser_api::local;
 use hawser_discovery::{About, NodeId, Transition};
 use hawser_discovery_net::EchoSnapshot;
 use hawser_ebpf_abi::{Kind, Reason};
-use hawser_model::{ClusterHealth, ClusterId, ClusterName, Time};
+use hawser_model::{ClusterHealth, ClusterId, ClusterName, Routing, Time};
 use hawser_tunnels_linux::{Choice, Stats};
 
 use crate::clock::{self, Clock, millis};
@@ -182,11 +182,35 @@ fn service(status: ServiceStatus) -> local::Service {
     local::Service {
         namespace: service.key.namespace().to_owned(),
         name: service.key.name().to_owned(),
-        affinity: service.affinity.to_string(),
+        affinity: service.routing.affinity.to_string(),
+        wishes: wishes(&service.routing),
         shared: service.shared,
         cluster_ips: service.cluster_ips.iter().map(ToString::to_string).collect(),
         ports: ports.collect(),
     }
+}
+
+/// What differs from the default, by the annotation's name; affinity has its own place.
+fn wishes(routing: &Routing) -> BTreeMap<String, String> {
+    let default = Routing::default();
+    let join = |texts: Vec<String>| (!texts.is_empty()).then(|| texts.join(","));
+    let weights = routing.weights.iter().map(|(cluster, weight)| format!("{cluster}={weight}"));
+    let changed = |text: &str, is: bool| is.then(|| text.to_owned());
+    let all = [
+        ("affinity-min-healthy", routing.min_healthy.map(|min| min.to_string())),
+        ("cluster-weights", join(weights.collect())),
+        ("cluster-order", join(routing.order.iter().map(ToString::to_string).collect())),
+        ("fallback", changed(routing.fallback.as_str(), routing.fallback != default.fallback)),
+        ("session-affinity", routing.session_seconds.map(|seconds| format!("ClientIP={seconds}s"))),
+        (
+            "on-data-plane-loss",
+            changed(
+                routing.on_data_plane_loss.as_str(),
+                routing.on_data_plane_loss != default.on_data_plane_loss,
+            ),
+        ),
+    ];
+    all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 fn backend(status: BackendStatus) -> local::Backend {

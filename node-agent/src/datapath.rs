@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use hawser_agent_core::{WordPlace, WordWrite};
-use hawser_ebpf::{Attachments, Datapath as Loaded, LoadConfig, TcKind, uninstall};
+use hawser_ebpf::{Attachments, Datapath as Loaded, LoadConfig, TcKind, retire, uninstall};
 use hawser_ebpf_abi::{DesiredDatapath, Reason, ServiceKey, size};
 use hawser_model::{ClusterId, ClusterIdWidth, HealthWord};
 
@@ -25,6 +25,7 @@ pub(crate) struct Datapath {
 #[derive(Debug)]
 struct Inner {
     loaded: Loaded,
+    config: LoadConfig,
     /// What is known to be in the kernel; none before the first sync, and after one that had problems.
     applied: Option<(DesiredDatapath, Attachments)>,
 }
@@ -32,8 +33,9 @@ struct Inner {
 impl Datapath {
     /// Adopts what an earlier run left at work.
     pub(crate) fn load(mounts: &Mounts, config: &Config, clock: Clock) -> Result<Self> {
-        let loaded = Loaded::load(&load_config(mounts, config)).context("loading the datapath")?;
-        Ok(Self { clock, inner: Mutex::new(Inner { loaded, applied: None }) })
+        let config = load_config(mounts, config);
+        let loaded = Loaded::load(&config).context("loading the datapath")?;
+        Ok(Self { clock, inner: Mutex::new(Inner { loaded, config, applied: None }) })
     }
 
     /// Whether the kernel takes our programs and maps: all of them are loaded in a place of their own, attached to
@@ -92,6 +94,9 @@ impl Datapath {
             tracing::debug!(writes = report.writes, "maps");
         }
         problems.extend(report.problems.iter().map(ToString::to_string));
+        if problems.is_empty() && inner.applied.is_none() {
+            problems.extend(retire(&inner.config).err().map(|error| error.to_string()));
+        }
         inner.applied = problems.is_empty().then(|| (desired.clone(), wanted));
         problems
     }

@@ -31,7 +31,7 @@ impl Export {
             let slices: Vec<Slice> =
                 objects.slices_of(&service.key).map(|slice| self.admissible(slice, &mut part)).collect();
             let backends = backends(&slices);
-            let local = self.local_service(service, wishes, &backends);
+            let local = self.local_service(service, &wishes, &backends);
             part.add(&self.record, &Entry::LocalService(local));
             if !wishes.shared {
                 continue;
@@ -67,13 +67,13 @@ impl Export {
         slice
     }
 
-    fn local_service(&self, service: &Service, wishes: Wishes, backends: &PortMap) -> GlobalService {
+    fn local_service(&self, service: &Service, wishes: &Wishes, backends: &PortMap) -> GlobalService {
         GlobalService {
             cluster: self.cluster.clone(),
             key: service.key.clone(),
             cluster_ips: service.cluster_ips.clone(),
             ports: service.ports.clone(),
-            affinity: wishes.affinity,
+            routing: wishes.routing(service.traffic.session_affinity),
             shared: wishes.shared,
             backends: backends.clone(),
         }

@@ -24,8 +24,8 @@ pub struct DesiredDatapath {
 /// One frontend's backends by cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSpec {
-    /// [`crate::AFFINITY_NONE`], [`crate::AFFINITY_LOCAL`] or [`crate::AFFINITY_REMOTE`].
-    pub affinity: u8,
+    /// How long a client keeps its backend; 0 = it does not.
+    pub session_seconds: u32,
     /// By cluster id; at most [`crate::MAX_SLICES`]. A cluster without backends may be left out.
     pub slices: BTreeMap<u16, SliceSpec>,
 }
@@ -35,6 +35,10 @@ pub struct SliceSpec {
     /// Relative to the other clusters' slices; 1..=4096 are told apart. The number of backends, for an even spread over
     /// all of them.
     pub weight: u16,
+    /// `0..`[`crate::TIERS`].
+    pub tier: u8,
+    /// Verdicts about this cluster and its nodes are not heeded here.
+    pub ignores_health: bool,
     pub backends: BTreeSet<BackendSpec>,
 }
 

@@ -14,12 +14,14 @@ pub mod map {
     pub const ENDPOINTS: &str = "endpoints";
     pub const EXPORTED: &str = "exported";
     pub const SOCK_REV: &str = "sock_rev";
+    pub const SOCKET_PINS: &str = "socket_pins";
+    pub const CLIENT_PINS: &str = "client_pins";
     pub const FLOWS: &str = "flows";
     pub const COUNTERS: &str = "counters";
     pub const CONFIG: &str = "config";
 
     /// All of them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 14] = [
         SERVICES,
         SLICES,
         BACKENDS,
@@ -29,6 +31,8 @@ pub mod map {
         ENDPOINTS,
         EXPORTED,
         SOCK_REV,
+        SOCKET_PINS,
+        CLIENT_PINS,
         FLOWS,
         COUNTERS,
         CONFIG,
@@ -46,6 +50,8 @@ pub mod size {
     pub const ENDPOINTS: u32 = 4_096;
     pub const EXPORTED: u32 = 65_536;
     pub const SOCK_REV: u32 = 131_072;
+    pub const SOCKET_PINS: u32 = 32_768;
+    pub const CLIENT_PINS: u32 = 32_768;
     pub const FLOWS: u32 = 131_072;
 }
 
@@ -63,10 +69,12 @@ pub const HEALTH_WEIGHT_MASK: u32 = 0xffff;
 pub const HEALTH_NO_NEW: u32 = 1 << 30;
 pub const HEALTH_RESET: u32 = 1 << 31;
 
-/// [`Service::affinity`].
-pub const AFFINITY_NONE: u8 = 0;
-pub const AFFINITY_LOCAL: u8 = 1;
-pub const AFFINITY_REMOTE: u8 = 2;
+/// Slices of a tier are used while every lower tier has no healthy backend. Tiers are `0..TIERS`; as many as KEP-5939 has
+/// selectors.
+pub const TIERS: u8 = 16;
+
+/// A socket that sends UDP to a service without connecting keeps its backend while it is not idle for this long.
+pub const UDP_IDLE_SECONDS: u32 = 60;
 
 /// [`IpEntry::flags`]: behind the tunnel. Such an address is believed only on a packet that `tunnel_in` saw.
 pub const IP_REMOTE: u16 = 1;
@@ -104,7 +112,7 @@ impl ServiceKey {
 plain! {
     /// Where a service's slices are. Replaced by one hash update after everything it points at was written: a reader sees
     /// the old runs or the new ones.
-    pub struct Service: 20 {
+    pub struct Service: 24 {
         /// [`ServiceKey::check`] of its own key. The kernel may recycle a hash element under a reader that holds it; a
         /// value that belongs to another key shows here.
         pub check: u32,
@@ -113,14 +121,15 @@ plain! {
         /// Index of the first slice.
         pub slices_at: u32,
         pub slices_len: u16,
-        pub affinity: u8,
-        pub flags: u8,
+        pub pad: u16,
+        /// Session affinity: a client keeps its backend while it is not idle for so many seconds; 0 = it does not.
+        pub session_seconds: u32,
     }
 }
 
 plain! {
     /// `slices` (ARRAY): what one cluster contributes to one service. A service's slices lie side by side.
-    pub struct Slice: 24 {
+    pub struct Slice: 28 {
         /// Service id and generation: a reader that finds others was overtaken by a reuse and starts again.
         pub service: u32,
         pub generation: u32,
@@ -131,11 +140,16 @@ plain! {
         pub cluster: u16,
         /// 0 = takes nothing, not even when nothing else is left. Always 0 when there are no backends.
         pub weight: u16,
+        /// The lowest tier with a healthy backend gets every new connection.
+        pub tier: u16,
+        /// The health weight that counts at least: 0, or [`HEALTH_FULL_WEIGHT`] where health does not matter.
+        pub floor: u16,
     }
 }
 
 plain! {
-    /// `backends` (ARRAY): one address and port behind a service in one cluster.
+    /// `backends` (ARRAY): one address and port behind a service in one cluster. A slice's run is sorted by address, then
+    /// port, as [`Addr`] and [`Port`] are ordered, so that one backend is found in it by halving.
     pub struct Backend: 36 {
         pub addr: Addr,
         pub service: u32,
@@ -186,16 +200,47 @@ plain! {
 }
 
 plain! {
-    /// `sock_rev` (LRU_HASH by socket cookie, u64): what the program of the socket asked for, and what it got. One map for
-    /// both families: a v4-mapped socket crosses between the hooks.
-    pub struct SockRev: 40 {
-        pub service: Addr,
+    /// `sock_rev` (LRU_HASH): a socket and a backend it was sent to. One map for TCP and UDP and for both families: a
+    /// v4-mapped socket crosses between the hooks (it sends by the `4` ones and receives by the `6` ones).
+    pub struct SockRevKey: 32 {
+        /// The socket's cookie.
+        pub socket: u64,
         pub backend: Addr,
-        pub service_port: Port,
         pub backend_port: Port,
-        pub proto: u8,
-        pub pad0: u8,
-        pub pad1: u16,
+        pub pad0: u16,
+        pub pad1: u32,
+    }
+}
+
+plain! {
+    /// What the program of the socket asked for. Losing one shows the program a backend instead.
+    pub struct SockRev: 20 {
+        pub service: Addr,
+        pub service_port: Port,
+        pub pad: u16,
+    }
+}
+
+plain! {
+    /// `socket_pins` (LRU_HASH): UDP, a socket's cookie. `client_pins` (LRU_HASH): session affinity, a network namespace's
+    /// cookie. Losing one means choosing anew.
+    pub struct PinKey: 16 {
+        pub client: u64,
+        pub service: u32,
+        pub pad: u32,
+    }
+}
+
+plain! {
+    /// The backend that a client keeps. Held against the service at every use: what the service no longer has, or what is
+    /// unhealthy, is let go.
+    pub struct Pin: 32 {
+        /// The last use, in nanoseconds of CLOCK_MONOTONIC.
+        pub seen: u64,
+        pub addr: Addr,
+        pub port: Port,
+        pub cluster: u16,
+        pub pad: u32,
     }
 }
 

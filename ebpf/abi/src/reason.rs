@@ -62,18 +62,18 @@ macro_rules! reasons {
 reasons! {
     ConnectOther = "connect-other", "connect", Pass,
         "The destination is no global service; the connection was left as it is.";
-    ConnectChosen = "connect-chosen", "connect", Pass,
+    ConnectChosen = "connect-chosen", "connect, sendmsg", Pass,
         "A healthy backend of a global service was chosen.";
-    ConnectPanic = "connect-panic", "connect", Pass,
+    ConnectPanic = "connect-panic", "connect, sendmsg", Pass,
         "No backend of the service is healthy, so health was ignored: then it is usually we who are cut off.";
-    ConnectOwnStale = "connect-own-stale", "connect", Pass,
+    ConnectOwnStale = "connect-own-stale", "connect, sendmsg", Pass,
         "The own cluster was picked while its keyspace is stale; kube-proxy or the CNI chooses the backend.";
-    ConnectNoBackend = "connect-no-backend", "connect", Pass,
+    ConnectNoBackend = "connect-no-backend", "connect, sendmsg", Pass,
         "The global service has no backend in any cluster; left to kube-proxy or the CNI.";
-    ConnectTorn = "connect-torn", "connect", Pass,
+    ConnectTorn = "connect-torn", "connect, sendmsg", Pass,
         "The service changed twice while it was read; left to kube-proxy or the CNI.";
-    ConnectForgotten = "connect-forgotten", "connect", Note,
-        "The original destination could not be remembered; getpeername will show the backend.";
+    ConnectForgotten = "connect-forgotten", "connect, sendmsg", Note,
+        "The original destination could not be remembered; getpeername or recvmsg will show the backend.";
     PeerRestored = "peer-restored", "getpeername", Pass,
         "The service's address was shown in place of the chosen backend's.";
     PeerOther = "peer-other", "getpeername", Pass,
@@ -132,6 +132,28 @@ reasons! {
         "A packet in clear on the underlay with a remote cluster's pod or mesh address as its source.";
     UnderlayToMeshAddress = "underlay-to-mesh-address", "underlay_in", Drop,
         "A packet in clear on the underlay for this node's mesh address, which is reached through the tunnel only.";
+    SendOther = "send-other", "sendmsg", Pass,
+        "The destination of a UDP message is no global service; it was left as it is.";
+    PinKept = "pin-kept", "connect, sendmsg", Pass,
+        "The client went to the backend that it is pinned to, by its UDP socket or by session affinity.";
+    PinMade = "pin-made", "connect, sendmsg", Note,
+        "A client was pinned to the backend chosen for it.";
+    PinUnhealthy = "pin-unhealthy", "connect, sendmsg", Note,
+        "A client's pinned backend takes nothing new, so another one was looked for.";
+    PinGone = "pin-gone", "connect, sendmsg", Note,
+        "A client's pinned backend is no longer one of the service's, so another one was looked for.";
+    PinIdle = "pin-idle", "connect, sendmsg", Note,
+        "A client's pin was not used for its time, so a backend was chosen anew.";
+    PinForgotten = "pin-forgotten", "connect, sendmsg", Note,
+        "A client's backend could not be remembered; its next message or connection may go to another one.";
+    RecvRestored = "recv-restored", "recvmsg", Pass,
+        "A UDP message was shown as coming from the service instead of the backend.";
+    RecvOther = "recv-other", "recvmsg", Pass,
+        "A UDP message does not come from a backend that Hawser chose for this socket.";
+    TunnelInReflected = "tunnel-in-reflected", "tunnel_in", Pass,
+        "A node's liveness probe (seamless BFD) was answered on the spot.";
+    TunnelInProbeRefused = "tunnel-in-probe-refused", "tunnel_in", Drop,
+        "A packet to the port of seamless BFD that is no probe for this node, or not from a node's mesh address.";
 }
 
 impl fmt::Display for Reason {

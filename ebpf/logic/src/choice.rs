@@ -1,16 +1,13 @@
-//! The two-level choice: first the cluster, by affinity, weight and health, then a backend of its slice.
+//! The two-level choice: first the cluster, by tier, weight and health, then a backend of its slice.
 //!
-//! A choice tries *levels* in order and takes the first that yields a backend:
+//! Every slice has a *tier*: affinity, a cluster order and their fallbacks are nothing else by the time they are here. The
+//! lowest tier that yields a healthy backend gets the connection. Where no tier does, the choice is made once more with
+//! health ignored: *panic mode*, counted.
 //!
-//! | level | clusters | health |
-//! | --- | --- | --- |
-//! | 0 | the preferred side of the affinity (all of them for `none`) | cluster and node must take new connections |
-//! | 1 | the other side | the same |
-//! | 2, 3 | as 0 and 1 | ignored: *panic mode*, counted |
-//!
-//! Within a level one pass over the slices draws a cluster by weight (a reservoir of one), then its backends are probed
-//! ([`STARTS`] random looks, then in order, up to [`PROBES`]), then those of the level's next cluster, until all had their
-//! turn: **whenever a healthy backend lies within those looks, a healthy one is chosen.**
+//! One pass over the slices finds the lowest tier with a healthy cluster and draws one of its clusters by weight (a
+//! reservoir of one). Then that slice's backends are probed ([`STARTS`] random looks, then in order, up to [`PROBES`]),
+//! then those of the tier's next cluster, until all had their turn; then comes the next tier: **whenever a healthy backend
+//! lies within those looks, a healthy one is chosen.**
 //!
 //! Cost: one hash look-up, two array look-ups per slice, usually two more for the backend. No locks.
 //!
@@ -19,10 +16,11 @@
 //! without touching the connection.
 
 use hawser_ebpf_abi::{
-    AFFINITY_LOCAL, AFFINITY_NONE, AFFINITY_REMOTE, Addr, Backend, CONFIG_OWN_STALE, Config,
-    HEALTH_FULL_WEIGHT, MAX_SLICES, Port, Reason, Service, ServiceKey, Slice,
+    Addr, Backend, CONFIG_OWN_STALE, Config, HEALTH_FULL_WEIGHT, MAX_SLICES, Port, Reason, Service,
+    ServiceKey, Slice, TIERS,
 };
 
+use crate::pin::{Held, Wanted, held};
 use crate::random::{self, below};
 use crate::{forgotten, weight_of};
 
@@ -33,7 +31,8 @@ pub const CHUNK: u32 = 16;
 pub const STARTS: u32 = 4;
 /// The most backends of one slice looked at in order after that, before the next cluster gets its turn.
 pub const PROBES: u32 = 64;
-const LEVELS: u32 = 4;
+/// With health and without; twice, for a reader that was overtaken starts again.
+const TURNS: u32 = 2 * 2 + 1;
 
 /// Look-ups in the maps. A word that was never written is 0: callers return [`unset_is_up`] for it.
 pub trait Tables {
@@ -43,18 +42,27 @@ pub trait Tables {
     fn cluster_word(&self, cluster: u16) -> u32;
     fn node_word(&self, slot: u32) -> u32;
 
-    /// One level, and its two halves. The kernel programs override them with calls of functions that the verifier checks
+    /// All tiers, one tier, and its two halves. The kernel programs override them with calls of functions that the verifier checks
     /// once each, with unknown arguments: so it neither walks them at every call nor knows how the loops around branched.
     fn pick(&self, query: Query) -> Probe {
         pick(self, query)
+    }
+
+    fn pick_in_tier(&self, query: Query) -> Probe {
+        pick_in_tier(self, query)
     }
 
     fn draw(&self, query: Query, so_far: Draw) -> Option<Draw> {
         draw(self, query, so_far)
     }
 
-    fn probe(&self, query: Query, start: u16, turn: u16) -> Probe {
-        probe(self, query, start, turn)
+    fn probe(&self, query: Query, drawn: Draw, turn: u16) -> Probe {
+        probe(self, query, drawn.start, drawn.tier, turn)
+    }
+
+    /// Whether a service still has a backend.
+    fn held(&self, wanted: Wanted) -> Held {
+        held(self, wanted)
     }
 }
 
@@ -67,56 +75,90 @@ pub const fn unset_is_up(word: u32) -> u32 {
 /// How a choice ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// Connect there. The reason says whether health had to be ignored.
-    Backend { addr: Addr, port: Port, reason: Reason },
-    /// Leave the connection as it is.
+    /// Go there. The reason says whether health had to be ignored.
+    Backend { addr: Addr, port: Port, cluster: u16, reason: Reason },
+    /// Leave it as it is.
     Untouched(Reason),
 }
 
-/// Chooses a backend for a new connection to `key`.
+/// The own cluster when its keyspace is stale; 0, which is no cluster, otherwise.
 #[inline(always)]
-pub fn choose<T: Tables + ?Sized>(tables: &T, key: &ServiceKey, config: &Config, seed: u64) -> Choice {
-    let Some(mut service) = tables.service(key) else { return Choice::Untouched(Reason::ConnectOther) };
+pub(crate) const fn stale_cluster(config: &Config) -> u16 {
+    if config.flags & CONFIG_OWN_STALE != 0 { config.own_cluster } else { 0 }
+}
+
+/// Chooses a backend of `key`, whose entry was `found` just now.
+#[inline(always)]
+pub fn choose<T: Tables + ?Sized>(
+    tables: &T,
+    key: &ServiceKey,
+    found: Service,
+    config: &Config,
+    seed: u64,
+) -> Choice {
+    let mut service = found;
     let mut torn = service.check != key.check();
-    let mut level = 0;
+    let mut panic = 0;
     let mut overtaken = 0;
-    // Each turn goes one level down, or starts again once.
-    for _ in 0..2 * LEVELS {
+    // Each turn ignores health from now on, or starts again once.
+    for _ in 0..TURNS {
         if torn {
             if overtaken == 1 {
                 return Choice::Untouched(Reason::ConnectTorn);
             }
             overtaken = 1;
-            level = 0;
+            panic = 0;
             let Some(again) = tables.service(key) else { return Choice::Untouched(Reason::ConnectOther) };
             service = again;
             torn = service.check != key.check();
             continue;
         }
-        if level >= LEVELS {
-            break;
-        }
-        match tables.pick(Query::new(&service, config, level, seed)) {
+        // Nearly always the first tier has one: the loop over the others is a call that is not made.
+        let query = Query::new(&service, config, panic, seed);
+        let picked = match tables.pick_in_tier(query) {
+            Probe::NextTier { from } => tables.pick(Query { tier: from, ..query }),
+            done => done,
+        };
+        match picked {
             Probe::OwnStale => return Choice::Untouched(Reason::ConnectOwnStale),
             Probe::Backend { at } => match tables.backend(at) {
                 Some(b) if b.service == service.id => {
-                    let reason = if level >= 2 { Reason::ConnectPanic } else { Reason::ConnectChosen };
-                    return Choice::Backend { addr: b.addr, port: b.port, reason };
+                    let reason = if panic != 0 { Reason::ConnectPanic } else { Reason::ConnectChosen };
+                    return Choice::Backend { addr: b.addr, port: b.port, cluster: b.cluster, reason };
                 }
                 _ => torn = true,
             },
             Probe::Torn => torn = true,
-            Probe::Nothing | Probe::GoOn => level += if service.affinity == AFFINITY_NONE { 2 } else { 1 },
+            Probe::Nothing | Probe::GoOn | Probe::NextTier { .. } => {
+                if panic != 0 {
+                    break;
+                }
+                panic = 1;
+            }
         }
     }
     Choice::Untouched(if torn { Reason::ConnectTorn } else { Reason::ConnectNoBackend })
 }
 
-/// One level: draw a cluster by weight, then look for a backend from there on, in a circle over the slices.
+/// Tier by tier, the first backend.
 #[inline(always)]
 pub fn pick<T: Tables + ?Sized>(tables: &T, query: Query) -> Probe {
+    let mut tier = query.tier;
+    for _ in 0..TIERS {
+        match tables.pick_in_tier(Query { tier, ..query }) {
+            Probe::NextTier { from } => tier = from,
+            done => return done,
+        }
+    }
+    Probe::Nothing
+}
+
+/// One tier, the lowest from the query's on that has a healthy cluster: draw a cluster by weight, then look for a backend
+/// from there on, in a circle over the tier's slices.
+#[inline(always)]
+pub fn pick_in_tier<T: Tables + ?Sized>(tables: &T, query: Query) -> Probe {
     let slices = query.slices_len as u32;
-    let mut drawn = Draw { total: 0, start: 0, next: 0 };
+    let mut drawn = Draw { total: 0, tier: TIERS as u16, start: 0, next: 0 };
     for _ in 0..MAX_SLICES / CHUNK {
         if drawn.next as u32 >= slices {
             break;
@@ -128,15 +170,15 @@ pub fn pick<T: Tables + ?Sized>(tables: &T, query: Query) -> Probe {
         return Probe::Nothing;
     }
     for turn in 0..MAX_SLICES {
-        match tables.probe(query, drawn.start, turn as u16) {
+        match tables.probe(query, drawn, turn as u16) {
             Probe::GoOn => {}
             done => return done,
         }
     }
-    Probe::Nothing
+    Probe::NextTier { from: drawn.tier + 1 }
 }
 
-/// What one level needs to know, small enough to travel as four integers (see [`Tables::draw`]).
+/// What one tier needs to know, small enough to travel as four integers (see [`Tables::draw`]).
 ///
 /// Numbers instead of flags: a condition that is the same for every slice would be hoisted out of the loops by the
 /// compiler, and the verifier would then walk each loop once per combination.
@@ -146,37 +188,26 @@ pub struct Query {
     generation: u32,
     slices_at: u32,
     slices_len: u16,
-    own: u16,
-    /// 1 when the own cluster is of this level, 0 when not.
-    takes_own: u16,
-    /// The same for every other cluster.
-    takes_others: u16,
-    /// The health weight that counts at least: 0, or everything when health is ignored.
-    floor: u16,
     /// The own cluster when its keyspace is stale; 0, which is no cluster, otherwise.
     stale: u16,
+    /// Lower tiers have had their turn.
+    tier: u16,
+    /// The health weight that counts at least: 0, or everything when health is ignored.
+    floor: u16,
     seed: u64,
 }
 
 impl Query {
     #[inline(always)]
-    fn new(service: &Service, config: &Config, level: u32, seed: u64) -> Self {
-        let preferred = level & 1 == 0;
-        let (own, others) = match service.affinity {
-            AFFINITY_LOCAL => (preferred, !preferred),
-            AFFINITY_REMOTE => (!preferred, preferred),
-            _ => (preferred, preferred),
-        };
+    fn new(service: &Service, config: &Config, panic: u32, seed: u64) -> Self {
         Self {
             id: service.id,
             generation: service.generation,
             slices_at: service.slices_at,
             slices_len: service.slices_len,
-            own: config.own_cluster,
-            takes_own: own as u16,
-            takes_others: others as u16,
-            floor: if level >= 2 { HEALTH_FULL_WEIGHT as u16 } else { 0 },
-            stale: if config.flags & CONFIG_OWN_STALE != 0 { config.own_cluster } else { 0 },
+            stale: stale_cluster(config),
+            tier: 0,
+            floor: (panic * HEALTH_FULL_WEIGHT) as u16,
             seed,
         }
     }
@@ -185,43 +216,38 @@ impl Query {
     pub const fn pack(&self) -> [u64; 4] {
         [
             (self.id as u64) << 32 | self.generation as u64,
-            (self.slices_at as u64) << 32 | (self.slices_len as u64) << 16 | self.own as u64,
-            (self.takes_own as u64) << 48
-                | (self.takes_others as u64) << 32
-                | (self.floor as u64) << 16
-                | self.stale as u64,
+            (self.slices_at as u64) << 32 | (self.slices_len as u64) << 16 | self.stale as u64,
+            (self.tier as u64) << 16 | self.floor as u64,
             self.seed,
         ]
     }
 
     #[inline(always)]
-    pub const fn unpack(id: u64, run: u64, level: u64, seed: u64) -> Self {
+    pub const fn unpack(id: u64, run: u64, tier: u64, seed: u64) -> Self {
         Self {
             id: (id >> 32) as u32,
             generation: id as u32,
             slices_at: (run >> 32) as u32,
             slices_len: (run >> 16) as u16,
-            own: run as u16,
-            takes_own: (level >> 48) as u16,
-            takes_others: (level >> 32) as u16,
-            floor: (level >> 16) as u16,
-            stale: level as u16,
+            stale: run as u16,
+            tier: (tier >> 16) as u16,
+            floor: tier as u16,
             seed,
         }
     }
 
-    /// The slice's weight in this level; 0 = not of this level. At most 2^24.
+    /// The slice's weight as its cluster's health leaves it. At most 2^24.
     #[inline(always)]
     fn weight<T: Tables + ?Sized>(&self, tables: &T, slice: &Slice) -> u64 {
-        let side = if slice.cluster == self.own { self.takes_own } else { self.takes_others };
-        slice.weight as u64 * side as u64 * self.health(tables.cluster_word(slice.cluster))
+        slice.weight as u64 * self.health(tables.cluster_word(slice.cluster), slice)
     }
 
-    /// How much of its weight a health word leaves in this level.
+    /// How much a health word leaves of a weight of this slice.
     #[inline(always)]
-    fn health(&self, word: u32) -> u64 {
+    fn health(&self, word: u32, slice: &Slice) -> u64 {
+        let floor = (self.floor | slice.floor) as u32;
         let left = weight_of(word);
-        if left < self.floor as u32 { self.floor as u64 } else { left as u64 }
+        if left < floor { floor as u64 } else { left as u64 }
     }
 
     /// The slice at an offset of the run; none when the run was reused.
@@ -236,8 +262,10 @@ impl Query {
 /// A reservoir of one, part of the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
-    /// At most 512 slices of weight 2^24: less than 2^34.
+    /// At most 512 slices of weight 2^24: 2^33.
     total: u64,
+    /// The lowest that was met; [`TIERS`] before the first.
+    tier: u16,
     start: u16,
     next: u16,
 }
@@ -249,7 +277,12 @@ impl Draw {
     pub const fn pack(draw: Option<Self>) -> u64 {
         match draw {
             None => Self::TORN,
-            Some(draw) => draw.total << 24 | (draw.start as u64 & 0xfff) << 12 | draw.next as u64 & 0xfff,
+            Some(draw) => {
+                draw.total << 29
+                    | (draw.tier as u64 & 0x1f) << 24
+                    | (draw.start as u64 & 0xfff) << 12
+                    | draw.next as u64 & 0xfff
+            }
         }
     }
 
@@ -259,42 +292,59 @@ impl Draw {
             return None;
         }
         Some(Self {
-            total: packed >> 24,
+            total: packed >> 29,
+            tier: (packed >> 24 & 0x1f) as u16,
             start: (packed >> 12 & 0xfff) as u16,
             next: (packed & 0xfff) as u16,
         })
+    }
+
+    /// Where to probe, small enough to travel with a turn: start and tier.
+    #[inline(always)]
+    pub const fn place(&self, turn: u16) -> u64 {
+        (self.tier as u64) << 32 | (self.start as u64) << 16 | turn as u64
     }
 }
 
 /// Offers the next slices to the reservoir; none when the run was reused.
 #[inline(always)]
 pub fn draw<T: Tables + ?Sized>(tables: &T, query: Query, so_far: Draw) -> Option<Draw> {
-    let Draw { mut total, mut start, mut next } = so_far;
+    let Draw { mut total, mut tier, mut start, mut next } = so_far;
     for _ in 0..CHUNK {
         if next >= query.slices_len {
             break;
         }
         let slice = query.slice(tables, next as u32)?;
-        let weight = query.weight(tables, &slice);
-        total += weight;
-        // The n-th candidate replaces the earlier ones with probability weight / total. The total is below 2^34 and the
-        // draw has 30 bits, so the product fits.
-        let drawn = (random::draw(query.seed, next as u64) >> 2) as u64;
-        if (drawn * total) >> 30 < weight {
-            start = next;
+        let mine = slice.tier >= query.tier && slice.tier <= tier;
+        let weight = if mine { query.weight(tables, &slice) } else { 0 };
+        if weight != 0 {
+            // A lower tier than any before begins the draw anew.
+            if slice.tier < tier {
+                total = 0;
+            }
+            tier = slice.tier;
+            total += weight;
+            // The n-th candidate replaces the earlier ones with probability weight / total. The total is at most 2^33 and
+            // the draw has 30 bits, so the product fits.
+            let drawn = (random::draw(query.seed, next as u64) >> 2) as u64;
+            if (drawn * total) >> 30 < weight {
+                start = next;
+            }
         }
         next += 1;
     }
-    Some(Draw { total, start, next })
+    Some(Draw { total, tier, start, next })
 }
 
-/// The outcome of a level, or of one slice.
+/// The outcome of a tier, or of one slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// No slice has any.
+    /// No tier from here on has a healthy cluster.
     Nothing,
     /// This slice has none.
     GoOn,
+    /// No slice of the tier has any; tiers from this one on are left.
+    NextTier { from: u16 },
     /// The own cluster's turn, and its keyspace is stale.
     OwnStale,
     /// A slot belongs to somebody else by now.
@@ -312,6 +362,7 @@ impl Probe {
             Self::Torn => 2 << 32,
             Self::Backend { at } => 3 << 32 | at as u64,
             Self::GoOn => 4 << 32,
+            Self::NextTier { from } => 5 << 32 | from as u64,
         }
     }
 
@@ -322,24 +373,25 @@ impl Probe {
             2 => Self::Torn,
             3 => Self::Backend { at: packed as u32 },
             4 => Self::GoOn,
+            5 => Self::NextTier { from: packed as u16 },
             _ => Self::Nothing,
         }
     }
 }
 
-/// Looks for a backend in the slice that is `turn` places on from `start`, if it is of this level.
+/// Looks for a backend in the slice that is `turn` places on from `start`, if it is of this tier.
 ///
 /// That the circle is closed is said here and not where the turns are counted, so that the count stays a constant there.
 #[inline(always)]
-pub fn probe<T: Tables + ?Sized>(tables: &T, query: Query, start: u16, turn: u16) -> Probe {
+pub fn probe<T: Tables + ?Sized>(tables: &T, query: Query, start: u16, tier: u16, turn: u16) -> Probe {
     let slices = query.slices_len as u32;
     if turn as u32 >= slices {
-        return Probe::Nothing;
+        return Probe::NextTier { from: tier + 1 };
     }
     let offset = start as u32 + turn as u32;
     let offset = if offset >= slices { offset - slices } else { offset };
     let Some(slice) = query.slice(tables, offset) else { return Probe::Torn };
-    if query.weight(tables, &slice) == 0 {
+    if slice.tier != tier || query.weight(tables, &slice) == 0 {
         return Probe::GoOn;
     }
     if slice.cluster == query.stale {
@@ -356,7 +408,7 @@ pub fn probe<T: Tables + ?Sized>(tables: &T, query: Query, start: u16, turn: u16
         if backend.service != query.id || backend.generation != slice.backends_generation {
             return Probe::Torn;
         }
-        if query.health(tables.node_word(backend.node)) != 0 {
+        if query.health(tables.node_word(backend.node), &slice) != 0 {
             return Probe::Backend { at };
         }
     }

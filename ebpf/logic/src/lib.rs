@@ -7,7 +7,9 @@
 pub mod choice;
 pub mod mss;
 pub mod packet;
+pub mod pin;
 pub mod random;
+pub mod reflect;
 pub mod verdict;
 
 use hawser_ebpf_abi::{HEALTH_FULL_WEIGHT, HEALTH_NO_NEW, HEALTH_WEIGHT_MASK};

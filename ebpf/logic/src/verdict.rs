@@ -9,8 +9,9 @@ use hawser_ebpf_abi::{
 
 use crate::mss::{self, Clamp};
 use crate::packet::{Ip, Kind, Packet, Parsed, TCP_SYN, Transport, parse, quoted, transport};
+use crate::reflect::{self, Control};
 
-/// A packet, what is known about it, the maps, and the two effects a verdict may have on the way.
+/// A packet, what is known about it, the maps, and the effects a verdict may have on the way.
 pub trait Hook: Packet {
     fn config(&self) -> Config;
     /// In host order.
@@ -30,6 +31,8 @@ pub trait Hook: Packet {
     /// False when it could not be remembered.
     fn remember_flow(&self, key: &FlowKey) -> bool;
     fn rewrite_mss(&self, ip: &Ip, clamp: &Clamp);
+    /// Turns a UDP packet round: addresses and ports change places, `answer` takes the place of `asked`.
+    fn turn(&self, ip: &Ip, udp: &Transport, asked: &Control, answer: &Control);
     /// Counts what happened on the way.
     fn note(&self, reason: Reason);
 }
@@ -169,6 +172,9 @@ fn is_own_mesh_address(config: &Config, addr: &Addr) -> bool {
 /// This node's mesh address is for the mesh's own traffic and for host-network programs that are exported or answered.
 #[inline(always)]
 fn to_node<H: Hook + ?Sized>(hook: &H, config: &Config, ip: &Ip, transport: &Transport) -> Verdict {
+    if ip.proto == IPPROTO_UDP && transport.dst == reflect::PORT {
+        return reflected(hook, config, ip, transport);
+    }
     let exported = || hook.is_exported(&ServiceKey::new(ip.dst, transport.dst, ip.proto));
     let admitted = match ip.proto {
         IPPROTO_UDP => transport.dst == config.echo_port || exported(),
@@ -177,6 +183,16 @@ fn to_node<H: Hook + ?Sized>(hook: &H, config: &Config, ip: &Ip, transport: &Tra
         _ => false,
     };
     if admitted { next(Reason::TunnelInNode) } else { drop(Reason::TunnelInNodeNotExported) }
+}
+
+/// A probe goes back the way it came, through the tunnel, whether an agent runs or not.
+#[inline(always)]
+fn reflected<H: Hook + ?Sized>(hook: &H, config: &Config, ip: &Ip, udp: &Transport) -> Verdict {
+    let Some((asked, answer)) = reflect::answer(hook, config, ip, udp) else {
+        return drop(Reason::TunnelInProbeRefused);
+    };
+    hook.turn(ip, udp, &asked, &answer);
+    Verdict { action: Action::Steer { ifindex: config.tunnel_ifindex }, reason: Reason::TunnelInReflected }
 }
 
 /// Why a local pod may have this packet; None when it may not.

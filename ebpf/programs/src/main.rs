@@ -3,6 +3,7 @@
 //! | program | hook |
 //! | --- | --- |
 //! | `connect4`, `connect6`, `getpeername4`, `getpeername6` | cgroup socket addresses |
+//! | `sendmsg4`, `sendmsg6`, `recvmsg4`, `recvmsg6` | cgroup socket addresses, UDP |
 //! | `pod_from`, `pod_to` | ingress and egress of a pod's host-side interface |
 //! | `tunnel_in` | ingress of the tunnel device |
 //! | `underlay_in` | ingress of underlay devices |

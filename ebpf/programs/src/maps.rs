@@ -1,15 +1,20 @@
 //! The maps, and look-ups that copy out: an element of a hash may be recycled under whoever holds a pointer to it.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use hawser_ebpf_abi::{
-    Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, Reason, Service, ServiceKey, Slice,
-    SockRev, size,
+    Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, Pin, PinKey, Reason, Service,
+    ServiceKey, Slice, SockRev, SockRevKey, size,
 };
+use hawser_ebpf_logic::pin::Client;
+
+/// Elements come with content, not beforehand.
+const GROWS: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "services")]
-static SERVICES: HashMap<ServiceKey, Service, { size::SERVICES as usize }> = HashMap::new();
+static SERVICES: HashMap<ServiceKey, Service, { size::SERVICES as usize }, GROWS> = HashMap::new();
 #[btf_map(name = "slices")]
 static SLICES: Array<Slice, { size::SLICES as usize }> = Array::new();
 #[btf_map(name = "backends")]
@@ -21,11 +26,15 @@ static NODE_HEALTH: Array<u32, { size::NODES as usize }> = Array::new();
 #[btf_map(name = "ipcache")]
 static IPCACHE: LpmTrie<Addr, IpEntry, { size::IPCACHE as usize }> = LpmTrie::new();
 #[btf_map(name = "endpoints")]
-static ENDPOINTS: HashMap<Addr, Endpoint, { size::ENDPOINTS as usize }> = HashMap::new();
+static ENDPOINTS: HashMap<Addr, Endpoint, { size::ENDPOINTS as usize }, GROWS> = HashMap::new();
 #[btf_map(name = "exported")]
-static EXPORTED: HashMap<ServiceKey, Exported, { size::EXPORTED as usize }> = HashMap::new();
+static EXPORTED: HashMap<ServiceKey, Exported, { size::EXPORTED as usize }, GROWS> = HashMap::new();
 #[btf_map(name = "sock_rev")]
-static SOCK_REV: LruHashMap<u64, SockRev, { size::SOCK_REV as usize }> = LruHashMap::new();
+static SOCK_REV: LruHashMap<SockRevKey, SockRev, { size::SOCK_REV as usize }> = LruHashMap::new();
+#[btf_map(name = "socket_pins")]
+static SOCKET_PINS: LruHashMap<PinKey, Pin, { size::SOCKET_PINS as usize }> = LruHashMap::new();
+#[btf_map(name = "client_pins")]
+static CLIENT_PINS: LruHashMap<PinKey, Pin, { size::CLIENT_PINS as usize }> = LruHashMap::new();
 #[btf_map(name = "flows")]
 static FLOWS: LruHashMap<FlowKey, Flow, { size::FLOWS as usize }> = LruHashMap::new();
 #[btf_map(name = "counters")]
@@ -59,9 +68,9 @@ pub(crate) fn service(key: &ServiceKey) -> Option<Service> {
         let generation = (&raw const (*found).generation).read_volatile();
         let slices_at = (&raw const (*found).slices_at).read_volatile();
         let slices_len = (&raw const (*found).slices_len).read_volatile();
-        let affinity = (&raw const (*found).affinity).read_volatile();
+        let session_seconds = (&raw const (*found).session_seconds).read_volatile();
         let check = (&raw const (*found).check).read_volatile();
-        Some(Service { check, id, generation, slices_at, slices_len, affinity, flags: 0 })
+        Some(Service { check, id, generation, slices_at, slices_len, pad: 0, session_seconds })
     }
 }
 
@@ -113,12 +122,32 @@ pub(crate) fn remember_flow(key: &FlowKey) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn sock_rev(cookie: u64) -> Option<SockRev> {
-    // SAFETY: copied out at once; a recycled element names another backend, and the caller compares that.
-    unsafe { SOCK_REV.get(cookie) }.copied()
+pub(crate) fn sock_rev(key: &SockRevKey) -> Option<SockRev> {
+    // SAFETY: copied out at once; a recycled element shows another service's address for one message, once.
+    unsafe { SOCK_REV.get(key) }.copied()
 }
 
 #[inline(always)]
-pub(crate) fn remember_socket(cookie: u64, rev: &SockRev) -> bool {
-    SOCK_REV.insert(cookie, rev, BPF_ANY).is_ok()
+pub(crate) fn remember_socket(key: &SockRevKey, rev: &SockRev) -> bool {
+    SOCK_REV.insert(key, rev, BPF_ANY).is_ok()
+}
+
+#[inline(always)]
+pub(crate) fn pin(client: Client, key: &PinKey) -> Option<Pin> {
+    // SAFETY: copied out at once; the caller holds what it says against the service.
+    let found = unsafe {
+        match client {
+            Client::Socket => SOCKET_PINS.get(key),
+            Client::Namespace => CLIENT_PINS.get(key),
+        }
+    };
+    found.copied()
+}
+
+#[inline(always)]
+pub(crate) fn write_pin(client: Client, key: &PinKey, pin: &Pin) -> bool {
+    match client {
+        Client::Socket => SOCKET_PINS.insert(key, pin, BPF_ANY).is_ok(),
+        Client::Namespace => CLIENT_PINS.insert(key, pin, BPF_ANY).is_ok(),
+    }
 }

@@ -1,14 +1,20 @@
-//! The socket load balancer: the destination is chosen once, at `connect()`, and costs nothing per packet.
+//! The socket load balancer: the destination is chosen once, at `connect()`, and costs nothing per packet. UDP that is sent
+//! without connecting is looked up at every message; its choice is pinned to the socket.
 //!
-//! TCP only for now; the maps carry the protocol. An AF_INET6 socket that connects to a v4-mapped address (Java, Go) runs
-//! the `6` programs with an IPv4 destination inside, so those handle the mapped form and leave real IPv6 alone.
+//! An AF_INET6 socket may connect or send to a v4-mapped address (Java, Go). Its `connect` and `getpeername` are the `6`
+//! programs with an IPv4 destination inside; its UDP is sent through `sendmsg4` (the kernel hands it over before the `6`
+//! hook) and received through `recvmsg6`. Addresses have one form here, so all programs share one reverse map.
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use hawser_ebpf_abi::{Addr, Backend, IPPROTO_TCP, Port, Reason, Service, ServiceKey, Slice, SockRev};
+use hawser_ebpf_abi::{
+    Addr, Backend, IPPROTO_TCP, IPPROTO_UDP, Pin, PinKey, Port, Reason, Service, ServiceKey, Slice, SockRev,
+    SockRevKey,
+};
 use hawser_ebpf_logic::choice::{self, Choice, Draw, Probe, Query, Tables, unset_is_up};
+use hawser_ebpf_logic::pin::{self, Client, Clients, Held, Wanted};
 
 use crate::maps;
 
@@ -22,48 +28,70 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    connect(&Mapped(ctx.sock_addr))
+    connect(&V6(ctx.sock_addr))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    sendmsg(&V4(ctx.sock_addr))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    sendmsg(&V6(ctx.sock_addr))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    show_service(&V4(ctx.sock_addr), Reason::RecvRestored, Reason::RecvOther)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    show_service(&V6(ctx.sock_addr), Reason::RecvRestored, Reason::RecvOther)
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    getpeername(&V4(ctx.sock_addr))
+    show_service(&V4(ctx.sock_addr), Reason::PeerRestored, Reason::PeerOther)
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    getpeername(&Mapped(ctx.sock_addr))
+    show_service(&V6(ctx.sock_addr), Reason::PeerRestored, Reason::PeerOther)
 }
 
 #[inline(always)]
 fn connect<C: SockAddr>(ctx: &C) -> i32 {
-    maps::count(choose(ctx));
+    let proto = ctx.protocol();
+    let known = proto == u32::from(IPPROTO_TCP) || proto == u32::from(IPPROTO_UDP);
+    let reason = if known { send_to_backend(ctx, proto as u8) } else { Reason::ConnectOther };
+    maps::count(reason);
     PROCEED
 }
 
 #[inline(always)]
-fn choose<C: SockAddr>(ctx: &C) -> Reason {
-    let Some(addr) = ctx.v4() else { return Reason::ConnectOther };
-    let proto = ctx.protocol();
-    if proto != u32::from(IPPROTO_TCP) {
-        return Reason::ConnectOther;
-    }
-    let key = ServiceKey::new(addr, ctx.port(), IPPROTO_TCP);
-    // SAFETY: the helper takes nothing and always succeeds.
-    let seed = unsafe { u64::from(bpf_get_prandom_u32()) << 32 | u64::from(bpf_get_prandom_u32()) };
-    match choice::choose(&Maps, &key, &maps::config(), seed) {
+fn sendmsg<C: SockAddr>(ctx: &C) -> i32 {
+    let reason = match send_to_backend(ctx, IPPROTO_UDP) {
+        Reason::ConnectOther => Reason::SendOther,
+        reason => reason,
+    };
+    maps::count(reason);
+    PROCEED
+}
+
+#[inline(always)]
+fn send_to_backend<C: SockAddr>(ctx: &C, proto: u8) -> Reason {
+    let key = ServiceKey::new(ctx.addr(), ctx.port(), proto);
+    match pin::assign(&Maps(ctx), &key, &maps::config()) {
         Choice::Untouched(reason) => reason,
-        Choice::Backend { addr, port, reason } => {
-            let rev = SockRev {
-                service: key.addr,
-                backend: addr,
-                service_port: key.port,
-                backend_port: port,
-                proto: IPPROTO_TCP,
-                pad0: 0,
-                pad1: 0,
-            };
-            if !maps::remember_socket(ctx.cookie(), &rev) {
+        Choice::Backend { addr, port, reason, .. } => {
+            let rev_key =
+                SockRevKey { socket: ctx.cookie(), backend: addr, backend_port: port, pad0: 0, pad1: 0 };
+            let rev = SockRev { service: key.addr, service_port: key.port, pad: 0 };
+            // A pinned socket has said so before: a look is cheaper than a write, and keeps the entry from the LRU's end.
+            let known = reason as u32 == Reason::PinKept as u32 && maps::sock_rev(&rev_key) == Some(rev);
+            if !known && !maps::remember_socket(&rev_key, &rev) {
                 maps::count(Reason::ConnectForgotten);
             }
             ctx.set(addr, port);
@@ -72,24 +100,65 @@ fn choose<C: SockAddr>(ctx: &C) -> Reason {
     }
 }
 
-/// Shows the service's address while the socket's peer is the backend that was chosen for it. A socket that connected
-/// again elsewhere keeps a stale entry, which then names another backend and changes nothing.
+/// Shows the service's address in place of a backend that this socket was sent to.
 #[inline(always)]
-fn getpeername<C: SockAddr>(ctx: &C) -> i32 {
-    let reason = match (ctx.v4(), maps::sock_rev(ctx.cookie())) {
-        (Some(addr), Some(rev)) if rev.backend == addr && rev.backend_port == ctx.port() => {
+fn show_service<C: SockAddr>(ctx: &C, restored: Reason, other: Reason) -> i32 {
+    let key =
+        SockRevKey { socket: ctx.cookie(), backend: ctx.addr(), backend_port: ctx.port(), pad0: 0, pad1: 0 };
+    let reason = match maps::sock_rev(&key) {
+        Some(rev) => {
             ctx.set(rev.service, rev.service_port);
-            Reason::PeerRestored
+            restored
         }
-        _ => Reason::PeerOther,
+        None => other,
     };
     maps::count(reason);
     PROCEED
 }
 
-struct Maps;
+/// The maps as the logic sees them, and the socket that asks (or nobody).
+struct Maps<C>(C);
 
-impl Tables for Maps {
+impl<C: SockAddr> Clients for Maps<&C> {
+    /// The socket's cookie is no secret and not random; it is only there so that fewer sockets share a seed.
+    #[inline(always)]
+    fn seed(&self) -> u64 {
+        // SAFETY: the helper takes nothing and always succeeds.
+        let random = unsafe { bpf_get_prandom_u32() };
+        u64::from(random) << 32 | self.0.cookie()
+    }
+
+    #[inline(always)]
+    fn cookie(&self, client: Client) -> u64 {
+        match client {
+            Client::Socket => self.0.cookie(),
+            Client::Namespace => self.0.netns_cookie(),
+        }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: the helper takes nothing and always succeeds.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn pin(&self, client: Client, key: &PinKey) -> Option<Pin> {
+        maps::pin(client, key)
+    }
+
+    #[inline(always)]
+    fn write_pin(&self, client: Client, key: &PinKey, pin: &Pin) -> bool {
+        maps::write_pin(client, key, pin)
+    }
+
+    #[inline(always)]
+    fn note(&self, reason: Reason) {
+        maps::count(reason);
+    }
+}
+
+impl<C> Tables for Maps<C> {
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         maps::service(key)
@@ -117,20 +186,32 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn pick(&self, query: Query) -> Probe {
-        let [id, run, level, seed] = query.pack();
-        Probe::unpack(pick_in_level(id, run, level, seed))
+        let [id, run, tier, seed] = query.pack();
+        Probe::unpack(pick_backend(id, run, tier, seed))
+    }
+
+    #[inline(always)]
+    fn pick_in_tier(&self, query: Query) -> Probe {
+        let [id, run, tier, seed] = query.pack();
+        Probe::unpack(pick_in_tier(id, run, tier, seed))
     }
 
     #[inline(always)]
     fn draw(&self, query: Query, so_far: Draw) -> Option<Draw> {
-        let [id, run, level, seed] = query.pack();
-        Draw::unpack(draw_slice(id, run, level, seed, Draw::pack(Some(so_far))))
+        let [id, run, tier, seed] = query.pack();
+        Draw::unpack(draw_slice(id, run, tier, seed, Draw::pack(Some(so_far))))
     }
 
     #[inline(always)]
-    fn probe(&self, query: Query, start: u16, turn: u16) -> Probe {
-        let [id, run, level, seed] = query.pack();
-        Probe::unpack(probe_slice(id, run, level, seed, u64::from(start) << 16 | u64::from(turn)))
+    fn probe(&self, query: Query, drawn: Draw, turn: u16) -> Probe {
+        let [id, run, tier, seed] = query.pack();
+        Probe::unpack(probe_slice(id, run, tier, seed, drawn.place(turn)))
+    }
+
+    #[inline(always)]
+    fn held(&self, wanted: Wanted) -> Held {
+        let [id, run, high, low, port] = wanted.pack();
+        Held::unpack(held_backend(id, run, high, low, port))
     }
 }
 
@@ -138,29 +219,41 @@ impl Tables for Maps {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn pick_in_level(id: u64, run: u64, level: u64, seed: u64) -> u64 {
-    choice::pick(&Maps, Query::unpack(id, run, level, seed)).pack()
+pub extern "C" fn pick_backend(id: u64, run: u64, tier: u64, seed: u64) -> u64 {
+    choice::pick(&Maps(()), Query::unpack(id, run, tier, seed)).pack()
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn draw_slice(id: u64, run: u64, level: u64, seed: u64, so_far: u64) -> u64 {
+pub extern "C" fn pick_in_tier(id: u64, run: u64, tier: u64, seed: u64) -> u64 {
+    choice::pick_in_tier(&Maps(()), Query::unpack(id, run, tier, seed)).pack()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn draw_slice(id: u64, run: u64, tier: u64, seed: u64, so_far: u64) -> u64 {
     let Some(so_far) = Draw::unpack(so_far) else { return Draw::pack(None) };
-    Draw::pack(choice::draw(&Maps, Query::unpack(id, run, level, seed), so_far))
+    Draw::pack(choice::draw(&Maps(()), Query::unpack(id, run, tier, seed), so_far))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn probe_slice(id: u64, run: u64, level: u64, seed: u64, at: u64) -> u64 {
-    choice::probe(&Maps, Query::unpack(id, run, level, seed), (at >> 16) as u16, at as u16).pack()
+pub extern "C" fn probe_slice(id: u64, run: u64, tier: u64, seed: u64, at: u64) -> u64 {
+    let query = Query::unpack(id, run, tier, seed);
+    choice::probe(&Maps(()), query, (at >> 16) as u16, (at >> 32) as u16, at as u16).pack()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn held_backend(id: u64, run: u64, high: u64, low: u64, port: u64) -> u64 {
+    pin::held(&Maps(()), Wanted::unpack([id, run, high, low, port])).pack()
 }
 
 /// The part of `bpf_sock_addr` that a family uses. Fields are read and written one by one, as the verifier wants it.
 trait SockAddr {
     fn raw(&self) -> *mut bpf_sock_addr;
-    /// The IPv4 address, if it is one.
-    fn v4(&self) -> Option<Addr>;
-    fn set_v4(&self, word: u32);
+    fn addr(&self) -> Addr;
+    fn set_addr(&self, addr: Addr);
 
     #[inline(always)]
     fn protocol(&self) -> u32 {
@@ -177,7 +270,7 @@ trait SockAddr {
 
     #[inline(always)]
     fn set(&self, addr: Addr, port: Port) {
-        self.set_v4(addr.v4_word());
+        self.set_addr(addr);
         // SAFETY: as above; the field is writable in these hooks.
         unsafe { (&raw mut (*self.raw()).user_port).write_volatile(u32::from(port.wire())) };
     }
@@ -186,6 +279,12 @@ trait SockAddr {
     fn cookie(&self) -> u64 {
         // SAFETY: the helper takes the context of these hooks.
         unsafe { bpf_get_socket_cookie(self.raw().cast()) }
+    }
+
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the helper takes the context of these hooks.
+        unsafe { bpf_get_netns_cookie(self.raw().cast()) }
     }
 }
 
@@ -198,44 +297,50 @@ impl SockAddr for V4 {
     }
 
     #[inline(always)]
-    fn v4(&self) -> Option<Addr> {
+    fn addr(&self) -> Addr {
         // SAFETY: the context pointer is valid for the whole program; the field is readable in the `4` hooks.
-        Some(Addr::from_v4_word(unsafe { (&raw const (*self.0).user_ip4).read_volatile() }))
+        Addr::from_v4_word(unsafe { (&raw const (*self.0).user_ip4).read_volatile() })
     }
 
     #[inline(always)]
-    fn set_v4(&self, word: u32) {
+    fn set_addr(&self, addr: Addr) {
         // SAFETY: as above, and writable.
-        unsafe { (&raw mut (*self.0).user_ip4).write_volatile(word) };
+        unsafe { (&raw mut (*self.0).user_ip4).write_volatile(addr.v4_word()) };
     }
 }
 
-/// An AF_INET6 socket address of the form `::ffff:a.b.c.d`.
-struct Mapped(*mut bpf_sock_addr);
+/// An AF_INET6 socket address, of either family. A service and its backends are of one family, so a v4-mapped address stays
+/// one, as the kernel demands.
+struct V6(*mut bpf_sock_addr);
 
-impl SockAddr for Mapped {
+impl SockAddr for V6 {
     #[inline(always)]
     fn raw(&self) -> *mut bpf_sock_addr {
         self.0
     }
 
     #[inline(always)]
-    fn v4(&self) -> Option<Addr> {
+    fn addr(&self) -> Addr {
         // SAFETY: the context pointer is valid for the whole program; the field is readable in the `6` hooks.
-        let words = unsafe {
+        Addr::from_words(unsafe {
             [
                 (&raw const (*self.0).user_ip6[0]).read_volatile(),
                 (&raw const (*self.0).user_ip6[1]).read_volatile(),
                 (&raw const (*self.0).user_ip6[2]).read_volatile(),
                 (&raw const (*self.0).user_ip6[3]).read_volatile(),
             ]
-        };
-        Some(Addr::from_words(words)).filter(Addr::is_v4)
+        })
     }
 
     #[inline(always)]
-    fn set_v4(&self, word: u32) {
+    fn set_addr(&self, addr: Addr) {
+        let [a, b, c, d] = addr.words();
         // SAFETY: as above, and writable.
-        unsafe { (&raw mut (*self.0).user_ip6[3]).write_volatile(word) };
+        unsafe {
+            (&raw mut (*self.0).user_ip6[0]).write_volatile(a);
+            (&raw mut (*self.0).user_ip6[1]).write_volatile(b);
+            (&raw mut (*self.0).user_ip6[2]).write_volatile(c);
+            (&raw mut (*self.0).user_ip6[3]).write_volatile(d);
+        }
     }
 }

@@ -12,7 +12,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_abi::{Addr, Config, Endpoint, FlowKey, IpEntry, Plain, Reason, ServiceKey};
 use hawser_ebpf_logic::mss::Clamp;
-use hawser_ebpf_logic::packet::{Ip, Packet};
+use hawser_ebpf_logic::packet::{Ip, Packet, Transport};
+use hawser_ebpf_logic::reflect::Control;
 use hawser_ebpf_logic::verdict::{self, Action, Hook, Verdict};
 
 use crate::maps;
@@ -214,6 +215,44 @@ impl<const L2: u32> Hook for Skb<L2> {
             let value = clamp.new;
             bpf_skb_store_bytes(self.0, L2 + clamp.at, (&raw const value).cast(), 2, 0);
             bpf_l4_csum_replace(self.0, L2 + ip.l4 + CHECKSUM, clamp.sum_old.into(), clamp.sum_new.into(), 2);
+        }
+    }
+
+    /// Only the payload changes checksums: what changes places adds up to the same.
+    #[inline(always)]
+    fn turn(&self, ip: &Ip, udp: &Transport, asked: &Control, answer: &Control) {
+        const CHECKSUM: u32 = 6; // in the UDP header
+        const MANGLED_0: u64 = 0x20; // BPF_F_MARK_MANGLED_0: no checksum stays none (RFC 768)
+        const V4_SOURCE: u32 = 12; // in the IPv4 header; the destination follows
+        const V6_SOURCE: u32 = 8;
+        let (from, to) = (ip.src.words(), ip.dst.words());
+        let ports = [udp.dst.wire(), udp.src.wire()];
+        let sum = L2 + ip.l4 + CHECKSUM;
+        // SAFETY: the helpers check offsets against the packet, and read values that live until they return.
+        unsafe {
+            if ip.src.is_v4() {
+                let swapped = [ip.dst.v4_word(), ip.src.v4_word()];
+                bpf_skb_store_bytes(self.0, L2 + V4_SOURCE, (&raw const swapped).cast(), 8, 0);
+            } else {
+                bpf_skb_store_bytes(self.0, L2 + V6_SOURCE, (&raw const to).cast(), 16, 0);
+                bpf_skb_store_bytes(self.0, L2 + V6_SOURCE + 16, (&raw const from).cast(), 16, 0);
+            }
+            bpf_skb_store_bytes(self.0, L2 + ip.l4, (&raw const ports).cast(), 4, 0);
+            for (old, new) in [
+                (asked.head(), answer.head()),
+                (asked.required_min_rx, answer.required_min_rx),
+                (asked.required_min_echo_rx, answer.required_min_echo_rx),
+            ] {
+                bpf_l4_csum_replace(self.0, sum, old.into(), new.into(), 4 | MANGLED_0);
+            }
+            let at = L2 + ip.l4 + udp.header_len;
+            bpf_skb_store_bytes(
+                self.0,
+                at,
+                core::ptr::from_ref(answer).cast(),
+                size_of::<Control>() as u32,
+                0,
+            );
         }
     }
 

@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 
 use aya::maps::{Array, HashMap, MapData};
-use hawser_ebpf_abi::{Backend, BackendSpec, Service, ServiceKey, ServiceSpec, Slice, SliceSpec, map, size};
+use hawser_ebpf_abi::{
+    Backend, BackendSpec, HEALTH_FULL_WEIGHT, Service, ServiceKey, ServiceSpec, Slice, SliceSpec, TIERS, map,
+    size,
+};
 use hawser_model::Time;
 
 use super::cell::Cell;
@@ -187,6 +190,8 @@ impl Services {
                 backends_generation: backends.generation,
                 cluster: *cluster,
                 weight: if slice.backends.is_empty() { 0 } else { slice.weight.max(1) },
+                tier: u16::from(slice.tier.min(TIERS - 1)),
+                floor: if slice.ignores_health { HEALTH_FULL_WEIGHT as u16 } else { 0 },
             };
             self.slices.set(at, Cell(value), 0).map_err(|source| kernel(map::SLICES, source))?;
             writes += 1;
@@ -198,8 +203,8 @@ impl Services {
             generation,
             slices_at: slices.at,
             slices_len: u16::try_from(slices.len).unwrap_or(u16::MAX),
-            affinity: spec.affinity,
-            flags: 0,
+            pad: 0,
+            session_seconds: spec.session_seconds,
         };
         self.services
             .insert(Cell(key), Cell(entry), 0)

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use hawser_ebpf::{Attachments, Datapath, LoadConfig, uninstall};
+use hawser_ebpf::{Attachments, Datapath, LoadConfig, retire, uninstall};
 use hawser_ebpf_abi::{
     BackendSpec, Config, DesiredDatapath, Endpoint, Exported, IP_REMOTE, IpEntry, Port, PrefixKey, Reason,
     ServiceKey, ServiceSpec, SliceSpec,
@@ -22,13 +22,14 @@ fn slice(backends: &[&str]) -> SliceSpec {
     SliceSpec {
         weight: u16::try_from(backends.len()).unwrap(),
         backends: backends.iter().map(backend).collect(),
+        ..SliceSpec::default()
     }
 }
 
 fn desired() -> DesiredDatapath {
     let mut desired = DesiredDatapath { config: Config::new(1), ..DesiredDatapath::default() };
     let slices = [(1, slice(&["10.1.0.1", "10.1.0.2"])), (2, slice(&["10.2.0.1"]))].into();
-    desired.services.insert(key("172.20.0.1", 80), ServiceSpec { affinity: 0, slices });
+    desired.services.insert(key("172.20.0.1", 80), ServiceSpec { session_seconds: 0, slices });
     let remote = IpEntry { identity: 7, node: 1, cluster: 2, flags: IP_REMOTE };
     desired.ipcache.insert(PrefixKey::new("10.2.0.0".parse().unwrap(), 16).unwrap(), remote);
     desired.endpoints.insert(ip("10.1.0.1"), Endpoint { ifindex: 1, identity: 9, flags: 0 });
@@ -43,7 +44,7 @@ fn sync(datapath: &mut Datapath, desired: &DesiredDatapath) -> u64 {
 }
 
 fn pins(config: &LoadConfig, part: &str) -> Vec<String> {
-    let path = config.bpffs.join("hawser/v1/hawser0").join(part);
+    let path = config.bpffs.join("hawser/v2/hawser0").join(part);
     let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -62,8 +63,8 @@ fn only_differences_are_written() {
         let service = desired.services.get_mut(&key("172.20.0.1", 80)).unwrap();
         service.slices.insert(2, slice(&["10.2.0.1", "10.2.0.2"]));
         assert_eq!(sync(&mut datapath, &desired), 5);
-        // Affinity alone: no backend is written.
-        desired.services.get_mut(&key("172.20.0.1", 80)).unwrap().affinity = 1;
+        // Session affinity alone: no backend is written.
+        desired.services.get_mut(&key("172.20.0.1", 80)).unwrap().session_seconds = 60;
         assert_eq!(sync(&mut datapath, &desired), 3);
         assert_eq!(sync(&mut datapath, &DesiredDatapath { config: desired.config, ..Default::default() }), 4);
     });
@@ -80,7 +81,7 @@ fn a_restarted_agent_adopts_what_is_there() {
         let problems = first.attach_cgroups();
         assert!(problems.is_empty(), "{problems:?}");
         let links = pins(config, "links");
-        assert_eq!(links.len(), 1 + 2 * 4, "{links:?}");
+        assert_eq!(links.len(), 1 + 2 * 8, "{links:?}");
         drop(first);
         assert_eq!(pins(config, "links"), links, "stop is not remove");
 
@@ -92,7 +93,7 @@ fn a_restarted_agent_adopts_what_is_there() {
         assert_eq!(second.attach_cgroups().len(), 0);
         assert_eq!(pins(config, "links"), links);
         assert_eq!(second.attach(&Attachments::default()).len(), 0);
-        assert_eq!(pins(config, "links").len(), 8, "a device that is not ours any more is let go");
+        assert_eq!(pins(config, "links").len(), 16, "a device that is not ours any more is let go");
     });
 }
 
@@ -102,13 +103,13 @@ fn cgroups_come_and_go() {
         let mut datapath = Datapath::load(config).unwrap();
         let problems = datapath.attach_cgroups();
         assert!(problems.is_empty(), "{problems:?}");
-        assert_eq!(pins(config, "links").len(), 8);
+        assert_eq!(pins(config, "links").len(), 16);
         fs::create_dir(config.cgroup2.join("late")).unwrap();
         fs::remove_dir(config.cgroup2.join("system")).unwrap();
         fs::remove_dir(config.cgroup2.join("kubepods")).unwrap();
         let problems = datapath.attach_cgroups();
         assert!(problems.is_empty(), "{problems:?}");
-        assert_eq!(pins(config, "links").len(), 4);
+        assert_eq!(pins(config, "links").len(), 8);
     });
 }
 
@@ -141,10 +142,31 @@ fn health_words_are_one_write_each_and_counted() {
 }
 
 #[test]
+fn what_an_agent_of_another_abi_left_goes_when_it_is_replaced_and_other_devices_stay() {
+    in_a_namespace(|config| {
+        let mut old = Datapath::load(config).unwrap();
+        assert_eq!(old.attach_cgroups().len(), 0);
+        let other = LoadConfig { device: "hawser1".into(), ..config.clone() };
+        drop((old, Datapath::load(&other).unwrap()));
+        let hawser = config.bpffs.join("hawser");
+        fs::rename(hawser.join("v2"), hawser.join("v1")).unwrap();
+        let mut new = Datapath::load(config).unwrap();
+        sync(&mut new, &desired());
+        assert_eq!(new.attach_cgroups().len(), 0);
+        retire(config).unwrap();
+        assert!(!hawser.join("v1/hawser0").exists() && hawser.join("v1/hawser1").exists());
+        assert_eq!(pins(config, "links").len(), 16, "this one's are at work");
+        uninstall(config).unwrap();
+        uninstall(&other).unwrap();
+        assert!(!hawser.exists());
+    });
+}
+
+#[test]
 fn a_pinned_map_of_another_shape_is_refused_and_uninstall_leaves_nothing() {
     in_a_namespace(|config| {
         drop(Datapath::load(config).unwrap());
-        let maps = config.bpffs.join("hawser/v1/hawser0/maps");
+        let maps = config.bpffs.join("hawser/v2/hawser0/maps");
         fs::rename(maps.join("slices"), maps.join("aside")).unwrap();
         fs::hard_link(maps.join("backends"), maps.join("slices")).unwrap();
         let refused = Datapath::load(config).unwrap_err().to_string();

@@ -3,9 +3,12 @@
 
 mod behind;
 mod device;
+mod economics;
 mod loader;
 mod object;
 mod packet;
+mod reflect;
 mod sockets;
+mod udp;
 mod wire;
 mod world;

@@ -84,7 +84,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-fn transport_checksum(src: &str, dst: &str, proto: u8, segment: &[u8]) -> u16 {
+pub(crate) fn transport_checksum(src: &str, dst: &str, proto: u8, segment: &[u8]) -> u16 {
     let mut pseudo = src.parse::<Ipv4Addr>().unwrap().octets().to_vec();
     pseudo.extend(dst.parse::<Ipv4Addr>().unwrap().octets());
     pseudo.extend([0, proto]);

@@ -2,13 +2,13 @@
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use hawser_ebpf::{Datapath, LoadConfig};
 use hawser_ebpf_abi::{
-    AFFINITY_LOCAL, AFFINITY_NONE, BackendSpec, CONFIG_OWN_STALE, Config, DesiredDatapath, HEALTH_NO_NEW,
-    Port, Reason, ServiceKey, ServiceSpec, SliceSpec,
+    BackendSpec, CONFIG_OWN_STALE, Config, DesiredDatapath, HEALTH_NO_NEW, Port, Reason, ServiceKey,
+    ServiceSpec, SliceSpec,
 };
 use hawser_model::Time;
 use nix::sys::socket::{
@@ -17,9 +17,9 @@ use nix::sys::socket::{
 
 use crate::world::{in_a_namespace, ip, run};
 
-const SERVICE: &str = "172.20.0.1:80";
-const HERE: &str = "10.1.0.1:8080";
-const THERE: &str = "10.2.0.1:8080";
+pub(crate) const SERVICE: &str = "172.20.0.1:80";
+pub(crate) const HERE: &str = "10.1.0.1:8080";
+pub(crate) const THERE: &str = "10.2.0.1:8080";
 
 /// Answers every connection with its own address.
 fn serve(address: &'static str) {
@@ -32,14 +32,14 @@ fn serve(address: &'static str) {
     });
 }
 
-struct World {
-    datapath: Datapath,
-    desired: DesiredDatapath,
-    cgroup: std::fs::File,
+pub(crate) struct World {
+    pub(crate) datapath: Datapath,
+    pub(crate) desired: DesiredDatapath,
+    pub(crate) cgroup: std::fs::File,
 }
 
 impl World {
-    fn new(config: &LoadConfig) -> Self {
+    pub(crate) fn new(config: &LoadConfig) -> Self {
         run("ip link set lo up");
         // At the service's own address stands what kube-proxy would have found.
         for address in [HERE, THERE, SERVICE] {
@@ -48,12 +48,12 @@ impl World {
         let slice = |address: &str, node| {
             let at: SocketAddr = address.parse().unwrap();
             let backend = BackendSpec { addr: at.ip().into(), port: Port::new(at.port()), node };
-            SliceSpec { weight: 1, backends: [backend].into() }
+            SliceSpec { weight: 1, backends: [backend].into(), ..SliceSpec::default() }
         };
         let slices = [(1, slice(HERE, 1)), (2, slice(THERE, 2))].into();
         let mut desired = DesiredDatapath { config: Config::new(1), ..DesiredDatapath::default() };
         let key = ServiceKey::new(ip("172.20.0.1"), Port::new(80), 6);
-        desired.services.insert(key, ServiceSpec { affinity: AFFINITY_NONE, slices });
+        desired.services.insert(key, ServiceSpec { session_seconds: 0, slices });
         let procs = config.cgroup2.join("kubepods/cgroup.procs");
         let cgroup = std::fs::OpenOptions::new().write(true).open(&procs).unwrap();
         let mut world = Self { datapath: Datapath::load(config).unwrap(), desired, cgroup };
@@ -63,77 +63,89 @@ impl World {
         world
     }
 
-    fn sync(&mut self) {
+    pub(crate) fn sync(&mut self) {
         let report = self.datapath.maps.sync(&self.desired, Time::ZERO);
         assert!(report.problems.is_empty(), "{:?}", report.problems);
     }
 
-    fn affinity(&mut self, affinity: u8) {
-        self.desired.services.values_mut().for_each(|service| service.affinity = affinity);
+    /// As affinity `local` is planned.
+    fn prefer_home(&mut self) {
+        for service in self.desired.services.values_mut() {
+            service.slices.iter_mut().for_each(|(cluster, slice)| slice.tier = u8::from(*cluster != 1));
+        }
         self.sync();
     }
 
-    fn count(&self, reason: Reason) -> u64 {
+    pub(crate) fn count(&self, reason: Reason) -> u64 {
         self.datapath.maps.counters().unwrap().into_iter().find(|(found, _)| *found == reason).unwrap().1
     }
 
     /// A process of the cgroup connects: who answered, and whom it thinks it talks to.
-    fn connects(&self, to: &str, family: AddressFamily) -> Connected {
+    pub(crate) fn connects(&self, to: &str, family: AddressFamily) -> Connected {
         connect_in(&self.cgroup, to.parse().unwrap(), family)
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Connected {
-    answered: String,
+pub(crate) struct Connected {
+    pub(crate) answered: String,
     peer: String,
 }
 
-/// Between fork and exit the child makes system calls only: this process has other threads.
 fn connect_in(cgroup: &std::fs::File, to: SocketAddr, family: AddressFamily) -> Connected {
-    let (theirs, ours) = nix::unistd::pipe().map(|(read, write)| (write, read)).unwrap();
-    let target: SockaddrStorage = match (to, family) {
+    let target = as_family(to, family);
+    let report = in_cgroup(cgroup, |report| child(&target, family, report));
+    let (answered, peer) = report.split_once(' ').unwrap();
+    Connected { answered: answered.into(), peer: peer.into() }
+}
+
+pub(crate) fn as_family(to: SocketAddr, family: AddressFamily) -> SockaddrStorage {
+    match (to, family) {
         (SocketAddr::V4(v4), AddressFamily::Inet6) => {
             std::net::SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
         }
         _ => to.into(),
-    };
+    }
+}
+
+/// What a process of the cgroup reports. Between fork and exit the child makes system calls only: this process has other
+/// threads.
+pub(crate) fn in_cgroup(cgroup: &std::fs::File, act: impl FnOnce(&OwnedFd) -> nix::Result<()>) -> String {
+    let (ours, theirs) = nix::unistd::pipe().unwrap();
     // SAFETY: the child calls system calls on values made before, and leaves with _exit.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Child => {
-            let done = child(cgroup.as_raw_fd(), &target, family, &theirs);
+            let done = nix::unistd::write(cgroup, b"0").and_then(|_| act(&theirs));
             // SAFETY: _exit ends the child without running this process's destructors.
-            unsafe { libc::_exit(i32::from(done.is_err())) }
+            unsafe { libc::_exit(done.err().map_or(0, |errno| errno as i32)) }
         }
         nix::unistd::ForkResult::Parent { child } => {
             drop(theirs);
             let mut report = String::new();
             std::io::Read::read_to_string(&mut std::fs::File::from(ours), &mut report).unwrap();
             let status = nix::sys::wait::waitpid(child, None).unwrap();
-            assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0), "{to}: {report:?}");
-            let (answered, peer) = report.split_once(' ').unwrap();
-            Connected { answered: answered.into(), peer: peer.into() }
+            assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0), "{report:?}");
+            report
         }
     }
 }
 
-fn child(cgroup: RawFd, to: &SockaddrStorage, family: AddressFamily, report: &OwnedFd) -> nix::Result<()> {
-    // SAFETY: the descriptor is the parent's file, which stays open in this copy until it exits.
-    let cgroup = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(cgroup) });
-    nix::unistd::write(&*cgroup, b"0")?;
+/// Formats into an array: nothing is allocated.
+pub(crate) fn write_addr(to: &OwnedFd, addr: &SockaddrStorage) -> nix::Result<()> {
+    let mut text = [0_u8; 80];
+    let mut rest = &mut text[..];
+    let _ = write!(rest, " {addr}");
+    let left = rest.len();
+    nix::unistd::write(to, &text[..80 - left]).map(drop)
+}
+
+fn child(to: &SockaddrStorage, family: AddressFamily, report: &OwnedFd) -> nix::Result<()> {
     let socket = socket(family, SockType::Stream, SockFlag::empty(), None)?;
     connect(socket.as_raw_fd(), to)?;
     let mut answer = [0; 64];
     let len = recv(socket.as_raw_fd(), &mut answer, nix::sys::socket::MsgFlags::empty())?;
     nix::unistd::write(report, &answer[..len])?;
-    let peer: SockaddrStorage = getpeername(socket.as_raw_fd())?;
-    // Formatting into an array: nothing is allocated.
-    let mut text = [0_u8; 80];
-    let mut rest = &mut text[..];
-    let _ = write!(rest, " {peer}");
-    let left = rest.len();
-    nix::unistd::write(report, &text[..80 - left])?;
-    Ok(())
+    write_addr(report, &getpeername(socket.as_raw_fd())?)
 }
 
 #[test]
@@ -186,7 +198,7 @@ fn a_flipped_word_moves_every_new_connection_and_none_healthy_is_panic() {
 fn affinity_local_stays_home_and_a_stale_own_cluster_is_left_to_kube_proxy() {
     in_a_namespace(|config| {
         let mut world = World::new(config);
-        world.affinity(AFFINITY_LOCAL);
+        world.prefer_home();
         assert!((0..30).all(|_| world.connects(SERVICE, AddressFamily::Inet).answered == HERE));
         world.desired.config.flags = CONFIG_OWN_STALE;
         world.sync();
@@ -208,7 +220,7 @@ fn affinity_local_stays_home_and_a_stale_own_cluster_is_left_to_kube_proxy() {
 fn a_killed_or_restarted_agent_changes_nothing_for_a_connection() {
     in_a_namespace(|config| {
         let mut world = World::new(config);
-        world.affinity(AFFINITY_LOCAL);
+        world.prefer_home();
         // SIGKILL leaves what dropping leaves: the pins.
         let World { datapath, cgroup, desired } = world;
         drop(datapath);

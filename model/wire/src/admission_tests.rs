@@ -211,7 +211,7 @@ fn local_keys_never_come_from_a_peer() {
         key: ServiceKey::new("shop", "cart").unwrap(),
         cluster_ips: vec![],
         ports: BTreeMap::new(),
-        affinity: hawser_model::Affinity::None,
+        routing: hawser_model::Routing::default(),
         shared: true,
         backends: BTreeMap::new(),
     });

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use hawser_model::{
-    IdentityError, ParseClusterError, ParseLabelsError, ParseNodeError, ParseServerUrlError,
-    ParseServiceError, ParseSliceError, ParseTimestampError,
+    IdentityError, ParseClusterError, ParseLabelsError, ParseNodeError, ParseRoutingError,
+    ParseServerUrlError, ParseServiceError, ParseSliceError, ParseTimestampError,
 };
 
 /// A malformed value, or one that speaks for something its key does not name. It is skipped, counted and shown; it never
@@ -86,6 +86,8 @@ pub enum Reason {
     Labels(#[from] ParseLabelsError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Routing(#[from] ParseRoutingError),
     #[error(transparent)]
     Server(#[from] ParseServerUrlError),
     #[error(transparent)]

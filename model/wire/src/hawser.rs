@@ -7,14 +7,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hawser_model::{
-    Affinity, BootId, Epoch, GlobalService, MeshAddresses, NodeIndex, NodeName, PortName, Protocol,
-    ServiceKey, ServicePort, TunnelEnd, TunnelNode,
+    Affinity, BootId, ClusterName, Epoch, Fallback, GlobalService, MeshAddresses, MinHealthy, NodeIndex,
+    NodeName, OnLoss, ParseRoutingError, PortName, Protocol, Routing, ServiceKey, ServicePort, TunnelEnd,
+    TunnelNode,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Context, same, same_cluster};
 use crate::error::{Fault, Reason, short};
-use crate::json::{List, PortMapIn, PortMapOut, Text, ip, parse, port, port_map, port_map_out, print};
+use crate::json::{List, Pairs, PortMapIn, PortMapOut, Text, ip, parse, port, port_map, port_map_out, print};
 use crate::limits;
 use crate::node::{boot_id, public_key};
 
@@ -128,6 +129,7 @@ pub fn encode_node(node: &TunnelNode) -> Bytes {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ServiceIn<'a> {
     #[serde(borrow)]
     cluster: Text<'a>,
@@ -143,6 +145,18 @@ struct ServiceIn<'a> {
     ports: List<PortIn<'a>, { limits::PORTS }>,
     #[serde(borrow)]
     affinity: Text<'a>,
+    #[serde(borrow, default)]
+    min_healthy: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    cluster_weights: Pairs<'a, u16, { Routing::MAX_CLUSTERS }>,
+    #[serde(borrow, default)]
+    cluster_order: List<Text<'a>, { Routing::MAX_CLUSTERS }>,
+    #[serde(borrow, default)]
+    fallback: Option<Text<'a>>,
+    #[serde(default)]
+    session_seconds: Option<u32>,
+    #[serde(borrow, default)]
+    on_data_plane_loss: Option<Text<'a>>,
     shared: bool,
     #[serde(borrow)]
     backends: PortMapIn<'a, { limits::BACKENDS }>,
@@ -158,6 +172,7 @@ struct PortIn<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ServiceOut<'a> {
     cluster: &'a str,
     #[serde(rename = "clusterID")]
@@ -168,6 +183,18 @@ struct ServiceOut<'a> {
     cluster_ips: &'a [IpAddr],
     ports: Vec<PortOut<'a>>,
     affinity: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_healthy: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    cluster_weights: BTreeMap<&'a str, u16>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cluster_order: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_seconds: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_data_plane_loss: Option<&'static str>,
     shared: bool,
     backends: PortMapOut<'a>,
 }
@@ -200,13 +227,60 @@ pub(crate) fn decode_service(key: &ServiceKey, value: &[u8], cx: &Context) -> Re
         key: key.clone(),
         cluster_ips: cluster_ips.collect::<Result<_, _>>()?,
         ports,
-        affinity: Affinity::parse(&raw.affinity).map_err(|why| Reason::from(why).at("affinity"))?,
+        routing: routing(&raw)?,
         shared: raw.shared,
         backends: port_map(raw.backends, "backends")?,
     })
 }
 
+/// What is not there is the default, so that agents and API servers of different ages understand each other.
+fn routing(raw: &ServiceIn<'_>) -> Result<Routing, Fault> {
+    let affinity = Affinity::parse(&raw.affinity).map_err(|why| Reason::from(why).at("affinity"))?;
+    let default = Routing { affinity, ..Routing::default() };
+    let mut weights = BTreeMap::new();
+    for (name, weight) in &raw.cluster_weights.0 {
+        let at = |why: Reason| why.at("clusterWeights");
+        let name = ClusterName::parse(name).map_err(|why| at(why.into()))?;
+        if *weight > Routing::MAX_WEIGHT {
+            let max = Routing::MAX_WEIGHT.into();
+            return Err(at(Reason::OutOfRange { number: (*weight).into(), min: 0, max }));
+        }
+        weights.insert(name, *weight);
+    }
+    let order = raw.cluster_order.0.iter().map(|name| ClusterName::parse(name));
+    let order: Result<Vec<_>, _> = order.collect();
+    let seconds = raw.session_seconds;
+    if let Some(seconds) = seconds.filter(|s| !(1..=Routing::MAX_SESSION_SECONDS).contains(s)) {
+        let (number, max) = (seconds.into(), Routing::MAX_SESSION_SECONDS.into());
+        return Err(Reason::OutOfRange { number, min: 1, max }.at("sessionSeconds"));
+    }
+    Ok(Routing {
+        min_healthy: parsed(raw.min_healthy.as_ref(), "minHealthy", MinHealthy::parse)?,
+        weights,
+        order: order.map_err(|why| Reason::from(why).at("clusterOrder"))?,
+        fallback: parsed(raw.fallback.as_ref(), "fallback", Fallback::parse)?.unwrap_or(default.fallback),
+        session_seconds: seconds,
+        on_data_plane_loss: parsed(raw.on_data_plane_loss.as_ref(), "onDataPlaneLoss", OnLoss::parse)?
+            .unwrap_or(default.on_data_plane_loss),
+        ..default
+    })
+}
+
+fn parsed<T>(
+    text: Option<&Text<'_>>,
+    at: &str,
+    parse: impl Fn(&str) -> Result<T, ParseRoutingError>,
+) -> Result<Option<T>, Fault> {
+    text.map(|text| parse(text).map_err(|why| Reason::from(why).at(at))).transpose()
+}
+
+/// Only what differs from the default is written.
+fn unless<T: PartialEq>(value: T, default: T) -> Option<T> {
+    (value != default).then_some(value)
+}
+
 pub fn encode_service(service: &GlobalService) -> Bytes {
+    let (routing, default) = (&service.routing, Routing::default());
     let ports = service.ports.iter().map(|(name, port)| PortOut {
         name: name.as_str(),
         protocol: port.protocol.as_str(),
@@ -219,7 +293,14 @@ pub fn encode_service(service: &GlobalService) -> Bytes {
         name: service.key.name(),
         cluster_ips: &service.cluster_ips,
         ports: ports.collect(),
-        affinity: service.affinity.as_str(),
+        affinity: routing.affinity.as_str(),
+        min_healthy: routing.min_healthy.map(|min| min.to_string()),
+        cluster_weights: routing.weights.iter().map(|(name, weight)| (name.as_str(), *weight)).collect(),
+        cluster_order: routing.order.iter().map(ClusterName::as_str).collect(),
+        fallback: unless(routing.fallback, default.fallback).map(Fallback::as_str),
+        session_seconds: routing.session_seconds,
+        on_data_plane_loss: unless(routing.on_data_plane_loss, default.on_data_plane_loss)
+            .map(OnLoss::as_str),
         shared: service.shared,
         backends: port_map_out(&service.backends),
     })

@@ -7,11 +7,11 @@ use std::net::IpAddr;
 
 use hawser_model::{
     AddressFamily, AddressKind, Affinity, BootId, CiliumPeer, ClusterConfig, ClusterId, ClusterIdWidth,
-    ClusterName, ClusterRef, Endpoint, EndpointSlice, Epoch, ExportMode, ExportedPort, GlobalService,
-    Identity, IdentityId, ImportKind, InternalTrafficPolicy, Labels, MeshPlan, Node, NodeAddress, NodeIndex,
-    NodeName, Peer, PeerKind, PortName, Protocol, PublicKey, ServerUrl, ServiceExport, ServiceKey,
-    ServicePort, SessionAffinity, SharedService, SliceEndpoint, SliceKey, SlicePort, Timestamp,
-    TrafficDistribution, TunnelEnd, TunnelNode,
+    ClusterName, ClusterRef, Endpoint, EndpointSlice, Epoch, ExportMode, ExportedPort, Fallback,
+    GlobalService, Identity, IdentityId, ImportKind, InternalTrafficPolicy, Labels, MeshPlan, MinHealthy,
+    Node, NodeAddress, NodeIndex, NodeName, OnLoss, Peer, PeerKind, PortName, Protocol, PublicKey, Routing,
+    ServerUrl, ServiceExport, ServiceKey, ServicePort, SessionAffinity, SharedService, SliceEndpoint,
+    SliceKey, SlicePort, Timestamp, TrafficDistribution, TunnelEnd, TunnelNode,
 };
 use hawser_wire::{Context, Entry, Key, Resource, decode};
 
@@ -324,10 +324,24 @@ fn a_local_service_and_a_peer() {
         key: ServiceKey::new("shop", "cart").unwrap(),
         cluster_ips: vec![ip("172.30.8.4")],
         ports: port("http", 80),
-        affinity: Affinity::Local,
+        routing: Routing { affinity: Affinity::Local, ..Routing::default() },
         shared: true,
         backends: BTreeMap::from([(ip("10.4.3.9"), port("http", 8080))]),
     };
+    let wishes = Routing {
+        affinity: Affinity::None,
+        min_healthy: Some(MinHealthy::Percent(50)),
+        weights: Routing::parse_weights("hawser-a=80,eu-west=20").unwrap(),
+        order: Routing::parse_order("eu-west,hawser-a").unwrap(),
+        fallback: Fallback::None,
+        session_seconds: Some(600),
+        on_data_plane_loss: OnLoss::Keep,
+    };
+    golden(
+        Entry::LocalService(GlobalService { routing: wishes, backends: BTreeMap::new(), ..service.clone() }),
+        "hawser/local/services/v1/hawser-a/shop/cart",
+        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","shared":true,"backends":{}}"#,
+    );
     golden(
         Entry::LocalService(service),
         "hawser/local/services/v1/hawser-a/shop/cart",

@@ -223,6 +223,13 @@ fn our_own() {
         &[
             ("10.96.0.1", "None", "clusterIPs", "is not an IP address"),
             ("none", "nearest", "affinity", "none of none, local, remote"),
+            (r#""shared""#, r#""minHealthy":"half","shared""#, "minHealthy", "neither a number"),
+            (r#""shared""#, r#""clusterWeights":{"a b":1},"shared""#, "clusterWeights", "a b"),
+            (r#""shared""#, r#""clusterWeights":{"b":4097},"shared""#, "clusterWeights", "0..=4096"),
+            (r#""shared""#, r#""clusterOrder":["a b"],"shared""#, "clusterOrder", "a b"),
+            (r#""shared""#, r#""fallback":"some","shared""#, "fallback", "none of any, none"),
+            (r#""shared""#, r#""sessionSeconds":0,"shared""#, "sessionSeconds", "1..=86400"),
+            (r#""shared""#, r#""onDataPlaneLoss":"x","shared""#, "onDataPlaneLoss", "none of keep, drain"),
             (r#""port":80"#, r#""port":0"#, "ports", "out of range"),
             (r#""backends":{}"#, r#""backends":[]"#, "backends", "expected a map"),
             (

@@ -1,9 +1,10 @@
-//! Whether a new connection may be sent to a backend now: the datapath's levels (`ebpf/logic`), told for people.
+//! Whether a new connection may be sent to a backend now: the datapath's tiers (`ebpf/logic`), told for people.
 
-use hawser_model::{Affinity, ClusterRef, HealthWord};
+use hawser_model::{ClusterRef, HealthWord, OnLoss};
 
 use crate::health::{HealthWords, WordPlace};
 use crate::services::{MergedBackend, MergedService};
+use crate::spread::spread;
 
 /// A backend as status shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +17,10 @@ pub struct BackendStatus {
 
 /// For each port, in the order of the service's ports, every backend of every cluster.
 ///
-/// The first level that has a backend is the eligible one: the preferred side and healthy, the other side and healthy,
-/// then the same two with health ignored.
+/// The lowest tier that has a healthy backend is eligible, each family for itself; without any, the lowest tier with health
+/// ignored. O(backends).
 pub fn backends(service: &MergedService, own: &ClusterRef, health: &HealthWords) -> Vec<Vec<BackendStatus>> {
+    let heeded = service.routing.on_data_plane_loss == OnLoss::Drain;
     service
         .ports
         .values()
@@ -32,23 +34,20 @@ pub fn backends(service: &MergedService, own: &ClusterRef, health: &HealthWords)
                     eligible: false,
                 })
                 .collect();
-            let level = |s: &BackendStatus| level(service.affinity, s.cluster == *own, s.healthy);
-            let best = statuses.iter().map(level).min();
-            for status in &mut statuses {
-                status.eligible = Some(level(status)) == best;
+            for v4 in [true, false] {
+                let shares = spread(own, &service.routing, port, v4);
+                let level = |s: &BackendStatus| {
+                    let share = shares.get(&s.cluster).filter(|_| s.backend.ip.is_ipv4() == v4)?;
+                    Some((heeded && !s.healthy, share.tier))
+                };
+                let best = statuses.iter().filter_map(level).min();
+                for status in &mut statuses {
+                    status.eligible |= best.is_some() && level(status) == best;
+                }
             }
             statuses
         })
         .collect()
-}
-
-fn level(affinity: Affinity, own: bool, healthy: bool) -> u8 {
-    let preferred = match affinity {
-        Affinity::None => true,
-        Affinity::Local => own,
-        Affinity::Remote => !own,
-    };
-    2 * u8::from(!healthy) + u8::from(!preferred)
 }
 
 fn is_healthy(cluster: &ClusterRef, backend: &MergedBackend, own: &ClusterRef, health: &HealthWords) -> bool {

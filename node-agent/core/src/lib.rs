@@ -18,6 +18,7 @@ mod plan_datapath;
 mod plan_tunnels;
 mod services;
 mod slots;
+mod spread;
 mod status;
 mod topology;
 mod view;

@@ -6,11 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_ebpf_abi::{
-    AFFINITY_LOCAL, AFFINITY_NONE, AFFINITY_REMOTE, Addr, BackendSpec, CONFIG_OWN_STALE, Config,
-    DesiredDatapath, Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey,
-    ServiceKey, ServiceSpec, SliceSpec,
+    Addr, BackendSpec, CONFIG_OWN_STALE, Config, DesiredDatapath, Endpoint, Exported, IP_MESH_ADDRESS,
+    IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
 };
-use hawser_model::{Affinity, IdentityId, Peer, Protocol};
+use hawser_model::{ClusterRef, IdentityId, OnLoss, Peer, Routing};
 use ipnet::IpNet;
 
 use crate::budget::IpcacheShare;
@@ -18,6 +17,7 @@ use crate::config::AgentConfig;
 use crate::kept::KeptEndpoint;
 use crate::services::{MergedBackend, MergedPort, MergedService};
 use crate::slots::NodeSlots;
+use crate::spread::{Share, spread};
 use crate::topology::Remote;
 use crate::view::MeshView;
 
@@ -29,9 +29,6 @@ pub struct Interfaces {
     /// The host side of each local pod's interface.
     pub pods: BTreeMap<IpAddr, u32>,
 }
-
-/// Slice weights above this are not told apart by the datapath.
-const MAX_WEIGHT: usize = 4_096;
 
 /// Addresses of this node, as its own cluster states them.
 fn own_addresses<'a>(config: &AgentConfig, view: &'a MeshView) -> impl Iterator<Item = IpAddr> + 'a {
@@ -71,14 +68,16 @@ pub(crate) fn plan_datapath(
         ..DesiredDatapath::default()
     };
     for service in services {
-        frontends(service, &mut desired);
+        frontends(&config.cluster, service, &mut desired);
     }
     for service in services.iter().filter(|service| service.shared) {
-        let slices = service.ports.values().filter(|port| port.is_programmed());
-        let own = slices.filter_map(|port| port.slices.get(&config.cluster)).flatten();
-        for backend in own.filter(|backend| pods.contains_key(&backend.ip)) {
-            let key = ServiceKey::new(backend.ip.into(), Port::new(backend.port), Protocol::Tcp.number());
-            desired.exported.insert(key, Exported { flags: 0 });
+        for port in service.ports.values().filter(|port| port.is_programmed()) {
+            let own = port.slices.get(&config.cluster).into_iter().flatten();
+            for backend in own.filter(|backend| pods.contains_key(&backend.ip)) {
+                let proto = port.port.protocol.number();
+                let key = ServiceKey::new(backend.ip.into(), Port::new(backend.port), proto);
+                desired.exported.insert(key, Exported { flags: 0 });
+            }
         }
     }
     own_ipcache(config, view, &mut desired);
@@ -105,36 +104,38 @@ fn header(config: &AgentConfig, interfaces: &Interfaces, own_stale: bool) -> Con
     }
 }
 
-/// One entry per ClusterIP and TCP port. A frontend and its backends are of one family.
-fn frontends(service: &MergedService, desired: &mut DesiredDatapath) {
+/// One entry per ClusterIP and TCP or UDP port. A frontend and its backends are of one family.
+fn frontends(own: &ClusterRef, service: &MergedService, desired: &mut DesiredDatapath) {
     for port in service.ports.values().filter(|port| port.is_programmed()) {
         for ip in &service.cluster_ips {
             let key = ServiceKey::new((*ip).into(), Port::new(port.port.port), port.port.protocol.number());
-            let affinity = match service.affinity {
-                Affinity::None => AFFINITY_NONE,
-                Affinity::Local => AFFINITY_LOCAL,
-                Affinity::Remote => AFFINITY_REMOTE,
-            };
-            let slices = slices(port, *ip);
-            desired.services.insert(key, ServiceSpec { affinity, slices });
+            let slices = slices(own, &service.routing, port, *ip);
+            let session_seconds = service.routing.session_seconds.unwrap_or(0);
+            desired.services.insert(key, ServiceSpec { session_seconds, slices });
         }
     }
 }
 
-fn slices(port: &MergedPort, frontend: IpAddr) -> BTreeMap<u16, SliceSpec> {
+fn slices(
+    own: &ClusterRef,
+    routing: &Routing,
+    port: &MergedPort,
+    frontend: IpAddr,
+) -> BTreeMap<u16, SliceSpec> {
+    let shares = spread(own, routing, port, frontend.is_ipv4());
     let of_family = |backend: &&MergedBackend| backend.ip.is_ipv4() == frontend.is_ipv4();
-    let slice = |backends: &Vec<MergedBackend>| {
+    let slice = |(cluster, share): (ClusterRef, Share)| {
         let spec = |backend: &MergedBackend| BackendSpec {
             addr: backend.ip.into(),
             port: Port::new(backend.port),
             node: backend.slot,
         };
-        let backends: BTreeSet<_> = backends.iter().filter(of_family).map(spec).collect();
-        let weight = backends.len().min(MAX_WEIGHT) as u16;
-        SliceSpec { weight, backends }
+        let backends = port.slices.get(&cluster).into_iter().flatten();
+        let backends: BTreeSet<_> = backends.filter(of_family).map(spec).collect();
+        let ignores_health = routing.on_data_plane_loss == OnLoss::Keep && cluster != *own;
+        (cluster.id.get(), SliceSpec { weight: share.weight, tier: share.tier, ignores_health, backends })
     };
-    let slices = port.slices.iter().map(|(cluster, backends)| (cluster.id.get(), slice(backends)));
-    slices.filter(|(_, slice)| !slice.backends.is_empty()).take(MAX_SLICES as usize).collect()
+    shares.into_iter().map(slice).take(MAX_SLICES as usize).collect()
 }
 
 /// Own pods are known by identity, and not behind the tunnel.

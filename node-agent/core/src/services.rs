@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use hawser_discovery::NodeId;
-use hawser_model::{Affinity, ClusterRef, NodeName, PortName, Protocol, ServiceKey, ServicePort};
+use hawser_model::{ClusterRef, NodeName, PortName, Protocol, Routing, ServiceKey, ServicePort};
 
 use crate::config::AgentConfig;
 use crate::slots::NodeSlots;
@@ -18,7 +18,7 @@ use crate::view::MeshView;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MergedService {
     pub key: ServiceKey,
-    pub affinity: Affinity,
+    pub routing: Routing,
     pub shared: bool,
     pub cluster_ips: Vec<IpAddr>,
     pub ports: BTreeMap<PortName, MergedPort>,
@@ -68,7 +68,7 @@ pub(crate) fn merge_services(
         });
         MergedService {
             key: service.key.clone(),
-            affinity: service.affinity,
+            routing: service.routing.clone(),
             shared: service.shared,
             cluster_ips: service.cluster_ips.clone(),
             ports: ports.collect(),
@@ -109,8 +109,8 @@ fn target(backend: &ServicePort, service: ServicePort) -> Option<u16> {
 }
 
 impl MergedPort {
-    /// UDP is kept in the view and not programmed yet.
+    /// SCTP is kept in the view, and left to kube-proxy.
     pub fn is_programmed(&self) -> bool {
-        self.port.protocol == Protocol::Tcp
+        matches!(self.port.protocol, Protocol::Tcp | Protocol::Udp)
     }
 }

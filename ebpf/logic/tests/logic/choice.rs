@@ -2,25 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::common::{DOWN, Maps, OWN, Part, UP, backend_addr};
-use hawser_ebpf_abi::{AFFINITY_LOCAL, AFFINITY_NONE, AFFINITY_REMOTE, Addr, Reason};
+use crate::common::{DOWN, Maps, OWN, Part, UP, backend_addr, in_tier, part};
+use hawser_ebpf_abi::{Addr, Reason, TIERS};
 use hawser_ebpf_logic::choice::Choice;
 use hawser_ebpf_logic::weight_of;
 use proptest::prelude::*;
 
-/// Every allowed outcome, by enumeration.
-fn allowed(maps: &Maps, affinity: u8, parts: &[Part], own_stale: bool) -> BTreeSet<(Option<Addr>, Reason)> {
+/// Every allowed outcome, by enumeration: the healthy backends of the lowest tier that has one, else those of the lowest
+/// tier that has any.
+fn allowed(maps: &Maps, parts: &[Part], own_stale: bool) -> BTreeSet<(Option<Addr>, Reason)> {
     let usable: Vec<&Part> = parts.iter().filter(|part| part.weight > 0 && !part.nodes.is_empty()).collect();
-    let preferred = |part: &Part| match affinity {
-        AFFINITY_LOCAL => part.cluster == OWN,
-        AFFINITY_REMOTE => part.cluster != OWN,
-        _ => true,
-    };
     for heed_health in [true, false] {
-        for side in [true, false] {
-            let word = |words: Option<&u32>| !heed_health || weight_of(*words.unwrap_or(&UP)) > 0;
+        for tier in 0..TIERS.into() {
             let mut outcomes = BTreeSet::new();
-            for part in usable.iter().filter(|part| preferred(part) == side) {
+            for part in usable.iter().filter(|part| part.tier == tier) {
+                let heeds = heed_health && !part.ignores_health;
+                let word = |words: Option<&u32>| !heeds || weight_of(*words.unwrap_or(&UP)) > 0;
                 if !word(maps.clusters.get(&part.cluster)) {
                     continue;
                 }
@@ -51,27 +48,38 @@ fn word() -> impl Strategy<Value = u32> {
     prop_oneof![Just(UP), Just(DOWN), Just(1), Just(64), Just(UP | 1 << 31), Just(0xffff), Just(DOWN | UP)]
 }
 
-fn service() -> impl Strategy<Value = (u8, Vec<Part>, BTreeMap<u16, u32>, BTreeMap<u32, u32>)> {
-    let part = (prop_oneof![Just(0), 1..5u16, Just(u16::MAX)], prop::collection::vec(0..12u32, 0..40));
+fn service() -> impl Strategy<Value = (Vec<Part>, BTreeMap<u16, u32>, BTreeMap<u32, u32>)> {
+    let weight = prop_oneof![Just(0), 1..5u16, Just(u16::MAX)];
+    let tier = prop_oneof![Just(0), 0..4u16, 0..u16::from(TIERS)];
+    let part = (weight, prop::collection::vec(0..12u32, 0..40), tier, prop::bool::weighted(0.1));
     let parts = prop::collection::btree_map(1..12u16, part, 0..8).prop_map(|parts| {
-        parts.into_iter().map(|(cluster, (weight, nodes))| Part { cluster, weight, nodes }).collect()
+        let part = |(cluster, (weight, nodes, tier, ignores_health))| Part {
+            cluster,
+            weight,
+            nodes,
+            tier,
+            ignores_health,
+        };
+        parts.into_iter().map(part).collect()
     });
     let clusters = prop::collection::btree_map(1..12u16, word(), 0..12);
     // Slot 0 is "no node": it has no word.
     let nodes = prop::collection::btree_map(1..12u32, word(), 0..12);
-    (0..3u8, parts, clusters, nodes)
+    (parts, clusters, nodes)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
+    /// No cluster has more backends here than are looked at, so this says: a healthy backend is always chosen, and one of
+    /// the lowest tier that has any.
     #[test]
-    fn whatever_is_chosen_was_eligible((affinity, parts, clusters, nodes) in service(), own_stale: bool, seed: u64) {
+    fn whatever_is_chosen_was_eligible((parts, clusters, nodes) in service(), own_stale: bool, seed: u64) {
         let mut maps = Maps { clusters, nodes, ..Maps::default() };
-        let service = maps.write(affinity, &parts, 100);
+        let service = maps.write(&parts, 100);
         maps.publish(service);
         let found = outcome(maps.choose(own_stale, seed));
-        let allowed = allowed(&maps, affinity, &parts, own_stale);
+        let allowed = allowed(&maps, &parts, own_stale);
         prop_assert!(allowed.contains(&found), "{found:?} is none of {allowed:?}");
     }
 }
@@ -80,11 +88,11 @@ proptest! {
 fn every_eligible_backend_is_chosen_sometimes() {
     let mut maps = Maps::default();
     let parts = [part(1, 1, &[1; 5]), part(2, 1, &[2, 3, 2, 3]), part(3, 1, &[4; 3])];
-    let service = maps.write(AFFINITY_NONE, &parts, 0);
+    let service = maps.write(&parts, 0);
     maps.publish(service);
     maps.nodes.insert(3, DOWN);
     let found: BTreeSet<_> = (0..2_000).map(|seed| outcome(maps.choose(false, seed))).collect();
-    assert_eq!(found, allowed(&maps, AFFINITY_NONE, &parts, false));
+    assert_eq!(found, allowed(&maps, &parts, false));
 }
 
 #[test]
@@ -92,7 +100,7 @@ fn clusters_get_their_shares_and_backends_equal_ones() {
     let mut maps = Maps::default();
     // Weights 1 : 2 : 3, the last at half health: 2 : 4 : 3 of 9.
     let parts = [part(1, 100, &[1; 4]), part(2, 200, &[2; 4]), part(3, 300, &[3; 4])];
-    let service = maps.write(AFFINITY_NONE, &parts, 0);
+    let service = maps.write(&parts, 0);
     maps.publish(service);
     maps.clusters.insert(3, 128);
     const DRAWS: u64 = 90_000;
@@ -121,7 +129,7 @@ fn the_neighbour_of_dead_backends_does_not_inherit_their_load() {
     let mut maps = Maps::default();
     // 30 backends, the first ten on a node that is down.
     let nodes: Vec<u32> = (0..30).map(|index| if index < 10 { 1 } else { 2 }).collect();
-    let service = maps.write(AFFINITY_NONE, &[part(1, 1, &nodes)], 0);
+    let service = maps.write(&[part(1, 1, &nodes)], 0);
     maps.publish(service);
     maps.nodes.insert(1, DOWN);
     let after_the_gap = backend_addr(1, 10);
@@ -136,7 +144,7 @@ fn one_healthy_backend_among_many_clusters_is_found() {
     let mut parts: Vec<Part> = (1..=511).map(|cluster| part(cluster, 1, &[1; 2])).collect();
     parts[400].nodes[1] = 2;
     maps.nodes.insert(1, DOWN);
-    let service = maps.write(AFFINITY_NONE, &parts, 0);
+    let service = maps.write(&parts, 0);
     maps.publish(service);
     for seed in 0..50 {
         assert_eq!(outcome(maps.choose(false, seed)), (Some(backend_addr(401, 1)), Reason::ConnectChosen));
@@ -144,10 +152,10 @@ fn one_healthy_backend_among_many_clusters_is_found() {
 }
 
 #[test]
-fn local_affinity_stays_home_until_the_last_local_backend_is_down() {
+fn a_lower_tier_stays_in_use_until_its_last_backend_is_down() {
     let mut maps = Maps::default();
-    let parts = [part(OWN, 1, &[1, 2]), part(2, 1, &[3])];
-    let service = maps.write(AFFINITY_LOCAL, &parts, 0);
+    let parts = [part(OWN, 1, &[1, 2]), in_tier(3, part(2, 1, &[3]))];
+    let service = maps.write(&parts, 0);
     maps.publish(service);
     maps.nodes.insert(1, DOWN);
     assert_eq!(outcome(maps.choose(false, 1)).0, Some(backend_addr(OWN, 1)));
@@ -158,10 +166,42 @@ fn local_affinity_stays_home_until_the_last_local_backend_is_down() {
     assert_eq!(reason, Reason::ConnectPanic);
     assert!(
         addr == Some(backend_addr(OWN, 0)) || addr == Some(backend_addr(OWN, 1)),
-        "panic still prefers home"
+        "panic still prefers the lower tier"
     );
 }
 
-fn part(cluster: u16, weight: u16, nodes: &[u32]) -> Part {
-    Part { cluster, weight, nodes: nodes.to_vec() }
+#[test]
+fn every_tier_has_its_turn_in_order() {
+    let mut maps = Maps::default();
+    // The order of clusters is not that of their tiers.
+    let parts: Vec<Part> = (1..=16).map(|n| in_tier((n * 7) % 16, part(n, 1, &[n.into()]))).collect();
+    let service = maps.write(&parts, 0);
+    maps.publish(service);
+    for tier in 0..16 {
+        let next = parts.iter().find(|part| part.tier == tier).unwrap();
+        for seed in 0..20 {
+            let found = outcome(maps.choose(false, seed));
+            assert_eq!(found, (Some(backend_addr(next.cluster, 0)), Reason::ConnectChosen), "tier {tier}");
+        }
+        // By turns: the cluster's verdict, or its only node's.
+        if tier % 2 == 0 {
+            maps.clusters.insert(next.cluster, DOWN);
+        } else {
+            maps.nodes.insert(next.cluster.into(), DOWN);
+        }
+    }
+    assert_eq!(outcome(maps.choose(false, 1)).1, Reason::ConnectPanic);
+}
+
+#[test]
+fn a_cluster_whose_health_is_not_heeded_takes_its_share_whatever_is_said_of_it() {
+    let mut maps = Maps::default();
+    let parts = [part(2, 1, &[2]), Part { ignores_health: true, ..part(3, 1, &[3]) }];
+    let service = maps.write(&parts, 0);
+    maps.publish(service);
+    maps.clusters.insert(3, DOWN);
+    maps.nodes.insert(3, DOWN);
+    let found: BTreeSet<_> = (0..200).map(|seed| outcome(maps.choose(false, seed))).collect();
+    assert_eq!(found, allowed(&maps, &parts, false));
+    assert_eq!(found.len(), 2);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hawser_ebpf_abi::{
-    Addr, Backend, CONFIG_OWN_STALE, Config, IPPROTO_TCP, Port, Service, ServiceKey, Slice,
+    Addr, Backend, CONFIG_OWN_STALE, Config, IPPROTO_TCP, Port, Reason, Service, ServiceKey, Slice,
 };
 use hawser_ebpf_logic::choice::{Choice, Tables, choose, unset_is_up};
 
@@ -17,6 +17,17 @@ pub(crate) struct Part {
     pub(crate) cluster: u16,
     pub(crate) weight: u16,
     pub(crate) nodes: Vec<u32>,
+    pub(crate) tier: u16,
+    pub(crate) ignores_health: bool,
+}
+
+/// A part of the first tier.
+pub(crate) fn part(cluster: u16, weight: u16, nodes: &[u32]) -> Part {
+    Part { cluster, weight, nodes: nodes.to_vec(), tier: 0, ignores_health: false }
+}
+
+pub(crate) fn in_tier(tier: u16, part: Part) -> Part {
+    Part { tier, ..part }
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +51,7 @@ pub(crate) fn backend_addr(cluster: u16, index: usize) -> Addr {
 
 impl Maps {
     /// Writes a service as the loader does: into fresh slots first, then the one entry that makes it count.
-    pub(crate) fn write(&mut self, affinity: u8, parts: &[Part], at: u32) -> Service {
+    pub(crate) fn write(&mut self, parts: &[Part], at: u32) -> Service {
         self.next += 1;
         let (id, generation) = (7, self.next);
         let mut backends_at = at;
@@ -53,6 +64,8 @@ impl Maps {
                 backends_generation: generation,
                 cluster: part.cluster,
                 weight: if part.nodes.is_empty() { 0 } else { part.weight },
+                tier: part.tier,
+                floor: if part.ignores_health { UP as u16 } else { 0 },
             };
             self.slices.insert(at + offset as u32, slice);
             for (index, node) in part.nodes.iter().enumerate() {
@@ -76,8 +89,8 @@ impl Maps {
             generation,
             slices_at: at,
             slices_len: parts.len() as u16,
-            affinity,
-            flags: 0,
+            pad: 0,
+            session_seconds: 0,
         }
     }
 
@@ -86,7 +99,15 @@ impl Maps {
     }
 
     pub(crate) fn choose(&self, own_stale: bool, seed: u64) -> Choice {
-        choose(self, &key(), &config(own_stale), seed)
+        lookup(self, &config(own_stale), seed)
+    }
+}
+
+/// As a connection without pins is chosen for.
+pub(crate) fn lookup<T: Tables>(tables: &T, config: &Config, seed: u64) -> Choice {
+    match tables.service(&key()) {
+        Some(service) => choose(tables, &key(), service, config, seed),
+        None => Choice::Untouched(Reason::ConnectOther),
     }
 }
 

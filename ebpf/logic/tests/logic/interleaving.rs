@@ -2,9 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::common::{Maps, Part, config, key};
-use hawser_ebpf_abi::{AFFINITY_NONE, Addr, Backend, Reason, Service, ServiceKey, Slice};
-use hawser_ebpf_logic::choice::{Choice, Tables, choose, unset_is_up};
+use crate::common::{Maps, Part, config, key, lookup, part};
+use hawser_ebpf_abi::{Addr, Backend, Pin, PinKey, Reason, Service, ServiceKey, Slice};
+use hawser_ebpf_logic::choice::{Choice, Tables, unset_is_up};
+use hawser_ebpf_logic::pin::{Client, Clients, assign};
 
 /// Two versions of one service; `run` is where a version's slots are.
 struct Racing {
@@ -13,26 +14,34 @@ struct Racing {
     /// Before which look the agent acts, each time reusing the slots of the version it replaces.
     strikes: Vec<u32>,
     version: Cell<u16>,
+    pin: Cell<Option<Pin>>,
 }
 
 impl Racing {
     fn new(strikes: Vec<u32>) -> Self {
-        let racing = Self { maps: RefCell::default(), looks: Cell::new(0), strikes, version: Cell::new(1) };
+        let racing = Self {
+            maps: RefCell::default(),
+            looks: Cell::new(0),
+            strikes,
+            version: Cell::new(1),
+            pin: Cell::new(None),
+        };
         racing.replace();
         racing.looks.set(0);
         racing
     }
 
     fn parts(version: u16) -> Vec<Part> {
-        (0..3).map(|n| Part { cluster: version * 10 + n, weight: 1, nodes: vec![0; 3] }).collect()
+        (0..3).map(|n| part(version * 10 + n, 1, &[0; 3])).collect()
     }
 
     /// The worst case: the freed run is taken at once, without the rest that the loader gives it.
     fn replace(&self) {
         self.version.set(self.version.get() + 1);
         let mut maps = self.maps.borrow_mut();
-        let service = maps.write(AFFINITY_NONE, &Self::parts(self.version.get()), 0);
-        maps.publish(service);
+        let service = maps.write(&Self::parts(self.version.get()), 0);
+        // Read by clients that keep their backend alone.
+        maps.publish(Service { session_seconds: 60, ..service });
     }
 
     fn look<T>(&self, read: impl FnOnce(&Maps) -> T) -> T {
@@ -66,6 +75,31 @@ impl Tables for Racing {
     }
 }
 
+impl Clients for Racing {
+    fn seed(&self) -> u64 {
+        self.looks.get().into()
+    }
+
+    fn cookie(&self, _: Client) -> u64 {
+        1
+    }
+
+    fn now(&self) -> u64 {
+        1
+    }
+
+    fn pin(&self, _: Client, _: &PinKey) -> Option<Pin> {
+        self.pin.get()
+    }
+
+    fn write_pin(&self, _: Client, _: &PinKey, pin: &Pin) -> bool {
+        self.pin.set(Some(*pin));
+        true
+    }
+
+    fn note(&self, _: Reason) {}
+}
+
 fn cluster_of(addr: Addr) -> u16 {
     addr.octets()[13].into()
 }
@@ -74,7 +108,7 @@ fn cluster_of(addr: Addr) -> u16 {
 fn a_reader_overtaken_once_starts_again_and_gets_a_backend_of_one_version() {
     for strike in 1..40 {
         let racing = Racing::new(vec![strike]);
-        match choose(&racing, &key(), &config(false), u64::from(strike)) {
+        match lookup(&racing, &config(false), u64::from(strike)) {
             Choice::Backend { addr, reason, .. } => {
                 assert_eq!(reason, Reason::ConnectChosen);
                 assert!((20..33).contains(&cluster_of(addr)), "strike {strike}: {addr}");
@@ -87,7 +121,7 @@ fn a_reader_overtaken_once_starts_again_and_gets_a_backend_of_one_version() {
 #[test]
 fn a_reader_overtaken_at_every_look_gives_up_and_touches_nothing() {
     let racing = Racing::new((1..200).collect());
-    assert_eq!(choose(&racing, &key(), &config(false), 3), Choice::Untouched(Reason::ConnectTorn));
+    assert_eq!(lookup(&racing, &config(false), 3), Choice::Untouched(Reason::ConnectTorn));
 }
 
 #[test]
@@ -95,7 +129,7 @@ fn two_overtakings_end_in_a_backend_or_in_giving_up_never_in_a_mixture() {
     for first in 1..30 {
         for second in first + 1..60 {
             let racing = Racing::new(vec![first, second]);
-            let choice = choose(&racing, &key(), &config(false), u64::from(first * 64 + second));
+            let choice = lookup(&racing, &config(false), u64::from(first * 64 + second));
             match choice {
                 Choice::Untouched(reason) => assert_eq!(reason, Reason::ConnectTorn),
                 Choice::Backend { addr, .. } => {
@@ -109,9 +143,30 @@ fn two_overtakings_end_in_a_backend_or_in_giving_up_never_in_a_mixture() {
 }
 
 #[test]
+fn a_client_that_is_overtaken_while_its_pin_is_held_against_the_service_gets_a_backend_of_one_version() {
+    let mut kept = 0;
+    for strike in 1..60 {
+        let mut racing = Racing::new(vec![]);
+        let Choice::Backend { addr: pinned, .. } = assign(&racing, &key(), &config(false)) else { panic!() };
+        let looked = racing.looks.get();
+        racing.strikes = vec![looked + strike];
+        match assign(&racing, &key(), &config(false)) {
+            Choice::Untouched(reason) => assert_eq!(reason, Reason::ConnectTorn),
+            Choice::Backend { addr, reason, .. } => {
+                let version = cluster_of(addr) / 10;
+                assert!((2..=racing.version.get()).contains(&version), "strike {strike}: {addr}");
+                kept += u32::from(reason == Reason::PinKept);
+                assert!(reason != Reason::PinKept || addr == pinned, "strike {strike}: {addr} for {pinned}");
+            }
+        }
+    }
+    assert!(kept > 0 && kept < 59, "struck before and after the pin was found: {kept}");
+}
+
+#[test]
 fn an_element_recycled_for_another_key_is_noticed() {
     let mut maps = Maps::default();
-    let service = maps.write(AFFINITY_NONE, &Racing::parts(1), 0);
+    let service = maps.write(&Racing::parts(1), 0);
     maps.publish(Service { check: service.check ^ 1, ..service });
     assert_eq!(maps.choose(false, 1), Choice::Untouched(Reason::ConnectTorn));
 }

@@ -7,4 +7,6 @@ mod common;
 mod interleaving;
 mod mss;
 mod packets;
+mod pins;
+mod reflect;
 mod verdicts;

@@ -8,7 +8,8 @@ use hawser_ebpf_abi::{
     Addr, Config, Endpoint, FlowKey, IP_REMOTE, IpEntry, Plain, PrefixKey, Reason, ServiceKey,
 };
 use hawser_ebpf_logic::mss::{Clamp, update_checksum};
-use hawser_ebpf_logic::packet::{ETH_P_IP, Ip, Packet};
+use hawser_ebpf_logic::packet::{ETH_P_IP, Ip, Packet, Transport};
+use hawser_ebpf_logic::reflect::Control;
 use hawser_ebpf_logic::verdict::Hook;
 
 /// A packet from its network header on.
@@ -90,6 +91,7 @@ pub(crate) struct Node {
     pub(crate) flows: RefCell<BTreeSet<FlowKey>>,
     pub(crate) packet: RefCell<Bytes>,
     pub(crate) notes: RefCell<Vec<Reason>>,
+    pub(crate) turned: RefCell<Vec<(Ip, Transport, Control, Control)>>,
 }
 
 pub(crate) fn addr(ip: &str) -> Addr {
@@ -123,6 +125,7 @@ impl Node {
             flows: RefCell::default(),
             packet: RefCell::new(Bytes(Vec::new())),
             notes: RefCell::default(),
+            turned: RefCell::default(),
         }
     }
 
@@ -188,6 +191,10 @@ impl Hook for Node {
 
     fn rewrite_mss(&self, ip: &Ip, clamp: &Clamp) {
         apply(&mut self.packet.borrow_mut().0, ip.l4, clamp);
+    }
+
+    fn turn(&self, ip: &Ip, udp: &Transport, asked: &Control, answer: &Control) {
+        self.turned.borrow_mut().push((*ip, *udp, *asked, *answer));
     }
 
     fn note(&self, reason: Reason) {

@@ -1,8 +1,8 @@
 //! From a view to maps.
 
 use hawser_ebpf_abi::{
-    AFFINITY_LOCAL, Addr, CONFIG_OWN_STALE, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, Port, PrefixKey,
-    ServiceKey as Frontend, ServiceSpec,
+    Addr, CONFIG_OWN_STALE, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, Port, PrefixKey, ServiceKey as Frontend,
+    ServiceSpec,
 };
 
 use super::*;
@@ -95,7 +95,8 @@ fn affinity_and_its_change_reach_the_map() {
     let mut mesh = serving();
     mesh.say(1, [mk_service(Affinity::Local, &["10.1.1.5"])]);
     mesh.settle();
-    assert_eq!(cart(&mesh).affinity, AFFINITY_LOCAL);
+    let tiers: Vec<_> = cart(&mesh).slices.iter().map(|(cluster, slice)| (*cluster, slice.tier)).collect();
+    assert_eq!(tiers, [(1, 0), (2, 1)]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod datapath;
 mod health;
 mod services;
 mod slots;
+mod spread;
 mod tunnels;
 mod view;
 
@@ -114,7 +115,7 @@ pub(crate) fn mk_service(affinity: Affinity, pods: &[&str]) -> Entry {
         key: ServiceKey::new("shop", "cart").unwrap(),
         cluster_ips: vec![ip("10.96.0.80")],
         ports: http(80),
-        affinity,
+        routing: hawser_model::Routing { affinity, ..Default::default() },
         shared: true,
         backends: backends(pods, 8_080),
     })

@@ -1,0 +1,223 @@
+//! Clients that keep their backend, against what may happen to it meanwhile.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::common::{DOWN, Maps, OWN, Part, backend_addr, config, part};
+use hawser_ebpf_abi::{
+    Addr, Backend, IPPROTO_UDP, Pin, PinKey, Port, Reason, Service, ServiceKey, Slice, UDP_IDLE_SECONDS,
+};
+use hawser_ebpf_logic::choice::{Choice, Tables};
+use hawser_ebpf_logic::pin::{Client, Clients, assign};
+use proptest::prelude::*;
+
+/// One socket that sends UDP, and the maps.
+#[derive(Default)]
+struct Socket {
+    maps: Maps,
+    now: Cell<u64>,
+    pins: RefCell<BTreeMap<(Client, PinKey), Pin>>,
+    notes: RefCell<Vec<Reason>>,
+    seed: Cell<u64>,
+    /// The LRU map has forgotten everything before each use.
+    forgetful: bool,
+}
+
+impl Tables for Socket {
+    fn service(&self, _: &ServiceKey) -> Option<Service> {
+        self.maps.services.values().next().copied()
+    }
+
+    fn slice(&self, at: u32) -> Option<Slice> {
+        self.maps.slice(at)
+    }
+
+    fn backend(&self, at: u32) -> Option<Backend> {
+        self.maps.backend(at)
+    }
+
+    fn cluster_word(&self, cluster: u16) -> u32 {
+        self.maps.cluster_word(cluster)
+    }
+
+    fn node_word(&self, slot: u32) -> u32 {
+        self.maps.node_word(slot)
+    }
+}
+
+impl Clients for Socket {
+    fn cookie(&self, client: Client) -> u64 {
+        if client == Client::Socket { 7 } else { 8 }
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed.get()
+    }
+
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn pin(&self, client: Client, key: &PinKey) -> Option<Pin> {
+        if self.forgetful {
+            self.pins.borrow_mut().clear();
+        }
+        self.pins.borrow().get(&(client, *key)).copied()
+    }
+
+    fn write_pin(&self, client: Client, key: &PinKey, pin: &Pin) -> bool {
+        self.pins.borrow_mut().insert((client, *key), *pin);
+        true
+    }
+
+    fn note(&self, reason: Reason) {
+        self.notes.borrow_mut().push(reason);
+    }
+}
+
+impl Socket {
+    fn new(parts: &[Part]) -> Self {
+        let mut socket = Self { now: Cell::new(1_000_000_000), ..Self::default() };
+        socket.serve(parts, 0, 0);
+        socket
+    }
+
+    /// The agent writes the service anew, into slots from `at` on.
+    fn serve(&mut self, parts: &[Part], at: u32, session_seconds: u32) {
+        let service = self.maps.write(parts, at);
+        let key = ServiceKey { proto: IPPROTO_UDP, ..crate::common::key() };
+        self.maps.services.insert(key, Service { check: key.check(), session_seconds, ..service });
+    }
+
+    fn sends(&self) -> (Option<Addr>, Reason) {
+        self.notes.borrow_mut().clear();
+        self.seed.set(self.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
+        let key = ServiceKey { proto: IPPROTO_UDP, ..crate::common::key() };
+        match assign(self, &key, &config(false)) {
+            Choice::Backend { addr, reason, .. } => (Some(addr), reason),
+            Choice::Untouched(reason) => (None, reason),
+        }
+    }
+
+    fn pass(&self, seconds: u64) {
+        self.now.set(self.now.get() + seconds * 1_000_000_000);
+    }
+
+    fn noted(&self, reason: Reason) -> bool {
+        self.notes.borrow().contains(&reason)
+    }
+}
+
+#[test]
+fn a_socket_keeps_its_backend_as_long_as_it_goes_on_sending() {
+    let socket = Socket::new(&[part(OWN, 1, &[1; 30]), part(2, 1, &[2; 30])]);
+    let (first, reason) = socket.sends();
+    assert_eq!(reason, Reason::ConnectChosen);
+    assert!(socket.noted(Reason::PinMade));
+    for _ in 0..10 {
+        socket.pass(u64::from(UDP_IDLE_SECONDS) - 1);
+        assert_eq!(socket.sends(), (first, Reason::PinKept));
+    }
+    socket.pass(u64::from(UDP_IDLE_SECONDS) + 1);
+    assert_eq!(socket.sends().1, Reason::ConnectChosen);
+    assert!(socket.noted(Reason::PinIdle) && socket.noted(Reason::PinMade));
+}
+
+#[test]
+fn a_lost_pin_costs_a_new_choice_and_nothing_else() {
+    let mut socket = Socket::new(&[part(OWN, 1, &[1; 3])]);
+    socket.forgetful = true;
+    let found: BTreeSet<_> = (0..60).map(|_| socket.sends()).collect();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().all(|(_, reason)| *reason == Reason::ConnectChosen));
+}
+
+#[test]
+fn session_affinity_is_the_namespaces_and_has_its_own_time() {
+    let mut socket = Socket::new(&[]);
+    socket.serve(&[part(OWN, 1, &[1; 30])], 0, 600);
+    let (first, _) = socket.sends();
+    socket.pass(599);
+    assert_eq!(socket.sends(), (first, Reason::PinKept));
+    let keys: Vec<_> = socket.pins.borrow().keys().map(|(client, key)| (*client, key.client)).collect();
+    assert_eq!(keys, [(Client::Namespace, 8)]);
+}
+
+#[test]
+fn while_nothing_is_healthy_a_client_stays_where_it_is() {
+    let mut socket = Socket::new(&[part(OWN, 1, &[1; 30]), part(2, 1, &[2; 30])]);
+    let (first, _) = socket.sends();
+    socket.maps.nodes.extend([(1, DOWN), (2, DOWN)]);
+    for _ in 0..20 {
+        assert_eq!(socket.sends(), (first, Reason::ConnectPanic));
+        assert!(socket.noted(Reason::PinUnhealthy));
+    }
+}
+
+#[test]
+fn a_withdrawn_backend_is_let_go_though_its_freed_slot_still_names_it() {
+    let mut socket = Socket::new(&[part(OWN, 1, &[1])]);
+    assert_eq!(socket.sends().0, Some(backend_addr(OWN, 0)));
+    socket.serve(&[part(2, 1, &[2])], 100, 0);
+    assert!(socket.maps.backends.contains_key(&0), "the loader does not wipe what it frees");
+    assert_eq!(socket.sends(), (Some(backend_addr(2, 0)), Reason::ConnectChosen));
+    assert!(socket.noted(Reason::PinGone));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    /// The naive model: the pinned backend is in the new set and healthy, or it is not.
+    #[test]
+    fn a_pin_survives_exactly_while_its_backend_is_there_and_healthy(
+        before in prop::collection::btree_map(1..6u16, 1..40usize, 1..5),
+        after in prop::collection::btree_map(1..6u16, 1..40usize, 1..5),
+        down in prop::collection::btree_set(1..6u16, 0..4),
+        seed: u64,
+    ) {
+        let parts = |of: &BTreeMap<u16, usize>| -> Vec<Part> {
+            of.iter().map(|(cluster, len)| part(*cluster, 1, &vec![u32::from(*cluster); *len])).collect()
+        };
+        let mut socket = Socket::new(&parts(&before));
+        socket.seed.set(seed);
+        let (Some(pinned), _) = socket.sends() else { panic!("there are backends") };
+        socket.serve(&parts(&after), 1_000, 0);
+        for cluster in &down {
+            socket.maps.clusters.insert(*cluster, DOWN);
+        }
+        let (found, reason) = socket.sends();
+        let cluster = u16::from(pinned.octets()[13]);
+        let there = after.get(&cluster).is_some_and(|len| (0..*len).any(|at| backend_addr(cluster, at) == pinned));
+        let healthy = !down.contains(&cluster);
+        prop_assert_eq!(reason == Reason::PinKept, there && healthy);
+        prop_assert_eq!(socket.noted(Reason::PinGone), !there);
+        prop_assert_eq!(socket.noted(Reason::PinUnhealthy), there && !healthy);
+        if there && (healthy || after.keys().all(|cluster| down.contains(cluster))) {
+            prop_assert_eq!(found, Some(pinned));
+        } else {
+            prop_assert_ne!(found, None);
+        }
+    }
+}
+
+#[test]
+fn one_backend_is_found_among_thousands() {
+    let mut socket = Socket::new(&[part(2, 1, &[0; 20_000]), part(3, 1, &[0; 5]), part(200, 1, &[0; 1])]);
+    for at in [0, 1, 9_999, 19_998, 19_999] {
+        let key = PinKey { client: 7, service: 7, pad: 0 };
+        let pin = Pin {
+            seen: socket.now.get(),
+            addr: backend_addr(2, at),
+            port: Port::new(8080),
+            cluster: 2,
+            pad: 0,
+        };
+        socket.write_pin(Client::Socket, &key, &pin);
+        assert_eq!(socket.sends(), (Some(backend_addr(2, at)), Reason::PinKept));
+        socket.write_pin(Client::Socket, &key, &Pin { port: Port::new(8081), ..pin });
+        socket.sends();
+        assert!(socket.noted(Reason::PinGone), "another port is another backend");
+    }
+    socket.maps.services.clear();
+    assert_eq!(socket.sends(), (None, Reason::ConnectOther));
+}

@@ -1,0 +1,215 @@
+//! Real UDP sockets, connected and not, of both families: who gets a message, and from whom the answer seems to come.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use hawser_ebpf::LoadConfig;
+use hawser_ebpf_abi::{BackendSpec, HEALTH_NO_NEW, Port, Reason, ServiceKey, ServiceSpec, SliceSpec};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, getpeername, recvfrom, sendto,
+    setsockopt, socket, sockopt::ReceiveTimeout,
+};
+
+use crate::sockets::{HERE, SERVICE, THERE, World, as_family, in_cgroup, write_addr};
+use crate::world::{in_a_namespace, run};
+
+const SERVICE_6: &str = "[fd00:20::1]:80";
+const HERE_6: &str = "[fd00:1::1]:8080";
+const THERE_6: &str = "[fd00:2::1]:8080";
+const UDP: u8 = 17;
+/// Messages per socket.
+const SENDS: usize = 8;
+
+/// Answers every message with its own address, from that address.
+fn serve(address: &'static str) {
+    let at: SocketAddr = address.parse().unwrap();
+    if at.is_ipv6() {
+        run(&format!("ip address add {}/128 dev lo nodad", at.ip()));
+    }
+    let socket = UdpSocket::bind(at).unwrap();
+    std::thread::spawn(move || {
+        let mut message = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut message) {
+            let _ = socket.send_to(address.as_bytes(), from);
+        }
+    });
+}
+
+/// The TCP world, and the same service by UDP and by IPv6.
+fn world(config: &LoadConfig) -> World {
+    let mut world = World::new(config);
+    for address in [HERE, THERE, SERVICE, HERE_6, THERE_6, SERVICE_6] {
+        serve(address);
+    }
+    let slice = |address: &str, node| {
+        let at: SocketAddr = address.parse().unwrap();
+        let backend = BackendSpec { addr: at.ip().into(), port: Port::new(at.port()), node };
+        SliceSpec { weight: 1, backends: [backend].into(), ..SliceSpec::default() }
+    };
+    for (service, here, there) in [(SERVICE, HERE, THERE), (SERVICE_6, HERE_6, THERE_6)] {
+        let at: SocketAddr = service.parse().unwrap();
+        let key = ServiceKey::new(at.ip().into(), Port::new(at.port()), UDP);
+        let slices = [(1, slice(here, 1)), (2, slice(there, 2))].into();
+        world.desired.services.insert(key, ServiceSpec { session_seconds: 0, slices });
+    }
+    world.sync();
+    world
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    SendTo,
+    Connect,
+}
+
+/// One socket sends [`SENDS`] messages: each answer, and from whom it seems to come. A connected one says its peer last.
+fn talk(world: &World, to: &str, family: AddressFamily, how: How) -> Vec<String> {
+    let to = as_family(to.parse().unwrap(), family);
+    let report = in_cgroup(&world.cgroup, |report| child(&to, family, how, report));
+    report.split_whitespace().map(str::to_owned).collect()
+}
+
+fn child(to: &SockaddrStorage, family: AddressFamily, how: How, report: &OwnedFd) -> nix::Result<()> {
+    let socket = socket(family, SockType::Datagram, SockFlag::empty(), None)?;
+    setsockopt(&socket, ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
+    if how == How::Connect {
+        connect(socket.as_raw_fd(), to)?;
+    }
+    for _ in 0..SENDS {
+        match how {
+            How::Connect => nix::sys::socket::send(socket.as_raw_fd(), b"who?", MsgFlags::empty())?,
+            How::SendTo => sendto(socket.as_raw_fd(), b"who?", to, MsgFlags::empty())?,
+        };
+        let mut answer = [0; 64];
+        let (len, from) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut answer)?;
+        nix::unistd::write(report, &answer[..len])?;
+        write_addr(report, &from.ok_or(nix::errno::Errno::EINVAL)?)?;
+        nix::unistd::write(report, b" ")?;
+    }
+    if how == How::Connect {
+        write_addr(report, &getpeername(socket.as_raw_fd())?)?;
+    }
+    Ok(())
+}
+
+/// Every socket keeps to one backend, all backends are used, and every answer seems to come from `shown`.
+fn both_are_used(world: &World, to: &str, family: AddressFamily, shown: &str, [here, there]: [&str; 2]) {
+    for how in [How::SendTo, How::Connect] {
+        let mut used = [0, 0];
+        for _ in 0..30 {
+            let words = talk(world, to, family, how);
+            let (messages, peer) = words.split_at(2 * SENDS);
+            let first = &messages[0];
+            assert!(messages.chunks(2).all(|said| said == [first.clone(), shown.to_owned()]), "{messages:?}");
+            assert!(
+                peer.iter().all(|peer| peer == shown) && (how == How::SendTo || peer.len() == 1),
+                "{peer:?}"
+            );
+            used[usize::from(first == there)] += 1;
+            assert!(first == here || first == there, "{first}");
+        }
+        assert!(used.iter().all(|sockets| *sockets > 0), "{used:?}");
+    }
+}
+
+#[test]
+fn udp_goes_to_every_cluster_and_answers_come_from_the_service() {
+    in_a_namespace(|config| {
+        let world = world(config);
+        both_are_used(&world, SERVICE, AddressFamily::Inet, SERVICE, [HERE, THERE]);
+        let sockets = 30;
+        assert_eq!(world.count(Reason::PinKept), sockets * (SENDS as u64 - 1));
+        assert_eq!(world.count(Reason::RecvRestored), 2 * sockets * SENDS as u64);
+        let plain = talk(&world, THERE, AddressFamily::Inet, How::SendTo);
+        assert!(plain.iter().all(|word| word == THERE), "no service, no change: {plain:?}");
+        assert_eq!((world.count(Reason::SendOther), world.count(Reason::RecvOther)), (8, 8));
+    });
+}
+
+#[test]
+fn a_v6_socket_that_sends_to_a_v4_mapped_service_crosses_the_hooks_and_sees_the_service() {
+    in_a_namespace(|config| {
+        let world = world(config);
+        let shown = "[::ffff:172.20.0.1]:80";
+        both_are_used(&world, SERVICE, AddressFamily::Inet6, shown, [HERE, THERE]);
+    });
+}
+
+#[test]
+fn udp_over_ipv6_does_the_same() {
+    in_a_namespace(|config| {
+        let world = world(config);
+        both_are_used(&world, SERVICE_6, AddressFamily::Inet6, SERVICE_6, [HERE_6, THERE_6]);
+    });
+}
+
+/// Sends one message and reports who answered.
+fn ask(socket: &OwnedFd, to: &SockaddrStorage, report: &OwnedFd) -> nix::Result<[u8; 64]> {
+    sendto(socket.as_raw_fd(), b"who?", to, MsgFlags::empty())?;
+    let mut answer = [0; 64];
+    let (len, _) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut answer)?;
+    nix::unistd::write(report, &answer[..len])?;
+    nix::unistd::write(report, b" ")?;
+    Ok(answer)
+}
+
+#[test]
+fn a_socket_leaves_a_backend_that_became_unhealthy_and_stays_where_it_went() {
+    in_a_namespace(|config| {
+        let World { mut datapath, cgroup, .. } = world(config);
+        let to = as_family(SERVICE.parse().unwrap(), AddressFamily::Inet);
+        for _ in 0..10 {
+            let report = in_cgroup(&cgroup, |report| {
+                let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None)?;
+                setsockopt(&socket, ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
+                let first = ask(&socket, &to, report)?;
+                let cluster = if first.starts_with(HERE.as_bytes()) { 1 } else { 2 };
+                // The forked process has the maps as well.
+                let set = |datapath: &mut hawser_ebpf::Datapath, word| {
+                    datapath.maps.set_cluster_health(cluster, word).map_err(|_| nix::errno::Errno::EIO)
+                };
+                set(&mut datapath, HEALTH_NO_NEW)?;
+                for _ in 0..4 {
+                    ask(&socket, &to, report)?;
+                }
+                set(&mut datapath, 256)?;
+                for _ in 0..4 {
+                    ask(&socket, &to, report)?;
+                }
+                Ok(())
+            });
+            let said: Vec<_> = report.split_whitespace().collect();
+            let other = if said[0] == HERE { THERE } else { HERE };
+            assert_eq!(said[1..], [other; 8], "{said:?}");
+        }
+        let counters = datapath.maps.counters().unwrap();
+        let count = |reason| counters.iter().find(|(found, _)| *found == reason).unwrap().1;
+        assert_eq!((count(Reason::PinUnhealthy), count(Reason::PinMade)), (10, 20));
+    });
+}
+
+#[test]
+fn session_affinity_keeps_a_namespace_at_one_backend_until_it_is_withdrawn() {
+    in_a_namespace(|config| {
+        let mut world = world(config);
+        for service in world.desired.services.values_mut() {
+            service.session_seconds = 600;
+        }
+        world.sync();
+        let mut answered = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            answered.extend(talk(&world, SERVICE, AddressFamily::Inet, How::SendTo).into_iter().step_by(2));
+        }
+        assert_eq!(answered.len(), 1, "{answered:?}");
+        let mut connected = std::collections::BTreeSet::new();
+        connected.extend((0..20).map(|_| world.connects(SERVICE, AddressFamily::Inet).answered));
+        assert_eq!(connected.len(), 1, "{connected:?}");
+        let (gone, left) = if answered.contains(HERE) { (1, THERE) } else { (2, HERE) };
+        for service in world.desired.services.values_mut() {
+            service.slices.remove(&gone);
+        }
+        world.sync();
+        assert_eq!(talk(&world, SERVICE, AddressFamily::Inet, How::SendTo)[0], left);
+        assert!(world.count(Reason::PinGone) > 0);
+    });
+}
