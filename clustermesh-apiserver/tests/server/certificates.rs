@@ -239,7 +239,7 @@ async fn our_client_and_our_server_agree_on_x25519mlkem768() {
         kind: PeerKind::Hawser,
     };
     let acceptor = TlsAcceptor::from(listen::tls(&ours.1, Arc::clone(&provider)).unwrap());
-    let line = Line::new(&peer, &theirs.1, provider).unwrap();
+    let line = Line::new(&peer, None, &theirs.1, provider).unwrap();
     tokio::spawn(async move { get(&Client::new(line.channel()), "x").await });
     let (stream, _) = listener.accept().await.unwrap();
     let stream = acceptor.accept(stream).await.unwrap();
