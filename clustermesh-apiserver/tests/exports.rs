@@ -133,40 +133,58 @@ impl Object {
 
 type World = BTreeMap<String, Object>;
 
-/// A look at the whole.
-fn exported(world: &World, filter: &ExportFilter) -> BTreeSet<String> {
-    let objects = || world.values();
-    let within = |namespace: &str| match &filter.namespaces {
-        Namespaces::All => true,
-        Namespaces::Named(names) => names.contains(namespace),
-        Namespaces::Labelled(selector) => {
-            let label = objects().find_map(|object| match object {
-                Object::Namespace { name, label } if *name == namespace => Some(labels(label)),
-                _ => None,
-            });
-            let mut all = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]);
-            all.extend(label.unwrap_or_default());
-            selector.matches(&all)
-        }
-    };
-    let service = |wanted: &ServiceKey| {
-        objects().any(|object| match object {
-            Object::Service { key, label, .. } => {
-                key == wanted && within(key.namespace()) && filter.services.matches(&labels(label))
+/// A look at the whole, with no memory and no order.
+struct Look<'a> {
+    world: &'a World,
+    filter: &'a ExportFilter,
+}
+
+impl Look<'_> {
+    fn any(&self, of: impl Fn(&Object) -> bool) -> bool {
+        self.world.values().any(of)
+    }
+
+    fn within(&self, namespace: &str) -> bool {
+        let selector = match &self.filter.namespaces {
+            Namespaces::All => return true,
+            Namespaces::Named(names) => return names.contains(namespace),
+            Namespaces::Labelled(selector) => selector,
+        };
+        let mut all = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]);
+        for object in self.world.values() {
+            if let Object::Namespace { name, label } = object
+                && *name == namespace
+            {
+                all.extend(labels(label));
             }
+        }
+        selector.matches(&all)
+    }
+
+    fn service(&self, wanted: &ServiceKey) -> bool {
+        self.within(wanted.namespace())
+            && self.any(|object| match object {
+                Object::Service { key, label, .. } => {
+                    key == wanted && self.filter.services.matches(&labels(label))
+                }
+                _ => false,
+            })
+    }
+
+    fn slice(&self, key: &SliceKey, of: &str) -> bool {
+        self.service(&ServiceKey::new(key.namespace(), of).unwrap())
+    }
+
+    fn backs(&self, ip: &IpAddr) -> bool {
+        self.any(|object| match object {
+            Object::Service { key, ips, .. } => ips.contains(ip) && self.service(key),
+            Object::Slice { key, of, ips } => ip.is_ipv4() && ips.contains(ip) && self.slice(key, of),
             _ => false,
         })
-    };
-    let slice = |key: &SliceKey, of: &str| service(&ServiceKey::new(key.namespace(), of).unwrap());
-    let backs = |ip: &IpAddr| {
-        objects().any(|object| match object {
-            Object::Service { key, ips, .. } => ips.contains(ip) && service(key),
-            Object::Slice { key, of, ips } => ip.is_ipv4() && ips.contains(ip) && slice(key, of),
-            _ => false,
-        })
-    };
-    let selected = |id: u16| {
-        objects().any(|object| match (object, &filter.pods) {
+    }
+
+    fn selected(&self, id: u16) -> bool {
+        self.any(|object| match (object, &self.filter.pods) {
             (Object::Identity { id: known, label }, Some(selector)) => {
                 let mut all = labels(label);
                 all.insert(Labels::CLUSTER_KEY.to_owned(), "us-east".to_owned());
@@ -174,35 +192,45 @@ fn exported(world: &World, filter: &ExportFilter) -> BTreeSet<String> {
             }
             _ => false,
         })
-    };
-    let strays = |ip: &IpAddr, host: &Option<IpAddr>| {
-        let nodes: Vec<_> = objects()
-            .filter_map(|object| match object {
-                Object::Node { address, cidrs, .. } if Some(*address) == *host => Some(cidrs),
-                _ => None,
-            })
-            .collect();
-        let covers = |cidr: &&str| cidr.parse::<hawser_model::IpNet>().unwrap().contains(ip);
-        !nodes.is_empty() && !nodes.iter().any(|cidrs| cidrs.iter().any(|cidr| covers(&cidr)))
-    };
-    let pod = |object: &Object| match object {
-        Object::Pod { ip, namespace, identity, host } => {
-            backs(ip) || (within(namespace) && (selected(*identity) || strays(ip, host)))
+    }
+
+    fn strays(&self, ip: &IpAddr, host: Option<IpAddr>) -> bool {
+        let at_host = |object: &Object, covering: bool| match object {
+            Object::Node { address, cidrs, .. } if Some(*address) == host => {
+                let covers =
+                    |cidr: &&str| cidr.parse::<hawser_model::IpNet>().is_ok_and(|cidr| cidr.contains(ip));
+                !covering || cidrs.iter().any(|cidr| covers(&cidr))
+            }
+            _ => false,
+        };
+        self.any(|object| at_host(object, false)) && !self.any(|object| at_host(object, true))
+    }
+
+    fn shows(&self, object: &Object) -> bool {
+        match object {
+            Object::Service { key, .. } => self.service(key),
+            Object::Slice { key, of, .. } => self.slice(key, of),
+            Object::Exported { key } if self.filter.services.expressions.is_empty() => {
+                self.within(key.namespace())
+            }
+            Object::Exported { key } => self.service(&derived(key)),
+            Object::Pod { ip, namespace, identity, host } => {
+                let named = || self.selected(*identity) || self.strays(ip, *host);
+                self.backs(ip) || (self.within(namespace) && named())
+            }
+            Object::Identity { id, .. } => self.any(|object| match object {
+                Object::Pod { identity, .. } => identity == id && self.shows(object),
+                _ => false,
+            }),
+            Object::Node { .. } => true,
+            Object::Namespace { .. } | Object::Broken { .. } => false,
         }
-        _ => false,
-    };
-    let shown = |object: &&Object| match object {
-        Object::Service { key, .. } => service(key),
-        Object::Slice { key, of, .. } => slice(key, of),
-        Object::Exported { key } if filter.services.expressions.is_empty() => within(key.namespace()),
-        Object::Exported { key } => service(&derived(key)),
-        Object::Pod { .. } => pod(object),
-        Object::Identity { id, .. } => objects()
-            .any(|object| matches!(object, Object::Pod { identity, .. } if identity == id) && pod(object)),
-        Object::Node { .. } => true,
-        Object::Namespace { .. } | Object::Broken { .. } => false,
-    };
-    objects().filter(shown).map(Object::key).collect()
+    }
+}
+
+fn exported(world: &World, filter: &ExportFilter) -> BTreeSet<String> {
+    let look = Look { world, filter };
+    world.values().filter(|object| look.shows(object)).map(Object::key).collect()
 }
 
 fn ip() -> impl Strategy<Value = IpAddr> {

@@ -273,11 +273,11 @@ async fn etcdctl_reads_it_with_a_certificate() {
     let service = etcdctl(&["get", CART, "--print-value-only"]);
     assert!(service.contains(r#""cluster":"us-east""#), "{service}");
     let keys = etcdctl(&["get", "--prefix", "cilium/synced/us-east/", "--keys-only"]);
-    assert_eq!(keys.split_whitespace().count(), 6, "{keys}");
+    assert_eq!(keys.split_whitespace().count(), 7, "{keys}");
     let config = etcdctl(&["get", "cilium/cluster-config/us-east", "--print-value-only"]);
     assert_eq!(
         config.trim(),
-        r#"{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"endpointSlicesExportMode":"services-and-endpointslices"}}"#
+        r#"{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}"#
     );
 }
 
