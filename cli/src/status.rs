@@ -181,6 +181,8 @@ fn agent_section(status: &local::StatusReply) -> Result<()> {
             "ID",
             "DATA-PLANE",
             "SINCE",
+            "CONTROL-PLANE",
+            "SINCE",
             "SYNCED",
             "REVISION",
             "HEARD",
@@ -194,16 +196,30 @@ fn agent_section(status: &local::StatusReply) -> Result<()> {
         let rows: Vec<_> = status.tunnels.iter().map(tunnel_row).collect();
         table(&["TUNNEL", "ENDPOINT", "HEALTH", "HANDSHAKE", "RTT", "RX", "TX"], &rows)?;
     }
+    status.probing.as_ref().map_or(Ok(()), probing_line)?;
     let drops = status.reasons.iter().filter(|reason| reason.drop && reason.packets > 0);
     for reason in drops {
         line(&format!("dropped {} packets: {} ({})", reason.packets, reason.explanation, reason.reason))?;
     }
-    for cluster in
-        status.clusters.iter().filter(|cluster| cluster.data_plane == "down" && !cluster.reason.is_empty())
-    {
-        line(&format!("! {}: {}", cluster.name, cluster.reason))?;
+    for cluster in &status.clusters {
+        if cluster.data_plane == "down" && !cluster.reason.is_empty() {
+            line(&format!("! {}: {}", cluster.name, cluster.reason))?;
+        } else if cluster.control_plane == "down" {
+            line(&format!("! {}: {}", cluster.name, cluster.control_plane_reason))?;
+        }
     }
     status.problems.iter().try_for_each(|problem| line(&format!("! {problem}")))
+}
+
+fn probing_line(probing: &local::Probing) -> Result<()> {
+    line(&format!(
+        "liveness: {} nodes in use asked every {} ms, {} others every {} ms, {} probes a second",
+        probing.watched,
+        probing.interval_ms,
+        probing.others,
+        probing.interval_of_others_ms,
+        probing.packets_per_second
+    ))
 }
 
 fn cluster_row(cluster: &ClusterStatus) -> Vec<String> {
@@ -213,6 +229,8 @@ fn cluster_row(cluster: &ClusterStatus) -> Vec<String> {
         cluster.id.to_string(),
         cluster.data_plane.clone(),
         ago(cluster.since_ms_ago),
+        cluster.control_plane.clone(),
+        ago(cluster.control_plane_since_ms_ago),
         if cluster.synced { "yes" } else { "no" }.to_owned(),
         cluster.revision.to_string(),
         ago(cluster.heard_ms_ago),

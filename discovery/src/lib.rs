@@ -1,17 +1,23 @@
-//! Which peers answer: liveness as a state machine that is handed the time and never opens a socket.
+//! Which peers answer: liveness as state machines that are handed the time and never open a socket.
 //!
-//! One small UDP echo per node and half second over the mesh address (BFD, RFC 5880, takes its place later). Words that
-//! the datapath reads are written from these verdicts, so a verdict never rests on our own sleep: silence counts only
+//! Between Hawser nodes it is seamless BFD over the mesh addresses ([`Liveness`]); with others plain BFD ([`bfd`]). Words
+//! that the datapath reads are written from these verdicts, so a verdict never rests on our own sleep: silence counts only
 //! while we really asked.
 
 pub mod bfd;
+mod budget;
+mod damping;
 mod liveness;
-mod packet;
+mod path;
 mod peer;
+mod sbfd;
 
-pub use liveness::{About, Deadline, Liveness, Output, Timer, Transition};
-pub use packet::{ParseProbeError, Probe, ProbeKind};
+pub use budget::{Budget, FOR_OTHERS, FOR_WATCHED, MOST_PACKETS, RECENTLY, WATCHED_CLUSTERS, budget};
+pub use damping::DampingConfig;
+pub use liveness::{About, Deadline, Liveness, Output, SAMPLE, Timer, Transition};
+pub use path::multiplier;
 pub use peer::{Because, LivenessConfig, NodeId, PeerSnapshot};
+pub use sbfd::{PORT as REFLECTOR_PORT, discriminator_of};
 
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,21 @@
 //! All remote nodes and what follows for their clusters.
 //!
-//! Costs: a packet is O(log n) to find its peer and moves no timer; a timer is O(log n). Silence is judged lazily, when
-//! its timer fires, against what was heard meanwhile.
+//! Costs: a packet is O(log n) to find its peer and usually moves no timer; a timer is O(log n); a cluster is judged anew,
+//! in O(its nodes), when one of its nodes begins to owe an answer or changes. Silence is judged lazily, when its timer
+//! fires, against what was heard meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use hawser_model::{ClusterHealth, ClusterId, Time};
+use hawser_model::{ClusterHealth, ClusterId, NodeIndex, Time};
 
+use crate::bfd::{ControlPacket, Interval, Random};
+use crate::budget::{Budget, FOR_OTHERS, FOR_WATCHED, Pacer, budget};
+use crate::damping::{Damped, DampingConfig, Said};
 use crate::peer::Peer;
+use crate::sbfd::{self, Answer, Tag};
 use crate::{Because, LivenessConfig, NodeId, PeerSnapshot};
 
 /// What a verdict is about. A node comes before its cluster when both change at once.
@@ -33,134 +40,160 @@ pub struct Transition {
     pub from: ClusterHealth,
     pub to: ClusterHealth,
     pub because: Because,
+    /// In 256ths: what is back begins with little.
+    pub weight: u16,
     pub at: Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Send a request with this nonce, then say so with [`Liveness::handle_sent`].
+    /// Send this probe to the reflector there, then say so with [`Liveness::handle_sent`].
     Send {
         to: NodeId,
-        nonce: u64,
-        hears_you: bool,
+        address: Ipv4Addr,
+        probe: ControlPacket,
     },
     Changed(Transition),
+    /// Up, and a step further on its slow way back.
+    Weight {
+        about: About,
+        weight: u16,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
+    Budget,
     Probe,
     Silence,
+    Damping,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
     pub at: Time,
     pub timer: Timer,
-    pub node: NodeId,
+    /// None: all of them.
+    pub about: Option<About>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Cluster {
-    nodes: u32,
-    up: u32,
-    down: u32,
-    unknown: u32,
-    verdict: ClusterHealth,
-    since: Time,
-}
+/// How many of a cluster's unwatched nodes are asked before it is given up: its verdict rests on a fresh sample.
+pub const SAMPLE: usize = 8;
+/// Between two looks at who is used.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The liveness of every remote node this one has a tunnel to.
 #[derive(Debug)]
 pub struct Liveness {
     config: LivenessConfig,
-    /// High half of every nonce: replies to an earlier run of this process answer nothing.
-    salt: u32,
+    /// In every probe's discriminator: replies to an earlier run of this process answer nothing.
+    salt: u16,
+    random: Random,
     peers: BTreeMap<NodeId, Peer>,
-    clusters: BTreeMap<ClusterId, Cluster>,
-    timers: BTreeSet<(Time, Timer, NodeId)>,
+    clusters: BTreeMap<ClusterId, Damped>,
+    timers: BTreeSet<(Time, Timer, Option<About>)>,
+    budget: Budget,
+    for_watched: Pacer,
+    for_others: Pacer,
     outputs: VecDeque<Output>,
 }
 
 impl Liveness {
-    pub fn new(config: LivenessConfig, salt: u32) -> Self {
+    /// `seed` is a random number: of jitter, and of what makes this run's probes its own.
+    pub fn new(config: LivenessConfig, seed: u64) -> Self {
+        let mut random = Random::seeded(seed);
         Self {
             config,
-            salt,
+            salt: random.next() as u16,
+            random,
             peers: BTreeMap::new(),
             clusters: BTreeMap::new(),
             timers: BTreeSet::new(),
+            budget: budget(std::iter::empty(), &config, Time::ZERO),
+            for_watched: Pacer::new(FOR_WATCHED),
+            for_others: Pacer::new(FOR_OTHERS),
             outputs: VecDeque::new(),
         }
     }
 
     /// A tunnel to this node exists: probing begins. Known nodes keep their state.
-    pub fn handle_peer(&mut self, node: NodeId, now: Time) {
-        if self.peers.contains_key(&node) {
+    pub fn handle_peer(&mut self, node: NodeId, address: Ipv4Addr, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.address = address;
             return;
         }
-        let peer = Peer::new(now);
-        self.timers.insert((now, Timer::Probe, node));
-        self.timers.insert((peer.silent_at(&self.config), Timer::Silence, node));
-        self.peers.insert(node, peer);
-        let new = || Cluster { since: now, ..Cluster::default() };
-        let cluster = self.clusters.entry(node.cluster).or_insert_with(new);
-        cluster.nodes += 1;
-        cluster.unknown += 1;
-        self.handle_time(now);
+        self.peers.insert(node, Peer::new(address, now));
+        self.clusters.entry(node.cluster).or_insert_with(|| Damped::new(now));
+        self.probe_at(node, now);
+        self.arm_silence(node, now);
+        // Once for many that come together.
+        self.timers.insert((now, Timer::Budget, None));
     }
 
     /// The tunnel is gone, and with it the verdict.
     pub fn handle_peer_gone(&mut self, node: NodeId, now: Time) {
-        let Some(peer) = self.peers.remove(&node) else { return };
-        self.timers.retain(|(_, _, of)| *of != node);
-        self.outputs.retain(|output| !matches!(output, Output::Send { to, .. } if *to == node));
-        if let Some(cluster) = self.clusters.get_mut(&node.cluster) {
-            cluster.nodes -= 1;
-            *cluster.count(peer.verdict) -= 1;
+        if self.peers.remove(&node).is_none() {
+            return;
         }
+        self.timers.retain(|(_, _, of)| *of != Some(About::Node(node)));
+        self.outputs.retain(|output| !matches!(output, Output::Send { to, .. } if *to == node));
         self.judge_cluster(node, now);
-        if self.clusters.get(&node.cluster).is_some_and(|cluster| cluster.nodes == 0) {
+        if self.of_cluster(node).next().is_none() {
             self.clusters.remove(&node.cluster);
+            self.timers.retain(|(_, _, of)| *of != Some(About::Cluster(node.cluster)));
+        }
+    }
+
+    /// Users' traffic went there: it is watched for a minute (see [`mod@crate::budget`]).
+    pub fn handle_used(&mut self, node: NodeId, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.used = Some(now);
         }
     }
 
     /// The probe that [`Output::Send`] asked for left at `now`.
-    pub fn handle_sent(&mut self, to: NodeId, nonce: u64, now: Time) {
-        if let (Some(sequence), Some(peer)) = (self.sequence(nonce), self.peers.get_mut(&to)) {
-            peer.sent(sequence, now);
+    pub fn handle_sent(&mut self, to: NodeId, probe: &ControlPacket, now: Time) {
+        let tag = Tag::parse(probe.my_discriminator.get(), self.salt);
+        if let (Some(tag), Some(peer)) = (tag, self.peers.get_mut(&to)) {
+            peer.path.sent(tag.low, now);
         }
     }
 
-    /// A request came from `from`. Whether it is to be answered: only nodes with a tunnel are.
-    pub fn handle_request(&mut self, from: NodeId, hears_us: bool, now: Time) -> bool {
+    /// A packet came from `from`'s reflector. False when it answers nothing that was asked.
+    pub fn handle_packet(&mut self, from: NodeId, packet: &ControlPacket, now: Time) -> bool {
         let Some(peer) = self.peers.get_mut(&from) else { return false };
-        if hears_us {
-            peer.heard(now);
-        }
-        true
-    }
-
-    /// A reply came from `from`. False when it answers nothing that was asked.
-    pub fn handle_reply(&mut self, from: NodeId, nonce: u64, now: Time) -> bool {
-        let Some(sequence) = self.sequence(nonce) else { return false };
-        let Some(peer) = self.peers.get_mut(&from) else { return false };
-        if !peer.replied(sequence, now) {
+        let (tag, admin_down) = match sbfd::answer(packet, peer.address, self.salt) {
+            Some(Answer::Up(tag)) => (tag, false),
+            Some(Answer::AdminDown(tag)) => (tag, true),
+            None => return false,
+        };
+        if !peer.path.answered(tag.low, now) {
             return false;
         }
-        if let Some((to, because)) = peer.verdict_after_reply(&self.config) {
-            self.change(from, to, because, now);
+        let was_down = peer.raw == ClusterHealth::Down;
+        let verdict = peer.replied(admin_down, &self.config, now);
+        if let Some((to, because)) = verdict {
+            self.see(from, to, because, now);
+        } else if was_down && !admin_down {
+            self.hurry(from, now + self.config.hasty());
         }
+        if was_down && verdict.is_some() {
+            self.arm_silence(from, now);
+        }
+        self.raise(from, now);
         true
     }
 
     /// Fires every timer that is due. Intervals that were slept through are not made up for.
     pub fn handle_time(&mut self, now: Time) {
-        while let Some((at, timer, node)) = self.timers.first().copied().filter(|(at, ..)| *at <= now) {
-            self.timers.remove(&(at, timer, node));
-            match timer {
-                Timer::Probe => self.probe(node, at, now),
-                Timer::Silence => self.judge_silence(node, now),
+        while let Some((at, timer, about)) = self.timers.first().copied().filter(|(at, ..)| *at <= now) {
+            self.timers.remove(&(at, timer, about));
+            match (timer, about) {
+                (Timer::Probe, Some(About::Node(node))) => self.probe(node, now),
+                (Timer::Silence, Some(About::Node(node))) => self.judge_silence(node, now),
+                (Timer::Damping, Some(about)) => self.settle(about, now),
+                (Timer::Budget, _) => self.look(now),
+                (Timer::Probe | Timer::Silence | Timer::Damping, _) => {}
             }
         }
     }
@@ -170,110 +203,278 @@ impl Liveness {
     }
 
     pub fn poll_deadline(&self) -> Option<Deadline> {
-        self.timers.first().map(|(at, timer, node)| Deadline { at: *at, timer: *timer, node: *node })
+        self.timers.first().map(|(at, timer, about)| Deadline { at: *at, timer: *timer, about: *about })
     }
 
     pub fn node(&self, node: NodeId) -> Option<PeerSnapshot> {
-        self.peers.get(&node).map(Peer::snapshot)
+        self.peers.get(&node).map(|peer| peer.snapshot(&self.config))
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, PeerSnapshot)> {
-        self.peers.iter().map(|(node, peer)| (*node, peer.snapshot()))
-    }
-
-    /// A cluster's verdict and since when it holds.
-    pub fn cluster(&self, cluster: ClusterId) -> (ClusterHealth, Option<Time>) {
-        self.clusters.get(&cluster).map_or((ClusterHealth::Unknown, None), |c| (c.verdict, Some(c.since)))
+        self.peers.iter().map(|(node, peer)| (*node, peer.snapshot(&self.config)))
     }
 
     pub fn clusters(&self) -> impl Iterator<Item = (ClusterId, ClusterHealth, Time)> {
-        self.clusters.iter().map(|(id, cluster)| (*id, cluster.verdict, cluster.since))
+        self.clusters.iter().map(|(id, cluster)| (*id, cluster.verdict(), cluster.since()))
     }
 
-    fn probe(&mut self, node: NodeId, due: Time, now: Time) {
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    fn base(&self, peer: &Peer) -> Duration {
+        match peer.counts() {
+            true => self.budget.interval,
+            false => self.budget.interval_of_others,
+        }
+    }
+
+    /// The nodes of this one's cluster, itself among them.
+    fn of_cluster(&self, node: NodeId) -> impl Iterator<Item = (NodeId, &Peer)> {
+        // Nodes are in the order of their clusters, and no index is lower than 1.
+        let first = NodeIndex::new(1).map_or(node, |index| NodeId { index, ..node });
+        let nodes = self.peers.range(first..).take_while(move |(id, _)| id.cluster == node.cluster);
+        nodes.map(|(id, peer)| (*id, peer))
+    }
+
+    fn damping(&self, about: About) -> DampingConfig {
+        match about {
+            // Backends are chosen by cluster weight; a node takes its part of them or nothing.
+            About::Node(_) => DampingConfig { slow_start: Duration::ZERO, ..self.config.damping },
+            About::Cluster(_) => self.config.damping,
+        }
+    }
+
+    fn damped(&mut self, about: About) -> Option<&mut Damped> {
+        match about {
+            About::Node(node) => self.peers.get_mut(&node).map(|peer| &mut peer.damped),
+            About::Cluster(cluster) => self.clusters.get_mut(&cluster),
+        }
+    }
+
+    /// Sends, or waits for the place that the budget has for it.
+    fn probe(&mut self, node: NodeId, now: Time) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let hears_you = peer.verdict != ClusterHealth::Down;
-        let first = due == now && peer.snapshot().heard.is_none();
-        let sequence = peer.ask(now);
-        let nonce = u64::from(self.salt) << 32 | u64::from(sequence);
-        self.outputs.push_back(Output::Send { to: node, nonce, hears_you });
-        // Nodes that came together part ways after their first probe, so that a large mesh is not asked in bursts.
-        let step = match first {
-            true => self.config.interval / 2 + self.config.interval / 2 * (spread(node) + 1) / 257,
-            false => self.config.interval,
-        };
-        let on_beat = due + step;
-        let next = if on_beat > now { on_beat } else { now + step };
-        self.timers.insert((next, Timer::Probe, node));
-    }
-
-    fn judge_silence(&mut self, node: NodeId, now: Time) {
+        if !std::mem::take(&mut peer.granted) {
+            let pacer = if peer.counts() { &mut self.for_watched } else { &mut self.for_others };
+            let place = pacer.reserve(now);
+            if place > now {
+                self.probe_at(node, place);
+                self.grant(node);
+                return;
+            }
+        }
         let Some(peer) = self.peers.get(&node) else { return };
-        let verdict = peer.verdict_of_silence(&self.config, now);
-        let silent_at = peer.silent_at(&self.config);
-        if let Some((to, because)) = verdict {
-            self.change(node, to, because, now);
-        }
-        // Not silent yet: look again when it would be. Silent, down or not asked often enough: after the next probe.
-        let next = if silent_at > now { silent_at } else { now + self.config.interval };
-        self.timers.insert((next, Timer::Silence, node));
+        let (base, hasty, new) = (self.base(peer), peer.hasty, peer.is_new());
+        let interval = if hasty { self.config.hasty() } else { base };
+        let micros = u32::try_from(interval.as_micros()).unwrap_or(u32::MAX);
+        // RFC 5880 §6.8.7. Nodes that came together part ways after their first probe, so that no mesh is asked in bursts.
+        let least = if new { 500 } else { 750 };
+        let next = interval * self.random.between(least, 1_000) / 1_000;
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let tag = Tag::new(self.salt, peer.path.ask(now));
+        let up = peer.raw == ClusterHealth::Up;
+        let probe = sbfd::probe(tag, peer.address, up, Interval::from_micros(micros), self.config.multiplier);
+        self.outputs.push_back(Output::Send { to: node, address: peer.address, probe });
+        self.probe_at(node, now + next);
     }
 
-    fn change(&mut self, node: NodeId, to: ClusterHealth, because: Because, now: Time) {
+    fn probe_at(&mut self, node: NodeId, at: Time) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let from = peer.verdict;
-        peer.set(to, now);
-        self.outputs.push_back(Output::Changed(Transition {
-            about: About::Node(node),
-            from,
-            to,
-            because,
-            at: now,
-        }));
-        if let Some(cluster) = self.clusters.get_mut(&node.cluster) {
-            *cluster.count(from) -= 1;
-            *cluster.count(to) += 1;
+        let about = Some(About::Node(node));
+        self.timers.remove(&(peer.next_probe, Timer::Probe, about));
+        peer.next_probe = at;
+        self.timers.insert((at, Timer::Probe, about));
+    }
+
+    fn grant(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.granted = true;
         }
+    }
+
+    /// The next probe comes no later than this, unless its place in the budget is later.
+    fn hurry(&mut self, node: NodeId, by: Time) {
+        if self.peers.get(&node).is_some_and(|peer| peer.next_probe > by && !peer.granted) {
+            self.probe_at(node, by);
+        }
+    }
+
+    fn arm_silence(&mut self, node: NodeId, now: Time) {
+        if let Some(peer) = self.peers.get(&node) {
+            let at = peer.suspect_at(self.base(peer), &self.config).max(now);
+            self.silence_at(node, at);
+        }
+    }
+
+    fn silence_at(&mut self, node: NodeId, at: Time) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let about = Some(About::Node(node));
+        self.timers.remove(&(peer.next_silence, Timer::Silence, about));
+        peer.next_silence = at;
+        self.timers.insert((at, Timer::Silence, about));
+    }
+
+    /// A node that is down is not judged again before it is up.
+    fn judge_silence(&mut self, node: NodeId, now: Time) {
+        let Some(peer) = self.peers.get(&node).filter(|peer| peer.raw != ClusterHealth::Down) else { return };
+        let base = self.base(peer);
+        if let Some((to, because)) = peer.silent(base, &self.config, now) {
+            self.see(node, to, because, now);
+            return;
+        }
+        let suspect_at = peer.suspect_at(base, &self.config);
+        if suspect_at > now {
+            self.silence_at(node, suspect_at);
+            return;
+        }
+        let silent_at = peer.silent_at(base, &self.config);
+        let owed = peer.hasty;
+        // Long enough, but not asked often enough: after the next probe.
+        self.silence_at(node, if silent_at > now { silent_at } else { now + self.config.hasty() / 2 });
+        if !owed {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.hasty = true;
+            }
+            self.hurry(node, now);
+            self.sample(node, now);
+        }
+    }
+
+    /// Once every watched node of a cluster owes an answer, some of the others are asked: they speak for the rest.
+    fn sample(&mut self, node: NodeId, now: Time) {
+        let (mut watched, mut sampled, mut others) = (0, 0, Vec::new());
+        for (id, peer) in self.of_cluster(node) {
+            if peer.watched && !peer.hasty && peer.raw != ClusterHealth::Down {
+                return;
+            }
+            watched += usize::from(peer.watched);
+            sampled += usize::from(peer.sampled.is_some());
+            if !peer.counts() && peer.raw != ClusterHealth::Down {
+                others.push(id);
+            }
+        }
+        while watched > 0 && sampled < SAMPLE && !others.is_empty() {
+            let last = u32::try_from(others.len() - 1).unwrap_or(u32::MAX);
+            let drawn = others.swap_remove(self.random.between(0, last) as usize);
+            sampled += 1;
+            if let Some(peer) = self.peers.get_mut(&drawn) {
+                peer.sampled = Some(now);
+            }
+            self.silence_at(drawn, now);
+        }
+    }
+
+    /// The raw verdict about a node is another one.
+    fn see(&mut self, node: NodeId, to: ClusterHealth, because: Because, now: Time) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.raw = to;
+        peer.hasty = false;
+        peer.path.begin_streak();
+        self.say(About::Node(node), Some(to), because, now);
         self.judge_cluster(node, now);
+    }
+
+    /// A node outside of the sample answered while its cluster is down: now it speaks too.
+    fn raise(&mut self, node: NodeId, now: Time) {
+        let down = self.clusters.get(&node.cluster).is_some_and(|c| c.verdict() == ClusterHealth::Down);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if down && !peer.counts() && peer.raw == ClusterHealth::Up {
+            peer.sampled = Some(now);
+            self.judge_cluster(node, now);
+        }
     }
 
     /// `node` is the one whose change made this necessary.
     fn judge_cluster(&mut self, node: NodeId, now: Time) {
-        let Some(cluster) = self.clusters.get_mut(&node.cluster) else { return };
-        let (to, because) = match *cluster {
-            Cluster { nodes: 0, .. } => (ClusterHealth::Unknown, Because::NoNodes),
-            Cluster { up: 1.., .. } => (ClusterHealth::Up, Because::NodeUp(node.index)),
-            Cluster { nodes, down, .. } if nodes == down => (ClusterHealth::Down, Because::AllNodesDown),
+        // A cluster of which nothing is watched is judged by all its nodes.
+        let all = !self.of_cluster(node).any(|(_, peer)| peer.watched);
+        let (mut nodes, mut up, mut open) = (0, None, false);
+        let (mut sampled, mut others) = (0, 0);
+        for (id, peer) in self.of_cluster(node) {
+            nodes += 1;
+            sampled += usize::from(peer.sampled.is_some());
+            others +=
+                usize::from(peer.sampled.is_some() || (!peer.watched && peer.raw != ClusterHealth::Down));
+            if all || peer.counts() {
+                open |= peer.raw == ClusterHealth::Unknown;
+                // The newest is the reason, where it is one.
+                let this = (peer.raw == ClusterHealth::Up).then_some(id.index);
+                up = if id == node { this.or(up) } else { up.or(this) };
+            }
+        }
+        let (to, because) = match up {
+            _ if nodes == 0 => (ClusterHealth::Unknown, Because::NoNodes),
+            Some(index) => (ClusterHealth::Up, Because::NodeUp(index)),
+            // Beyond the watched, some were asked as well.
+            None if !open && (all || sampled >= SAMPLE.min(others)) => {
+                (ClusterHealth::Down, Because::AllNodesDown)
+            }
             // Some have not answered yet: no ground for another verdict than the last one.
-            Cluster { verdict, .. } => (verdict, Because::AllNodesDown),
+            None => return,
         };
-        let from = cluster.verdict;
-        if from == to {
-            return;
-        }
-        cluster.verdict = to;
-        cluster.since = now;
-        let about = About::Cluster(node.cluster);
-        self.outputs.push_back(Output::Changed(Transition { about, from, to, because, at: now }));
+        self.say(About::Cluster(node.cluster), Some(to), because, now);
     }
 
-    fn sequence(&self, nonce: u64) -> Option<u32> {
-        ((nonce >> 32) as u32 == self.salt).then_some(nonce as u32)
-    }
-}
-
-impl Cluster {
-    fn count(&mut self, verdict: ClusterHealth) -> &mut u32 {
-        match verdict {
-            ClusterHealth::Up => &mut self.up,
-            ClusterHealth::Down => &mut self.down,
-            ClusterHealth::Unknown => &mut self.unknown,
+    /// What was held back is due, or the next step of a slow start.
+    fn settle(&mut self, about: About, now: Time) {
+        let before = self.damped(about).map(|damped| damped.verdict());
+        self.say(about, None, Because::Steady(Duration::ZERO), now);
+        let damping = self.damping(about);
+        let Some(damped) = self.damped(about) else { return };
+        if before == Some(ClusterHealth::Up) && damped.verdict() == ClusterHealth::Up {
+            let weight = damped.weight(&damping, now);
+            self.outputs.push_back(Output::Weight { about, weight });
         }
     }
-}
 
-/// 0..=255, different for neighbours: Fibonacci hashing of the numbers.
-fn spread(node: NodeId) -> u32 {
-    let key = u32::from(node.cluster.get()) << 16 | u32::from(node.index.get());
-    key.wrapping_mul(0x9e37_79b1) >> 24
+    /// Something was seen, or time has passed: says what follows, and comes back when more will.
+    fn say(&mut self, about: About, seen: Option<ClusterHealth>, because: Because, now: Time) {
+        let damping = self.damping(about);
+        let Some(damped) = self.damped(about) else { return };
+        let said = match seen {
+            Some(seen) => damped.handle_seen(seen, &damping, now),
+            None => damped.handle_time(&damping, now),
+        };
+        let (weight, next) = (damped.weight(&damping, now), damped.poll_deadline(&damping, now));
+        if let Some(Said { from, to, after }) = said {
+            let because = if seen.is_none() { Because::Steady(after) } else { because };
+            self.outputs.push_back(Output::Changed(Transition { about, from, to, because, weight, at: now }));
+        }
+        if let Some(at) = next {
+            // Later by a little when it should have been: no timer fires twice at one moment.
+            self.timers.insert((at.max(now + Duration::from_millis(1)), Timer::Damping, Some(about)));
+        }
+    }
+
+    /// Who is watched, and how often everybody is asked. O(nodes), once a second.
+    fn look(&mut self, now: Time) {
+        let nodes = self.peers.iter().map(|(node, peer)| (*node, peer.used));
+        self.budget = budget(nodes, &self.config, now);
+        // In a small mesh all are asked alike, and each verdict is as fresh as the next.
+        let alike = self.budget.interval_of_others <= self.budget.interval;
+        let well = |peer: &Peer| peer.watched && !peer.hasty && peer.raw == ClusterHealth::Up;
+        let well: BTreeSet<_> =
+            self.peers.iter().filter(|(_, peer)| well(peer)).map(|(node, _)| node.cluster).collect();
+        let mut sooner = Vec::new();
+        for (node, peer) in &mut self.peers {
+            let watched = alike || self.budget.watched.contains(node);
+            if watched && !peer.watched {
+                sooner.push(*node);
+            }
+            peer.watched = watched;
+            // The watched speak for it again.
+            if watched || well.contains(&node.cluster) {
+                peer.sampled = None;
+            }
+        }
+        for node in sooner {
+            let within = self.budget.interval * self.random.between(0, 1_000) / 1_000;
+            self.hurry(node, now + within);
+        }
+        self.timers.retain(|(_, timer, _)| *timer != Timer::Budget);
+        if !self.peers.is_empty() {
+            self.timers.insert((now + LOOK, Timer::Budget, None));
+        }
+    }
 }

@@ -1,11 +1,15 @@
 //! One remote node: what was asked, what was heard, and the verdict that follows.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use hawser_model::{ClusterHealth, ClusterId, NodeIndex, Time};
 
-/// A node of the mesh by numbers, as probes and health words name it.
+use crate::damping::{Damped, DampingConfig};
+use crate::path::{Path, multiplier};
+
+/// A node of the mesh by numbers, as health words name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId {
     pub cluster: ClusterId,
@@ -20,24 +24,39 @@ impl fmt::Display for NodeId {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LivenessConfig {
-    /// Between two probes of one node.
+    /// Between two probes of one watched node.
     pub interval: Duration,
-    /// Nothing heard for this long is Down.
-    pub timeout: Duration,
+    /// Silence of this many intervals is Down; and at least this many unanswered probes.
+    pub multiplier: u32,
     /// This many replies to consecutive probes end a Down.
     pub up_after: u32,
+    pub damping: DampingConfig,
 }
 
 impl Default for LivenessConfig {
     fn default() -> Self {
-        Self { interval: Duration::from_millis(500), timeout: Duration::from_secs(3), up_after: 3 }
+        let interval = Duration::from_secs(1);
+        Self { interval, multiplier: 3, up_after: 3, damping: DampingConfig::default() }
     }
 }
 
 impl LivenessConfig {
-    /// Silence counts only when at least this many probes went unanswered: an agent that was stopped, or a machine that
-    /// slept, must ask before it judges.
-    pub(crate) const ASKED: u32 = 3;
+    /// A node that owes an answer, or that answers again, is asked this many times as often.
+    pub const HASTE: u32 = 4;
+
+    pub(crate) fn hasty(&self) -> Duration {
+        self.interval / Self::HASTE
+    }
+
+    /// Silence after the probe that was not answered.
+    fn grace(&self) -> Duration {
+        self.interval * self.multiplier.saturating_sub(1)
+    }
+
+    /// The longest that an answer is waited for.
+    fn most_patience(&self) -> Duration {
+        self.interval * self.multiplier.max(2)
+    }
 }
 
 /// Why a verdict changed.
@@ -47,6 +66,8 @@ pub enum Because {
     Replies(u32),
     NeverAnswered(Duration),
     Silent(Duration),
+    /// It answered again before, and was held down until it had done so for this long.
+    Steady(Duration),
     AllNodesDown,
     NodeUp(NodeIndex),
     NoNodes,
@@ -55,10 +76,11 @@ pub enum Because {
 impl fmt::Display for Because {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::FirstReply => f.write_str("first echo reply"),
-            Self::Replies(n) => write!(f, "{n} consecutive echo replies"),
-            Self::NeverAnswered(d) => write!(f, "no echo reply in {} ms since probing began", d.as_millis()),
+            Self::FirstReply => f.write_str("first reply to a probe"),
+            Self::Replies(n) => write!(f, "{n} consecutive replies to probes"),
+            Self::NeverAnswered(d) => write!(f, "no reply in {} ms since probing began", d.as_millis()),
             Self::Silent(d) => write!(f, "nothing heard for {} ms", d.as_millis()),
+            Self::Steady(d) => write!(f, "steady for {} ms", d.as_millis()),
             Self::AllNodesDown => f.write_str("all its nodes are down"),
             Self::NodeUp(index) => write!(f, "its node {index} is up"),
             Self::NoNodes => f.write_str("it has no nodes left"),
@@ -67,128 +89,133 @@ impl fmt::Display for Because {
 }
 
 /// A node's liveness as status shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PeerSnapshot {
     pub verdict: ClusterHealth,
     pub since: Time,
     pub rtt_last: Option<Duration>,
     pub rtt_smoothed: Option<Duration>,
     pub heard: Option<Time>,
+    /// Of recent probes, 0.0..=1.0.
+    pub loss: f64,
+    /// How many unanswered probes make it down, as the path is now.
+    pub multiplier: u32,
+    /// Said by its reflector: out of service on purpose, so the last verdict is kept.
+    pub admin_down: bool,
 }
-
-/// Probes that a reply may still answer: at 500 ms this covers round trips of 8 s.
-const REMEMBERED: u32 = 16;
-
-/// Round trips of which the shortest counts, after a verdict.
-const SETTLING: u32 = 4;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
-    pub(crate) verdict: ClusterHealth,
-    since: Time,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) path: Path,
+    /// What the probes say at this moment.
+    pub(crate) raw: ClusterHealth,
+    /// What is said outside.
+    pub(crate) damped: Damped,
     began: Time,
     heard: Option<Time>,
-    /// Number of the newest probe; the low half of its nonce.
-    sequence: u32,
-    sent_at: [Time; REMEMBERED as usize],
-    /// Bit `n % 16`: probe `n` still waits for its reply.
-    waiting: u16,
-    asked_since_heard: u32,
-    last_answered: Option<u32>,
-    streak: u32,
-    rtt_last: Option<Duration>,
-    rtt_smoothed: Option<Duration>,
-    rtt_samples: u32,
+    admin_down: bool,
+    pub(crate) used: Option<Time>,
+    /// Asked at the full rate; else as the rest of the budget allows.
+    pub(crate) watched: bool,
+    /// Of the sample that speaks for the unwatched rest of its cluster, since then.
+    pub(crate) sampled: Option<Time>,
+    /// Owes an answer, or just began to answer again: asked in haste.
+    pub(crate) hasty: bool,
+    pub(crate) next_probe: Time,
+    pub(crate) next_silence: Time,
+    /// Its next probe has its place in the budget.
+    pub(crate) granted: bool,
 }
 
 impl Peer {
-    pub(crate) fn new(now: Time) -> Self {
+    pub(crate) fn new(address: Ipv4Addr, now: Time) -> Self {
         Self {
-            verdict: ClusterHealth::Unknown,
-            since: now,
+            address,
+            path: Path::new(),
+            raw: ClusterHealth::Unknown,
+            damped: Damped::new(now),
             began: now,
             heard: None,
-            sequence: 0,
-            sent_at: [Time::ZERO; REMEMBERED as usize],
-            waiting: 0,
-            asked_since_heard: 0,
-            last_answered: None,
-            streak: 0,
-            rtt_last: None,
-            rtt_smoothed: None,
-            rtt_samples: 0,
+            admin_down: false,
+            used: None,
+            watched: false,
+            sampled: None,
+            hasty: false,
+            next_probe: now,
+            next_silence: now,
+            granted: false,
         }
     }
 
-    /// The next probe's number.
-    pub(crate) fn ask(&mut self, now: Time) -> u32 {
-        self.sequence = self.sequence.wrapping_add(1);
-        self.asked_since_heard = self.asked_since_heard.saturating_add(1);
-        self.waiting |= Self::bit(self.sequence);
-        self.sent_at[Self::slot(self.sequence)] = now;
-        self.sequence
+    /// Whether its verdict is fresh enough to speak for its cluster.
+    pub(crate) fn counts(&self) -> bool {
+        self.watched || self.sampled.is_some()
     }
 
-    /// The probe really left at `now`, which makes the round trip exact.
-    pub(crate) fn sent(&mut self, sequence: u32, now: Time) {
-        if self.awaits(sequence) {
-            self.sent_at[Self::slot(sequence)] = now;
-        }
+    pub(crate) fn is_new(&self) -> bool {
+        self.heard.is_none() && !self.hasty
     }
 
-    /// A request from it, by a sender that does not hold us down.
-    pub(crate) fn heard(&mut self, now: Time) {
-        self.heard = Some(now);
-        self.asked_since_heard = 0;
-    }
-
-    /// A reply. False when it answers no probe that is still waiting: late, repeated or forged.
-    pub(crate) fn replied(&mut self, sequence: u32, now: Time) -> bool {
-        if !self.awaits(sequence) {
-            return false;
-        }
-        self.waiting &= !Self::bit(sequence);
-        self.heard(now);
-        let consecutive = self.last_answered.is_some_and(|last| last.wrapping_add(1) == sequence);
-        self.streak = if consecutive { self.streak.saturating_add(1) } else { 1 };
-        self.last_answered = Some(sequence);
-        let rtt = now.since(self.sent_at[Self::slot(sequence)]);
-        self.rtt_last = Some(rtt);
-        self.rtt_smoothed = Some(match self.rtt_smoothed {
-            // The first probe of a tunnel waits for its handshake, and those behind it in the queue: not the path's time.
-            Some(smoothed) if self.rtt_samples < SETTLING => smoothed.min(rtt),
-            // RFC 6298 §2.3 with alpha = 1/8.
-            Some(smoothed) => (smoothed * 7 + rtt) / 8,
-            None => rtt,
-        });
-        self.rtt_samples = self.rtt_samples.saturating_add(1);
-        true
-    }
-
-    /// The verdict that a reply brings, if it changes anything.
-    pub(crate) fn verdict_after_reply(&self, config: &LivenessConfig) -> Option<(ClusterHealth, Because)> {
-        match self.verdict {
-            ClusterHealth::Unknown => Some((ClusterHealth::Up, Because::FirstReply)),
-            ClusterHealth::Down if self.streak >= config.up_after => {
-                Some((ClusterHealth::Up, Because::Replies(self.streak)))
-            }
-            ClusterHealth::Down | ClusterHealth::Up => None,
-        }
-    }
-
-    /// When silence is to be judged next.
-    pub(crate) fn silent_at(&self, config: &LivenessConfig) -> Time {
-        self.heard.unwrap_or(self.began) + config.timeout
-    }
-
-    /// The verdict that silence brings, if it is long enough and we asked meanwhile.
-    pub(crate) fn verdict_of_silence(
-        &self,
+    /// The raw verdict that a reply brings, if it changes anything.
+    pub(crate) fn replied(
+        &mut self,
+        admin_down: bool,
         config: &LivenessConfig,
         now: Time,
     ) -> Option<(ClusterHealth, Because)> {
-        let too_early = now < self.silent_at(config) || self.asked_since_heard < LivenessConfig::ASKED;
-        if too_early || self.verdict == ClusterHealth::Down {
+        self.heard = Some(now);
+        self.admin_down = admin_down;
+        self.hasty = self.raw == ClusterHealth::Down && !admin_down;
+        let verdict = match self.raw {
+            // Neither a sign of life of the data path's end nor of its death: the last verdict is kept.
+            _ if admin_down => None,
+            ClusterHealth::Unknown => Some((ClusterHealth::Up, Because::FirstReply)),
+            ClusterHealth::Down if self.path.streak >= config.up_after => {
+                Some((ClusterHealth::Up, Because::Replies(self.path.streak)))
+            }
+            ClusterHealth::Down | ClusterHealth::Up => None,
+        };
+        if verdict.is_some() {
+            self.hasty = false;
+        }
+        verdict
+    }
+
+    fn patience(&self, config: &LivenessConfig) -> Duration {
+        self.path.patience(config.hasty(), config.most_patience())
+    }
+
+    /// When it begins to owe an answer: the probe after the last answer had its time.
+    pub(crate) fn suspect_at(&self, base: Duration, config: &LivenessConfig) -> Time {
+        let owes = self.heard.unwrap_or(self.began) + base + self.patience(config);
+        // A sample is asked now, however long ago its turn was.
+        self.sampled.map_or(owes, |since| owes.min(since))
+    }
+
+    /// When silence is long enough.
+    pub(crate) fn silent_at(&self, base: Duration, config: &LivenessConfig) -> Time {
+        let silent = self.heard.unwrap_or(self.began) + base + config.grace();
+        match self.sampled {
+            Some(since) if self.heard.is_none_or(|heard| heard < since) => silent.min(since + config.grace()),
+            _ => silent,
+        }
+    }
+
+    /// The raw verdict that silence brings, if it is long enough and enough was asked meanwhile: an agent that was stopped,
+    /// or a machine that slept, asks before it judges.
+    pub(crate) fn silent(
+        &self,
+        base: Duration,
+        config: &LivenessConfig,
+        now: Time,
+    ) -> Option<(ClusterHealth, Because)> {
+        let unanswered = self.path.unanswered(self.patience(config), now);
+        if self.raw == ClusterHealth::Down
+            || self.admin_down
+            || now < self.silent_at(base, config)
+            || unanswered < self.multiplier(config)
+        {
             return None;
         }
         let because = match self.heard {
@@ -198,32 +225,20 @@ impl Peer {
         Some((ClusterHealth::Down, because))
     }
 
-    pub(crate) fn set(&mut self, verdict: ClusterHealth, now: Time) {
-        self.verdict = verdict;
-        self.since = now;
-        self.streak = 0;
-        self.rtt_samples = 0;
+    fn multiplier(&self, config: &LivenessConfig) -> u32 {
+        multiplier(self.path.loss(), config.multiplier)
     }
 
-    pub(crate) fn snapshot(&self) -> PeerSnapshot {
+    pub(crate) fn snapshot(&self, config: &LivenessConfig) -> PeerSnapshot {
         PeerSnapshot {
-            verdict: self.verdict,
-            since: self.since,
-            rtt_last: self.rtt_last,
-            rtt_smoothed: self.rtt_smoothed,
+            verdict: self.damped.verdict(),
+            since: self.damped.since(),
+            rtt_last: self.path.rtt_last,
+            rtt_smoothed: self.path.rtt_smoothed,
             heard: self.heard,
+            loss: self.path.loss(),
+            multiplier: self.multiplier(config),
+            admin_down: self.admin_down,
         }
-    }
-
-    fn awaits(&self, sequence: u32) -> bool {
-        self.sequence.wrapping_sub(sequence) < REMEMBERED && self.waiting & Self::bit(sequence) != 0
-    }
-
-    fn slot(sequence: u32) -> usize {
-        (sequence % REMEMBERED) as usize
-    }
-
-    fn bit(sequence: u32) -> u16 {
-        1 << (sequence % REMEMBERED)
     }
 }

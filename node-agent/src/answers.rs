@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use hawser_agent_core::{Agent, BackendStatus, ServiceStatus};
 use hawser_api::local;
 use hawser_discovery::{About, NodeId, Transition};
-use hawser_discovery_net::EchoSnapshot;
+use hawser_discovery_net::ProberSnapshot;
 use hawser_ebpf_abi::{Kind, Reason};
 use hawser_model::{ClusterHealth, ClusterId, ClusterName, Routing, Time};
 use hawser_tunnels_linux::{Choice, Stats};
@@ -34,6 +34,9 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         services: count(status.services),
         endpoints: count(status.endpoints),
         identities: count(status.identities),
+        control_plane: status.control_plane.verdict.to_string(),
+        control_plane_since_ms_ago: ago(status.control_plane.since, now),
+        control_plane_reason: status.control_plane.reason,
     });
     let words = agent.word_counts();
     local::StatusReply {
@@ -53,6 +56,7 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         node_word_writes: words.nodes,
         transitions: agent.transitions().map(|t| transition(t, agent, &names, clock)).collect(),
         wireguard: String::new(),
+        probing: None,
     }
 }
 
@@ -69,11 +73,13 @@ fn tunnels(agent: &Agent) -> Vec<local::TunnelStatus> {
         rx_bytes: 0,
         tx_bytes: 0,
         health: ClusterHealth::Unknown.to_string(),
+        probes_lost_per_mille: 0,
+        probes_until_down: 0,
     };
     peers.map(tunnel).collect()
 }
 
-/// Nodes by cluster and name, for what the echo task knows by numbers.
+/// Nodes by cluster and name, for what the probing task knows by numbers.
 pub(crate) fn node_ids(agent: &Agent) -> BTreeMap<(String, String), NodeId> {
     let nodes = agent.view().peers().filter_map(|(peer, view)| Some((peer, view?)));
     nodes
@@ -86,12 +92,12 @@ pub(crate) fn node_ids(agent: &Agent) -> BTreeMap<(String, String), NodeId> {
         .collect()
 }
 
-/// Adds what the engine and the echo task measured.
+/// Adds what the engine and the probing task measured.
 pub(crate) fn measure(
     reply: &mut local::StatusReply,
     ids: &BTreeMap<(String, String), NodeId>,
     stats: Option<&Stats>,
-    echo: Option<&EchoSnapshot>,
+    probes: Option<&ProberSnapshot>,
 ) {
     let by_key: BTreeMap<String, _> = stats
         .iter()
@@ -102,6 +108,7 @@ pub(crate) fn measure(
         let choice = if stats.in_kernel { Choice::Kernel } else { Choice::Userspace };
         choice.as_str().clone_into(&mut reply.wireguard);
     }
+    reply.probing = probes.and_then(probing);
     for tunnel in &mut reply.tunnels {
         if let Some(peer) = by_key.get(&tunnel.public_key) {
             tunnel.last_handshake_ms_ago = peer.last_handshake.map_or(-1, |at| millis(clock::ago(at)));
@@ -111,12 +118,29 @@ pub(crate) fn measure(
             }
         }
         let id = ids.get(&(tunnel.cluster.clone(), tunnel.node.clone()));
-        if let Some(node) = id.and_then(|id| echo?.nodes.get(id)) {
+        if let Some(node) = id.and_then(|id| probes?.nodes.get(id)) {
             tunnel.health = node.verdict.to_string();
             let rtt = node.rtt_smoothed.and_then(|rtt| i64::try_from(rtt.as_micros()).ok());
             tunnel.rtt_us = rtt.unwrap_or(-1);
+            tunnel.probes_lost_per_mille = (node.loss * 1_000.0) as u32;
+            tunnel.probes_until_down = node.multiplier;
         }
     }
+}
+
+fn probing(seen: &ProberSnapshot) -> Option<local::Probing> {
+    let (budget, counters) = (seen.budget.as_ref()?, seen.counters);
+    let millis = |interval: std::time::Duration| u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
+    Some(local::Probing {
+        watched: count(budget.watched.len()),
+        others: count(budget.others),
+        interval_ms: millis(budget.interval),
+        interval_of_others_ms: millis(budget.interval_of_others),
+        packets_per_second: budget.packets_per_second().ceil() as u32,
+        sent: counters.sent,
+        replies: counters.replies,
+        refused: counters.refused,
+    })
 }
 
 /// Packets and connections by reason; what the engine dropped comes last.

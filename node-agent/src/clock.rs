@@ -20,7 +20,7 @@ impl Clock {
         Time::from_duration(self.started.elapsed())
     }
 
-    /// As the echo task wants it.
+    /// As the probing task wants it.
     pub(crate) fn shared(self) -> Arc<dyn Fn() -> Time + Send + Sync> {
         Arc::new(move || self.now())
     }

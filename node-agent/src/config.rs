@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 pub const DEFAULT_PATH: &str = "/etc/hawser/agent.yaml";
 const MAX_BYTES: usize = 64 << 10;
+/// Of liveness: below this it is load, above it nobody waits for a verdict.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The file as it is written.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -30,7 +33,7 @@ struct File {
     mark_mask: u32,
     table: u32,
     rule_priority: u32,
-    echo: EchoFile,
+    health: HealthFile,
     underlay: UnderlayFile,
     bpf_dir: String,
     metrics: Option<SocketAddr>,
@@ -38,10 +41,10 @@ struct File {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-struct EchoFile {
+struct HealthFile {
     port: u16,
     interval: String,
-    timeout: String,
+    multiplier: u32,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -81,7 +84,7 @@ impl Default for File {
             mark_mask: 0x00ff_0000,
             table: 18_551,
             rule_priority: 90,
-            echo: EchoFile::default(),
+            health: HealthFile::default(),
             underlay: UnderlayFile::Word("auto".into()),
             bpf_dir: "hawser".into(),
             metrics: None,
@@ -89,9 +92,9 @@ impl Default for File {
     }
 }
 
-impl Default for EchoFile {
+impl Default for HealthFile {
     fn default() -> Self {
-        Self { port: 51_872, interval: "500ms".into(), timeout: "3s".into() }
+        Self { port: 51_872, interval: "1s".into(), multiplier: 3 }
     }
 }
 
@@ -154,7 +157,8 @@ pub struct Config {
     pub mark: Mark,
     pub table: u32,
     pub rule_priority: u32,
-    pub echo_port: u16,
+    /// Liveness probes leave from here.
+    pub probe_port: u16,
     pub liveness: LivenessConfig,
     pub underlay: Underlay,
     pub bpf_dir: String,
@@ -218,11 +222,25 @@ impl Config {
             let why = "is not a number and ms, s or m";
             parse_duration(text).ok_or_else(|| value(key, text, &why, "a duration like 500ms or 3s"))
         };
-        let interval = duration("echo.interval", &file.echo.interval)?;
-        let timeout = duration("echo.timeout", &file.echo.timeout)?;
-        if interval.is_zero() || timeout < interval * 3 {
-            let why = format!("is less than three times echo.interval {}", file.echo.interval);
-            return Err(value("echo.timeout", &file.echo.timeout, &why, "a longer timeout"));
+        let interval = duration("health.interval", &file.health.interval)?;
+        if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&interval) {
+            let why = "is not between 50ms and 60s";
+            return Err(value(
+                "health.interval",
+                &file.health.interval,
+                &why,
+                "1s, or 250ms for faster verdicts",
+            ));
+        }
+        let multiplier = file.health.multiplier;
+        if !(3..=50).contains(&multiplier) {
+            let why = "is not between 3 and 50";
+            return Err(value(
+                "health.multiplier",
+                &multiplier,
+                &why,
+                "3: down after three intervals of silence",
+            ));
         }
         check_numbers(&file, value)?;
         Ok(Self {
@@ -237,8 +255,8 @@ impl Config {
             mark: Mark { value: file.mark, mask: file.mark_mask },
             table: file.table,
             rule_priority: file.rule_priority,
-            echo_port: file.echo.port,
-            liveness: LivenessConfig { interval, timeout, ..LivenessConfig::default() },
+            probe_port: file.health.port,
+            liveness: LivenessConfig { interval, multiplier, ..LivenessConfig::default() },
             underlay,
             bpf_dir: file.bpf_dir,
             metrics: file.metrics,
@@ -266,7 +284,7 @@ fn join(text: JoinText, value: Bad<'_>) -> Result<Join, ConfigError> {
 type Bad<'a> = &'a dyn Fn(&'static str, &dyn fmt::Display, &dyn fmt::Display, &'static str) -> ConfigError;
 
 fn check_numbers(file: &File, value: Bad<'_>) -> Result<(), ConfigError> {
-    for (key, port) in [("port", file.port), ("echo.port", file.echo.port)] {
+    for (key, port) in [("port", file.port), ("health.port", file.health.port)] {
         if port == 0 {
             return Err(value(key, &port, &"is no port", "1 to 65535, the same on all nodes"));
         }
@@ -314,8 +332,9 @@ impl fmt::Display for Config {
         writeln!(f, "markMask: {:#010x}", self.mark.mask)?;
         writeln!(f, "table: {}", self.table)?;
         writeln!(f, "rulePriority: {}", self.rule_priority)?;
-        let (interval, timeout) = (self.liveness.interval.as_millis(), self.liveness.timeout.as_millis());
-        writeln!(f, "echo: {{ port: {}, interval: {interval}ms, timeout: {timeout}ms }}", self.echo_port)?;
+        let (interval, multiplier) = (self.liveness.interval.as_millis(), self.liveness.multiplier);
+        let port = self.probe_port;
+        writeln!(f, "health: {{ port: {port}, interval: {interval}ms, multiplier: {multiplier} }}")?;
         match &self.underlay {
             Underlay::Auto => writeln!(f, "underlay: auto")?,
             Underlay::Devices(names) => {

@@ -12,7 +12,7 @@ fn an_empty_file_is_the_contracts_defaults() {
     assert_eq!(config, parse("# nothing\n\n").unwrap());
     assert_eq!(config.node.as_str(), "node-9");
     assert_eq!(config.state, Path::new("/var/lib/hawser/agent"));
-    assert_eq!((config.port, config.echo_port, config.mtu, config.table), (51_871, 51_872, 1_420, 18_551));
+    assert_eq!((config.port, config.probe_port, config.mtu, config.table), (51_871, 51_872, 1_420, 18_551));
     assert_eq!(config.mark, Mark { value: 0x0048_0000, mask: 0x00ff_0000 });
     assert_eq!(config.liveness, LivenessConfig::default());
     assert_eq!(config.underlay, Underlay::Auto);
@@ -32,7 +32,7 @@ mark: 0x00480000
 markMask: 0x00ff0000
 table: 18551
 rulePriority: 90
-echo: { port: 51872, interval: 500ms, timeout: 3s }
+health: { port: 51872, interval: 1s, multiplier: 3 }
 underlay: auto
 bpfDir: hawser
 ";
@@ -74,9 +74,10 @@ fn what_cannot_be_is_refused_with_the_key_and_the_fix() {
         ("device: a/b", "device \"a/b\""),
         ("device: averyverylongname", "device"),
         ("underlay: eth0", "neither auto nor a list"),
-        ("echo: { interval: 500 }", "echo.interval \"500\""),
-        ("echo: { interval: 2s }", "less than three times"),
-        ("echo: { ports: 1 }", "unknown field"),
+        ("health: { interval: 500 }", "health.interval \"500\""),
+        ("health: { interval: 10ms }", "between 50ms and 60s"),
+        ("health: { multiplier: 2 }", "between 3 and 50"),
+        ("health: { ports: 1 }", "unknown field"),
         ("bpfDir: a/b", "bpfDir"),
         ("bpfDir: ../x", "bpfDir"),
         ("port: [", "line"),

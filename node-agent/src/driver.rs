@@ -9,10 +9,11 @@ use anyhow::Result;
 use hawser_agent_core::{Agent, Output, Plan};
 use hawser_api::local::{Operation, PlanReply, StatusReply};
 use hawser_discovery::{NodeId, Transition};
-use hawser_discovery_net::{Echo, EchoConfig};
+use hawser_discovery_net::{Prober, ProberConfig, Verdict, spawn_prober};
 use hawser_model::{ClusterHealth, ClusterName};
 use hawser_telemetry::{Pulse, Watchdog, span};
-use hawser_tunnels_linux::{Driver as _, WireguardDriver};
+use hawser_tunnels::Peer;
+use hawser_tunnels_linux::{Driver as _, Stats, WireguardDriver};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -29,6 +30,7 @@ use crate::metrics::{Meters, Observation};
 use crate::place::Reporting;
 use crate::reconcile::{Outcome, outcome_of, preview, reconcile};
 use crate::state::StateDir;
+use crate::used::{self, Used};
 
 /// Pods whose interface was missing, and links that changed, are looked at again after this long.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -80,8 +82,9 @@ impl Pulses {
 /// What is under way, and what the last look and report said.
 #[derive(Debug, Default)]
 struct Now {
-    echo: Option<(Echo, mpsc::Receiver<Transition>)>,
-    echo_problem: Option<String>,
+    prober: Option<(Prober, mpsc::Receiver<Verdict>)>,
+    prober_problem: Option<String>,
+    used: Used,
     reconciling: bool,
     reconcile_again: bool,
     looking: bool,
@@ -107,6 +110,7 @@ struct Now {
 enum Done {
     Reconciled { plan: Arc<Plan>, outcome: Outcome },
     Looked(Result<Found, LookError>),
+    Counted(Option<Stats>),
 }
 
 impl Driver {
@@ -114,8 +118,10 @@ impl Driver {
     pub(crate) async fn run(mut self, mut sources: Sources, mut stop: oneshot::Receiver<()>) -> Result<()> {
         let mut now = Now::default();
         let (done, mut finished) = mpsc::channel(8);
-        self.start_echo(&mut now).await;
+        self.start_prober(&mut now).await;
         let mut batch = Vec::with_capacity(BATCH);
+        let mut count = tokio::time::interval(used::EVERY);
+        count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.pulses.turn.busy();
             self.drain(&mut now, &done);
@@ -125,7 +131,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 _ = &mut stop => return Ok(()),
-                Some(transition) = next_verdict(&mut now.echo) => self.verdict(transition, &mut now.meters),
+                Some(verdict) = next_verdict(&mut now.prober) => self.verdict(verdict, &mut now.meters),
                 Some(done) = finished.recv() => self.finish(done, &mut now).await,
                 Some(question) = sources.questions.recv() => self.answer(question, &now),
                 Some(word) = sources.reporting.recv() => match word {
@@ -139,6 +145,7 @@ impl Driver {
                     now.look_at = None;
                     self.look(&mut now, &done);
                 }
+                _ = count.tick() => self.count(&done),
                 taken = sources.heard.recv_many(&mut batch, BATCH), if batch.is_empty() => {
                     anyhow::ensure!(taken > 0, "the followers are gone");
                     self.pulses.turn.busy();
@@ -183,7 +190,11 @@ impl Driver {
         }
     }
 
-    fn verdict(&mut self, transition: Transition, meters: &mut Meters) {
+    fn verdict(&mut self, verdict: Verdict, meters: &mut Meters) {
+        let transition = match verdict {
+            Verdict::Changed(transition) => transition,
+            Verdict::Weight { about, weight } => return self.agent.handle_weight(about, weight),
+        };
         meters.flip(transition.to);
         let (about, from, to, because) =
             (transition.about, transition.from, transition.to, transition.because);
@@ -222,6 +233,8 @@ impl Driver {
     async fn finish(&mut self, done: Done, now: &mut Now) {
         match done {
             Done::Looked(result) => self.looked(result, now),
+            Done::Counted(Some(stats)) => self.counted(&stats, now).await,
+            Done::Counted(None) => {}
             Done::Reconciled { plan, outcome } => {
                 now.reconciling = false;
                 self.pulses.reconcile.idle();
@@ -231,8 +244,8 @@ impl Driver {
                 if complete {
                     self.remember(&plan, now);
                 }
-                self.start_echo(now).await;
-                self.probe(now, plan.echo.clone()).await;
+                self.start_prober(now).await;
+                self.probe(now, plan.probed.clone()).await;
                 if std::mem::take(&mut now.reconcile_again) {
                     self.agent.handle_resync(self.clock.now());
                 }
@@ -254,36 +267,58 @@ impl Driver {
     }
 
     /// Needs the own mesh address on the device, so it may only succeed after the first reconcile.
-    async fn start_echo(&mut self, now: &mut Now) {
-        if now.echo.is_some() {
+    async fn start_prober(&mut self, now: &mut Now) {
+        if now.prober.is_some() {
             return;
         }
         let agent = self.agent.config();
-        let config = EchoConfig {
-            own: NodeId { cluster: agent.cluster.id, index: agent.index },
+        let config = ProberConfig {
             address: agent.mesh_addresses().ipv4,
-            port: agent.echo_port,
+            port: agent.probe_port,
             device: Some(agent.device.to_string()),
             liveness: self.config.liveness,
             clock: self.clock.shared(),
-            salt: rand::random(),
+            seed: rand::random(),
         };
-        match hawser_discovery_net::spawn(config) {
-            Ok(echo) => {
-                now.echo = Some(echo);
-                now.echo_problem = None;
-                self.probe(now, self.remembered.echo()).await;
+        match spawn_prober(config) {
+            Ok(probes) => {
+                now.prober = Some(probes);
+                now.prober_problem = None;
+                self.probe(now, self.remembered.probed()).await;
             }
-            Err(error) => now.echo_problem = Some(error.to_string()),
+            Err(error) => now.prober_problem = Some(error.to_string()),
         }
     }
 
     async fn probe(&self, now: &mut Now, peers: BTreeMap<NodeId, std::net::Ipv4Addr>) {
-        let Some((echo, _)) = &now.echo else { return };
-        if echo.set_peers(peers).await.is_err() {
-            now.echo = None;
-            now.echo_problem =
-                Some("the echo task ended; it is started again with the next reconcile".into());
+        let Some((probes, _)) = &now.prober else { return };
+        if probes.set_peers(peers).await.is_err() {
+            now.prober = None;
+            now.prober_problem =
+                Some("the probing task ended; it is started again with the next reconcile".into());
+        }
+    }
+
+    /// Asks the tunnels what they carried.
+    fn count(&self, done: &mpsc::Sender<Done>) {
+        let (tunnels, done) = (self.tunnels.clone(), done.clone());
+        tokio::spawn(async move {
+            let stats = tokio::task::spawn_blocking(move || tunnels.stats().ok()).await;
+            let _ = done.send(Done::Counted(stats.ok().flatten())).await;
+        });
+    }
+
+    async fn counted(&self, stats: &Stats, now: &mut Now) {
+        let ids = answers::node_ids(&self.agent);
+        let peers = self.agent.plan().tunnels.iter().flat_map(|desired| &desired.peers);
+        let id = |peer: &Peer| {
+            let name = (peer.name.cluster.name.to_string(), peer.name.node.to_string());
+            Some((peer.public_key, *ids.get(&name)?))
+        };
+        let used = now.used.look(stats, &peers.filter_map(id).collect(), &self.config.liveness);
+        if let Some((prober, _)) = now.prober.as_ref().filter(|_| !used.is_empty()) {
+            // A task that ended is started again with the next reconcile.
+            let _ = prober.used(used).await;
         }
     }
 
@@ -338,7 +373,7 @@ impl Driver {
         });
         let unheard = now.unheard.iter().map(|(cluster, why)| format!("{cluster} cannot be followed: {why}"));
         let others = [
-            &now.echo_problem,
+            &now.prober_problem,
             &now.look_problem,
             &now.memory_problem,
             &now.report_problem,
@@ -347,20 +382,20 @@ impl Driver {
         missing.chain(unheard).chain(others.into_iter().flatten().cloned()).collect()
     }
 
-    /// The status, with what the engine, the echo task and the kernel have to be asked for.
+    /// The status, with what the engine, the probing task and the kernel have to be asked for.
     fn measured(&self, now: &Now) -> impl Future<Output = StatusReply> + use<> {
         let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
         let mut status = answers::status(&self.agent, self.clock, &self.problems(now));
         let ids = answers::node_ids(&self.agent);
-        let echo = now.echo.as_ref().map(|(echo, _)| echo.clone());
+        let probes = now.prober.as_ref().map(|(probes, _)| probes.clone());
         async move {
-            let echo = match echo {
-                Some(echo) => echo.snapshot().await.ok(),
+            let probes = match probes {
+                Some(probes) => probes.snapshot().await.ok(),
                 None => None,
             };
             let kernel = move || (tunnels.stats().ok(), datapath.counters().unwrap_or_default());
             let (stats, counters) = tokio::task::spawn_blocking(kernel).await.unwrap_or_default();
-            answers::measure(&mut status, &ids, stats.as_ref(), echo.as_ref());
+            answers::measure(&mut status, &ids, stats.as_ref(), probes.as_ref());
             status.reasons = answers::reasons(&counters, stats.as_ref());
             status
         }
@@ -433,9 +468,9 @@ impl Now {
     }
 }
 
-async fn next_verdict(echo: &mut Option<(Echo, mpsc::Receiver<Transition>)>) -> Option<Transition> {
-    match echo {
-        Some((_, changes)) => changes.recv().await,
+async fn next_verdict(probes: &mut Option<(Prober, mpsc::Receiver<Verdict>)>) -> Option<Verdict> {
+    match probes {
+        Some((_, verdicts)) => verdicts.recv().await,
         None => std::future::pending().await,
     }
 }

@@ -20,4 +20,5 @@ mod reconcile;
 mod renewal;
 pub mod run;
 mod state;
+mod used;
 mod way;

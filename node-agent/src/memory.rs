@@ -25,7 +25,7 @@ pub(crate) struct Memory {
     guards: Vec<String>,
     /// Whom to probe: a node and its mesh address.
     #[serde(default)]
-    echo: Vec<EchoRecord>,
+    probed: Vec<ProbedRecord>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ struct PeerRecord {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct EchoRecord {
+struct ProbedRecord {
     cluster: u16,
     index: u16,
     address: Ipv4Addr,
@@ -59,7 +59,7 @@ impl Memory {
             index: node.index.get(),
             slot,
         };
-        let echo = plan.echo.iter().map(|(node, address)| EchoRecord {
+        let probed = plan.probed.iter().map(|(node, address)| ProbedRecord {
             cluster: node.cluster.get(),
             index: node.index.get(),
             address: *address,
@@ -78,7 +78,7 @@ impl Memory {
             peers: peers.collect(),
             routes: tunnels.map(|desired| texts(&desired.routes)).unwrap_or_default(),
             guards: tunnels.map(|desired| texts(&desired.guards)).unwrap_or_default(),
-            echo: echo.collect(),
+            probed: probed.collect(),
         }
     }
 
@@ -87,8 +87,8 @@ impl Memory {
         NodeSlots::restore(limit, given)
     }
 
-    pub(crate) fn echo(&self) -> BTreeMap<NodeId, Ipv4Addr> {
-        self.echo.iter().filter_map(|r| Some((node(r.cluster, r.index)?, r.address))).collect()
+    pub(crate) fn probed(&self) -> BTreeMap<NodeId, Ipv4Addr> {
+        self.probed.iter().filter_map(|r| Some((node(r.cluster, r.index)?, r.address))).collect()
     }
 
     /// The tunnels of the last run. What does not parse is left out: the next plan knows better anyway.
@@ -174,12 +174,12 @@ pub(crate) mod tests {
         };
         let config = config();
         let tunnels = Desired { peers: vec![peer], ..Memory::default().tunnels(&config) };
-        let echo = BTreeMap::from([(node, Ipv4Addr::new(240, 2, 0, 1))]);
-        let plan = Plan { tunnels: Some(tunnels.clone()), echo: echo.clone(), ..Plan::default() };
+        let probed = BTreeMap::from([(node, Ipv4Addr::new(240, 2, 0, 1))]);
+        let plan = Plan { tunnels: Some(tunnels.clone()), probed: probed.clone(), ..Plan::default() };
         let text = serde_json::to_string(&Memory::of(&plan, &slots)).unwrap();
         let memory: Memory = serde_json::from_str(&text).unwrap();
         assert_eq!(memory.tunnels(&config), tunnels);
-        assert_eq!(memory.echo(), echo);
+        assert_eq!(memory.probed(), probed);
         assert_eq!(memory.slots(16).get(node), slots.get(node));
     }
 
@@ -217,7 +217,7 @@ pub(crate) mod tests {
             mark: hawser_tunnels::Mark { value: 0x0048_0000, mask: 0x00ff_0000 },
             table: 18_551,
             rule_priority: 90,
-            echo_port: 51_872,
+            probe_port: 51_872,
         }
     }
 }

@@ -168,14 +168,14 @@ fn tunnels(status: &StatusReply, traffic: &Traffic) -> Vec<Family> {
     };
     vec![
         Family::gauge("hawser_agent_tunnels", "Tunnels to nodes of a cluster.").rows(count(&|_| true)),
-        Family::gauge("hawser_agent_tunnels_up", "Of those, the ones through which the last echo came back.")
+        Family::gauge("hawser_agent_tunnels_up", "Of those, the ones through which liveness probes are answered.")
             .rows(count(&|tunnel| tunnel.health == "up")),
         Family::gauge("hawser_agent_tunnel_last_handshake", "Since the tunnels of a cluster shook hands.")
             .seconds()
             .rows(spread(&|tunnel| seconds(tunnel.last_handshake_ms_ago))),
         Family::gauge(
             "hawser_agent_tunnel_rtt",
-            "Smoothed round trip of echoes through the tunnels of a cluster.",
+            "Smoothed round trip of liveness probes through the tunnels of a cluster.",
         )
         .seconds()
         .rows(spread(&rtt)),

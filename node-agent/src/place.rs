@@ -153,7 +153,7 @@ pub(crate) fn agent_config(
         mark: config.mark,
         table: config.table,
         rule_priority: config.rule_priority,
-        echo_port: config.echo_port,
+        probe_port: config.probe_port,
     })
 }
 

@@ -1,18 +1,17 @@
-//! Two echo tasks talk over real sockets on loopback addresses.
+//! The probing task over real sockets on loopback addresses, against a reflector in user space.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hawser_discovery::{About, LivenessConfig, NodeId, Probe, ProbeKind, Transition};
+use hawser_discovery::bfd::{ControlPacket, State};
+use hawser_discovery::{About, LivenessConfig, NodeId, REFLECTOR_PORT};
 use hawser_model::{ClusterHealth, ClusterId, ClusterIdWidth, NodeIndex, Time};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
-use crate::{Echo, EchoConfig, spawn};
-
-const PORT: u16 = 51_872;
+use crate::{Prober, ProberConfig, Verdict, spawn_prober};
 
 fn node(cluster: u32) -> NodeId {
     NodeId {
@@ -26,76 +25,110 @@ fn address(net: u8, cluster: u32) -> Ipv4Addr {
     Ipv4Addr::new(127, 72, net, u8::try_from(cluster).unwrap())
 }
 
-fn start(net: u8, cluster: u32) -> (Echo, mpsc::Receiver<Transition>) {
+fn start(net: u8) -> (Prober, mpsc::Receiver<Verdict>) {
     let started = Instant::now();
-    let liveness = LivenessConfig {
-        interval: Duration::from_millis(50),
-        timeout: Duration::from_millis(400),
-        ..LivenessConfig::default()
-    };
-    let config = EchoConfig {
-        own: node(cluster),
-        address: address(net, cluster),
-        port: PORT,
+    let liveness = LivenessConfig { interval: Duration::from_millis(150), ..LivenessConfig::default() };
+    let config = ProberConfig {
+        address: address(net, 1),
+        port: 51_872,
         device: None,
         liveness,
         clock: Arc::new(move || Time::from_duration(started.elapsed())),
-        salt: cluster,
+        seed: 3,
     };
-    spawn(config).unwrap()
+    spawn_prober(config).unwrap()
 }
 
-async fn next(changes: &mut mpsc::Receiver<Transition>) -> (About, ClusterHealth) {
-    let waited = tokio::time::timeout(Duration::from_secs(30), changes.recv()).await;
-    let change = waited.expect("a verdict changes").expect("the task runs");
-    (change.about, change.to)
+/// Answers as the kernel's reflector does, with this state, until it is dropped.
+async fn reflector(net: u8, cluster: u32, state: State, ttl: u32) -> tokio::task::JoinHandle<()> {
+    let socket = UdpSocket::bind((address(net, cluster), REFLECTOR_PORT)).await.unwrap();
+    socket.set_ttl(ttl).unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 100];
+        loop {
+            let (len, from) = socket.recv_from(&mut buffer).await.unwrap();
+            let asked = ControlPacket::parse(&buffer[..len]).unwrap();
+            assert!(asked.demand);
+            let answer = ControlPacket {
+                state,
+                demand: false,
+                my_discriminator: asked.your_discriminator.try_into().unwrap(),
+                your_discriminator: asked.my_discriminator.get(),
+                ..asked
+            };
+            socket.send_to(&answer.encode(), from).await.unwrap();
+        }
+    })
 }
 
-#[tokio::test]
-async fn two_nodes_hear_each_other_until_one_goes_and_again_when_it_returns() {
-    let (first, mut changes) = start(1, 1);
-    let (second, second_changes) = start(1, 2);
-    first.set_peers(BTreeMap::from([(node(2), address(1, 2))])).await.unwrap();
-    second.set_peers(BTreeMap::from([(node(1), address(1, 1))])).await.unwrap();
-    let cluster = About::Cluster(node(2).cluster);
-    assert_eq!(next(&mut changes).await, (About::Node(node(2)), ClusterHealth::Up));
-    assert_eq!(next(&mut changes).await, (cluster, ClusterHealth::Up));
-    assert!(first.snapshot().await.unwrap().nodes[&node(2)].rtt_last.is_some());
-
-    drop((second, second_changes));
-    assert_eq!(next(&mut changes).await, (About::Node(node(2)), ClusterHealth::Down));
-    assert_eq!(next(&mut changes).await, (cluster, ClusterHealth::Down));
-
-    let (second, _changes) = start(1, 2);
-    second.set_peers(BTreeMap::from([(node(1), address(1, 1))])).await.unwrap();
-    assert_eq!(next(&mut changes).await, (About::Node(node(2)), ClusterHealth::Up));
-    assert_eq!(next(&mut changes).await, (cluster, ClusterHealth::Up));
-}
-
-#[tokio::test]
-async fn only_a_known_node_at_its_own_address_is_answered() {
-    let (echo, _changes) = start(2, 1);
-    echo.set_peers(BTreeMap::from([(node(2), address(2, 2))])).await.unwrap();
-    let probe =
-        |sender| Probe { kind: ProbeKind::Request, sender, addressee: node(1), hears_you: true, nonce: 77 };
-    let to = (address(2, 1), PORT);
-    let stranger = UdpSocket::bind((address(2, 9), PORT)).await.unwrap();
-    let known = UdpSocket::bind((address(2, 2), PORT)).await.unwrap();
-    stranger.send_to(&probe(node(2)).encode(), to).await.unwrap();
-    stranger.send_to(&probe(node(9)).encode(), to).await.unwrap();
-    known.send_to(b"HwEc", to).await.unwrap();
-    known.send_to(&[0; 1_400], to).await.unwrap();
-    known.send_to(&probe(node(2)).encode(), to).await.unwrap();
-    let mut buffer = [0; 64];
+async fn next(verdicts: &mut mpsc::Receiver<Verdict>) -> (About, ClusterHealth) {
     loop {
-        let (len, _) = known.recv_from(&mut buffer).await.unwrap();
-        let answer = Probe::parse(&buffer[..len]).unwrap();
-        if answer.kind == ProbeKind::Reply {
-            assert_eq!((answer.nonce, answer.sender, answer.addressee), (77, node(1), node(2)));
-            break;
+        let waited = tokio::time::timeout(Duration::from_secs(30), verdicts.recv()).await;
+        if let Verdict::Changed(change) = waited.expect("a verdict changes").expect("the task runs") {
+            return (change.about, change.to);
         }
     }
-    assert_eq!(echo.snapshot().await.unwrap().counters.refused, 4);
-    let nothing = stranger.try_recv_from(&mut buffer).unwrap_err();
-    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[tokio::test]
+async fn a_node_is_up_while_its_reflector_answers_and_again_when_it_returns() {
+    let (probes, mut verdicts) = start(1);
+    let answering = reflector(1, 2, State::Up, 255).await;
+    probes.set_peers(BTreeMap::from([(node(2), address(1, 2))])).await.unwrap();
+    let cluster = About::Cluster(node(2).cluster);
+    assert_eq!(next(&mut verdicts).await, (About::Node(node(2)), ClusterHealth::Up));
+    assert_eq!(next(&mut verdicts).await, (cluster, ClusterHealth::Up));
+    assert!(probes.snapshot().await.unwrap().nodes[&node(2)].rtt_last.is_some());
+
+    answering.abort();
+    let _ = answering.await;
+    assert_eq!(next(&mut verdicts).await, (About::Node(node(2)), ClusterHealth::Down));
+    assert_eq!(next(&mut verdicts).await, (cluster, ClusterHealth::Down));
+
+    let _answering = reflector(1, 2, State::Up, 255).await;
+    let mut back = [next(&mut verdicts).await, next(&mut verdicts).await];
+    back.sort_by_key(|(about, _)| *about);
+    assert_eq!(back, [(About::Node(node(2)), ClusterHealth::Up), (cluster, ClusterHealth::Up)]);
+}
+
+#[tokio::test]
+async fn what_was_routed_on_the_way_and_what_a_stranger_says_is_refused() {
+    let (probes, mut verdicts) = start(2);
+    let _routed = reflector(2, 2, State::Up, 254).await;
+    probes.set_peers(BTreeMap::from([(node(2), address(2, 2))])).await.unwrap();
+    let stranger = UdpSocket::bind((address(2, 9), REFLECTOR_PORT)).await.unwrap();
+    stranger.send_to(&[0; 24], (address(2, 1), 51_872)).await.unwrap();
+    assert_eq!(next(&mut verdicts).await, (About::Node(node(2)), ClusterHealth::Down));
+    let counters = probes.snapshot().await.unwrap().counters;
+    assert_eq!(counters.replies, 0);
+    assert!(counters.refused >= 2, "{counters:?}");
+}
+
+#[tokio::test]
+async fn a_reflector_that_is_out_of_service_on_purpose_leaves_the_last_verdict() {
+    let (probes, mut verdicts) = start(3);
+    let answering = reflector(3, 2, State::Up, 255).await;
+    probes.set_peers(BTreeMap::from([(node(2), address(3, 2))])).await.unwrap();
+    assert_eq!(next(&mut verdicts).await, (About::Node(node(2)), ClusterHealth::Up));
+    answering.abort();
+    let _ = answering.await;
+    let leaving = reflector(3, 2, State::AdminDown, 255).await;
+    loop {
+        let snapshot = probes.snapshot().await.unwrap();
+        if snapshot.nodes[&node(2)].admin_down {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    leaving.abort();
+    let _ = leaving.await;
+    let asked = probes.snapshot().await.unwrap().counters.sent;
+    loop {
+        let snapshot = probes.snapshot().await.unwrap();
+        assert_eq!(snapshot.nodes[&node(2)].verdict, ClusterHealth::Up);
+        if snapshot.counters.sent >= asked + 20 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

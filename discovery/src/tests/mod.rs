@@ -1,14 +1,22 @@
-//! Liveness told as stories: virtual time, two ends, a path that can be cut.
+//! Liveness told as stories: virtual time, two ends, a path that can be cut, delayed and lossy.
 
-mod packets;
+mod budget;
+mod damping;
+mod path;
 mod properties;
+mod sampling;
 mod verdicts;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use hawser_model::{ClusterId, ClusterIdWidth, NodeIndex, Time};
 
+use crate::bfd::{ControlPacket, Random, State};
 use crate::{Liveness, LivenessConfig, NodeId, Output, Transition};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 fn node(cluster: u32, index: u32) -> NodeId {
     NodeId {
@@ -17,50 +25,90 @@ fn node(cluster: u32, index: u32) -> NodeId {
     }
 }
 
+fn address(node: NodeId) -> Ipv4Addr {
+    Ipv4Addr::from(0xf000_0000 | u32::from(node.cluster.get()) << 16 | u32::from(node.index.get()))
+}
+
 fn ms(ms: u64) -> Time {
     Time::from_millis(ms)
+}
+
+/// What a reflector makes of a probe (RFC 7880 §7.2.2).
+fn reflected(asked: &ControlPacket, state: State) -> ControlPacket {
+    ControlPacket {
+        state,
+        demand: false,
+        control_plane_independent: true,
+        my_discriminator: asked.your_discriminator.try_into().unwrap(),
+        your_discriminator: asked.my_discriminator.get(),
+        ..*asked
+    }
 }
 
 /// One agent, and a world in which each remote node answers or not.
 struct World {
     liveness: Liveness,
     now: Time,
-    answers: Vec<NodeId>,
+    answers: BTreeSet<NodeId>,
     round_trip: Duration,
-    in_flight: Vec<(Time, NodeId, u64)>,
+    /// Added to a round trip, up to this much.
+    jitter: Duration,
+    /// Of a thousand packets, each way.
+    lost: u32,
+    random: Random,
+    in_flight: BTreeMap<(Time, usize), (NodeId, ControlPacket)>,
     changes: Vec<Transition>,
+    weights: Vec<u16>,
     sent: usize,
 }
 
 impl World {
     fn new(nodes: &[NodeId]) -> Self {
+        Self::with(LivenessConfig::default(), nodes)
+    }
+
+    fn with(config: LivenessConfig, nodes: &[NodeId]) -> Self {
         let mut world = Self {
-            liveness: Liveness::new(LivenessConfig::default(), 0xfeed_beef),
+            liveness: Liveness::new(config, 0xfeed_beef),
             now: ms(1_000),
-            answers: Vec::new(),
+            answers: BTreeSet::new(),
             round_trip: Duration::from_millis(40),
-            in_flight: Vec::new(),
+            jitter: Duration::ZERO,
+            lost: 0,
+            random: Random::seeded(5),
+            in_flight: BTreeMap::new(),
             changes: Vec::new(),
+            weights: Vec::new(),
             sent: 0,
         };
         for node in nodes {
-            world.liveness.handle_peer(*node, world.now);
+            world.liveness.handle_peer(*node, address(*node), world.now);
         }
+        world.liveness.handle_time(world.now);
         world.drain();
         world
+    }
+
+    fn answered_by(mut self, nodes: &[NodeId]) -> Self {
+        self.answers = nodes.iter().copied().collect();
+        self
     }
 
     fn drain(&mut self) {
         while let Some(output) = self.liveness.poll_output() {
             match output {
-                Output::Send { to, nonce, .. } => {
+                Output::Send { to, probe, .. } => {
                     self.sent += 1;
-                    self.liveness.handle_sent(to, nonce, self.now);
-                    if self.answers.contains(&to) {
-                        self.in_flight.push((self.now + self.round_trip, to, nonce));
+                    self.liveness.handle_sent(to, &probe, self.now);
+                    let survives = (0..2).all(|_| self.random.between(0, 999) >= self.lost);
+                    if self.answers.contains(&to) && survives {
+                        let jitter = self.jitter * self.random.between(0, 1_000) / 1_000;
+                        let at = self.now + self.round_trip + jitter;
+                        self.in_flight.insert((at, self.sent), (to, reflected(&probe, State::Up)));
                     }
                 }
                 Output::Changed(transition) => self.changes.push(transition),
+                Output::Weight { weight, .. } => self.weights.push(weight),
             }
         }
     }
@@ -69,15 +117,13 @@ impl World {
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let timer = self.liveness.poll_deadline().map(|d| d.at);
-            let packet = self.in_flight.iter().map(|(at, ..)| *at).min();
+            let timer = self.liveness.poll_deadline().map(|deadline| deadline.at);
+            let packet = self.in_flight.first_key_value().map(|((at, _), _)| *at);
             let Some(next) = timer.into_iter().chain(packet).min().filter(|at| *at <= end) else { break };
             self.now = self.now.max(next);
-            let (due, later) = self.in_flight.drain(..).partition(|(at, ..)| *at <= self.now);
-            self.in_flight = later;
-            let due: Vec<_> = due;
-            for (_, from, nonce) in due {
-                self.liveness.handle_reply(from, nonce, self.now);
+            while let Some(entry) = self.in_flight.first_entry().filter(|entry| entry.key().0 <= self.now) {
+                let (from, packet) = entry.remove();
+                self.liveness.handle_packet(from, &packet, self.now);
             }
             self.liveness.handle_time(self.now);
             self.drain();

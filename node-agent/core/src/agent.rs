@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hawser_discovery::{About, NodeId, Transition};
 use hawser_ebpf_abi::DesiredDatapath;
-use hawser_model::{ClusterName, Peer, Time};
+use hawser_model::{ClusterHealth, ClusterName, Peer, Time};
 use hawser_tunnels::Desired;
 
 use crate::budget::limit_backends;
@@ -43,7 +43,7 @@ pub struct Plan {
     pub tunnels: Option<Desired>,
     pub datapath: DesiredDatapath,
     /// Whom to probe, once the tunnels are there.
-    pub echo: BTreeMap<NodeId, Ipv4Addr>,
+    pub probed: BTreeMap<NodeId, Ipv4Addr>,
     /// What was left out, and why.
     pub notes: Vec<String>,
 }
@@ -168,14 +168,25 @@ impl Agent {
         self.view.interrupted(cluster, reason);
     }
 
-    /// The data plane's verdict about a node or cluster changed.
-    pub fn handle_transition(&mut self, transition: Transition) {
-        let place = match transition.about {
+    fn place(&self, about: About) -> Option<WordPlace> {
+        match about {
             About::Cluster(cluster) => Some(WordPlace::Cluster(cluster)),
             About::Node(node) => Some(self.slots.get(node)).filter(|slot| *slot != 0).map(WordPlace::Node),
-        };
-        if let Some(place) = place {
-            self.health.judge(place, transition.to);
+        }
+    }
+
+    /// What is up takes a step on its slow way back to all of its weight.
+    pub fn handle_weight(&mut self, about: About, weight: u16) {
+        let up = self.verdicts.get(&about).is_some_and(|verdict| verdict.to == ClusterHealth::Up);
+        if let Some(place) = self.place(about).filter(|_| up) {
+            self.health.judge(place, ClusterHealth::Up, weight);
+        }
+    }
+
+    /// The data plane's verdict about a node or cluster changed.
+    pub fn handle_transition(&mut self, transition: Transition) {
+        if let Some(place) = self.place(transition.about) {
+            self.health.judge(place, transition.to, transition.weight);
         }
         self.verdicts.insert(transition.about, transition);
         if self.transitions.len() == TRANSITIONS_KEPT {
@@ -217,7 +228,7 @@ impl Agent {
         if self.dirty.is_some() {
             return;
         }
-        let wanted: BTreeSet<NodeId> = self.plan.echo.keys().copied().collect();
+        let wanted: BTreeSet<NodeId> = self.plan.probed.keys().copied().collect();
         self.slots.release_others(&wanted, now);
         let leaving = self.draining.values().map(|(peer, _)| peer);
         let clusters: BTreeSet<_> =
@@ -409,7 +420,7 @@ impl Agent {
         self.plan = Plan {
             tunnels: Some(plan_tunnels(&self.config, &self.view, &remotes)),
             datapath,
-            echo: nodes().map(|node| (node.id, node.mesh.ipv4)).collect(),
+            probed: nodes().map(|node| (node.id, node.mesh.ipv4)).collect(),
             notes,
         };
         self.planned = true;

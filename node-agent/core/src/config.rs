@@ -18,7 +18,8 @@ pub struct AgentConfig {
     pub mark: Mark,
     pub table: u32,
     pub rule_priority: u32,
-    pub echo_port: u16,
+    /// Liveness probes leave from here.
+    pub probe_port: u16,
 }
 
 impl AgentConfig {

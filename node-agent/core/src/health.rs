@@ -56,10 +56,12 @@ impl HealthWords {
         word.unwrap_or(HealthWord::UP)
     }
 
-    /// A verdict. Unknown says nothing new.
-    pub fn judge(&mut self, place: WordPlace, verdict: ClusterHealth) {
-        if verdict != ClusterHealth::Unknown {
-            self.want(place, verdict.word());
+    /// A verdict, and what share of its weight counts when it is up. Unknown says nothing new.
+    pub fn judge(&mut self, place: WordPlace, verdict: ClusterHealth, weight: u16) {
+        match verdict {
+            ClusterHealth::Unknown => {}
+            ClusterHealth::Up => self.want(place, HealthWord::up(weight)),
+            ClusterHealth::Down => self.want(place, HealthWord::DOWN),
         }
     }
 

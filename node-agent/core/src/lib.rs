@@ -33,7 +33,7 @@ pub use kept::{KeptBackends, KeptEndpoint, KeptService};
 pub use plan_datapath::Interfaces;
 pub use services::{MergedBackend, MergedPort, MergedService};
 pub use slots::{NodeSlots, REST, SLOT_NONE};
-pub use status::{ClusterStatus, ServiceStatus};
+pub use status::{ClusterStatus, ControlPlane, ServiceStatus};
 pub use view::{Changed, ClusterView, MeshView, Refused};
 
 #[cfg(test)]

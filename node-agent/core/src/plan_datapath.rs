@@ -99,7 +99,7 @@ fn header(config: &AgentConfig, interfaces: &Interfaces, own_stale: bool) -> Con
         flags: if own_stale { CONFIG_OWN_STALE } else { 0 },
         own_mesh_v4: mesh.ipv4.into(),
         own_mesh_v6: mesh.ipv6.into(),
-        echo_port: Port::new(config.echo_port),
+        echo_port: Port::new(config.probe_port),
         ..Config::new(config.cluster.id.get())
     }
 }

@@ -1,14 +1,12 @@
 //! What the agent knows, for people: the snapshot behind `hawser status` and `hawser service list`.
 
-use std::time::Duration;
-
 use hawser_discovery::{About, Transition};
 use hawser_model::{ClusterHealth, ClusterRef, Time};
 
 use crate::agent::Agent;
 use crate::eligible::{BackendStatus, backends};
 use crate::services::MergedService;
-use crate::view::ClusterView;
+use crate::view::{ClusterView, QUIET};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterStatus {
@@ -16,6 +14,7 @@ pub struct ClusterStatus {
     pub own: bool,
     pub revision: i64,
     pub synced: bool,
+    pub control_plane: ControlPlane,
     pub data_plane: ClusterHealth,
     pub since: Option<Time>,
     /// Why it is not synced or cannot be read, else why the data plane's verdict is what it is.
@@ -52,6 +51,11 @@ impl Agent {
         now: Time,
     ) -> ClusterStatus {
         let verdict = self.verdicts.get(&About::Cluster(cluster.id));
+        let control_plane = ControlPlane::of(view, now);
+        let reason = match control_plane.reason.as_str() {
+            "" => verdict.map(|transition| transition.because.to_string()).unwrap_or_default(),
+            reason => reason.to_owned(),
+        };
         ClusterStatus {
             cluster: cluster.clone(),
             own,
@@ -60,10 +64,11 @@ impl Agent {
             // This node is in it: a packet to ourselves always arrives.
             data_plane: if own { ClusterHealth::Up } else { verdict.map(|t| t.to).unwrap_or_default() },
             since: verdict.map(|t| t.at),
-            reason: reason(view, verdict, now),
+            reason,
+            control_plane,
             heard: view.and_then(|view| view.heard),
             nodes: view.map_or(0, |view| view.nodes.len()),
-            services: view.map_or(0, |v| if own { v.local_services.len() } else { v.services.len() }),
+            services: view.map_or(0, |v| if own { v.local_services.len() } else { v.service_count() }),
             endpoints: view.map_or(0, |view| view.endpoints.len()),
             identities: view.map_or(0, |view| view.identities.len()),
             refused: view.map_or(0, |view| view.refused.count),
@@ -104,19 +109,35 @@ impl Agent {
     }
 }
 
-fn reason(view: Option<&ClusterView>, verdict: Option<&Transition>, now: Time) -> String {
-    const QUIET: Duration = Duration::from_secs(15);
-    let Some(view) = view else { return "its keyspace is not followed yet".into() };
-    if !view.is_synced() {
-        return view.waits_for();
-    }
-    if let Some(interrupted) = &view.interrupted {
-        return format!("its keyspace cannot be read, its last state is kept: {interrupted}");
-    }
-    match view.heard {
-        Some(heard) if now.since(heard) >= QUIET => {
-            format!("its keyspace was not heard for {} s, its last state is kept", now.since(heard).as_secs())
+/// Whether a cluster's keyspace can be read. A cluster that cannot be read keeps its last state and its traffic
+/// (decision 8): no word follows from this verdict, only what people are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlPlane {
+    pub verdict: ClusterHealth,
+    pub since: Option<Time>,
+    /// Empty when all is well.
+    pub reason: String,
+}
+
+impl ControlPlane {
+    pub fn of(view: Option<&ClusterView>, now: Time) -> Self {
+        let unknown = |reason| Self { verdict: ClusterHealth::Unknown, since: None, reason };
+        let Some(view) = view else { return unknown("its keyspace is not followed yet".into()) };
+        if !view.is_synced() {
+            return unknown(view.waits_for());
         }
-        _ => verdict.map(|transition| transition.because.to_string()).unwrap_or_default(),
+        let down = |since, reason| Self { verdict: ClusterHealth::Down, since, reason };
+        if let Some(interrupted) = &view.interrupted {
+            let reason = format!("its keyspace cannot be read, its last state is kept: {interrupted}");
+            return down(view.heard, reason);
+        }
+        match view.heard {
+            Some(heard) if now.since(heard) >= QUIET => {
+                let silent = now.since(heard).as_secs();
+                let reason = format!("its keyspace was not heard for {silent} s, its last state is kept");
+                down(Some(heard + QUIET), reason)
+            }
+            _ => Self { verdict: ClusterHealth::Up, since: view.read_since, reason: String::new() },
+        }
     }
 }

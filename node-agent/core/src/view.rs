@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hawser_model::{
     ClusterConfig, ClusterIdWidth, ClusterName, ClusterRef, GlobalService, IdentityId, MeshPlan, Node,
@@ -16,6 +17,8 @@ use hawser_wire::{Context, Entry, Key, PeerRecord, Resource, admit, decode};
 
 use crate::kept::{KeptEndpoint, KeptService};
 
+/// Nothing heard of a keyspace for this long: it cannot be read, or nobody writes to it.
+pub(crate) const QUIET: Duration = Duration::from_secs(15);
 /// A cluster's data is used once all of these have been published and listed.
 const NEEDED: [Resource; 5] =
     [Resource::Nodes, Resource::Identities, Resource::Ips, Resource::Services, Resource::TunnelNodes];
@@ -48,6 +51,8 @@ pub struct ClusterView {
     pub heard: Option<Time>,
     /// Why it cannot be read now.
     pub interrupted: Option<String>,
+    /// Since when it can be read without a break.
+    pub read_since: Option<Time>,
     canaries: BTreeSet<Resource>,
     listed: bool,
     synced: bool,
@@ -71,6 +76,7 @@ impl ClusterView {
             revision: 0,
             heard: None,
             interrupted: None,
+            read_since: None,
             canaries: BTreeSet::new(),
             listed: false,
             synced: false,
@@ -268,6 +274,10 @@ impl MeshView {
 
     pub fn heard(&mut self, cluster: &ClusterName, revision: Option<i64>, now: Time) {
         let view = self.cluster_mut(cluster);
+        let quiet = view.heard.is_none_or(|heard| now.since(heard) >= QUIET);
+        if view.interrupted.is_some() || quiet {
+            view.read_since = Some(now);
+        }
         view.heard = Some(now);
         view.interrupted = None;
         view.revision = revision.unwrap_or(view.revision);

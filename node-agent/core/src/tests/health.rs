@@ -7,8 +7,14 @@ use super::*;
 use crate::WordPlace;
 
 fn judge(mesh: &mut Mesh, about: About, to: ClusterHealth) {
-    let transition =
-        Transition { about, from: ClusterHealth::Unknown, to, because: Because::FirstReply, at: mesh.now };
+    let transition = Transition {
+        about,
+        from: ClusterHealth::Unknown,
+        to,
+        because: Because::FirstReply,
+        weight: HealthWord::FULL_WEIGHT,
+        at: mesh.now,
+    };
     mesh.agent.handle_transition(transition);
     mesh.drain(true);
 }
@@ -73,7 +79,7 @@ fn a_word_that_could_not_be_written_is_written_again() {
     let about = About::Cluster(cluster(2).id);
     let to = ClusterHealth::Down;
     let (from, because) = (ClusterHealth::Up, Because::AllNodesDown);
-    mesh.agent.handle_transition(Transition { about, from, to, because, at: mesh.now });
+    mesh.agent.handle_transition(Transition { about, from, to, because, weight: 256, at: mesh.now });
     let Some(Output::Word(write)) = mesh.agent.poll_output() else { panic!("the word comes first") };
     mesh.agent.handle_word_failed(write, mesh.now);
     mesh.pass(3_000);
@@ -93,4 +99,31 @@ fn a_cluster_that_returns_after_disconnect_does_not_inherit_its_old_word() {
     mesh.settle();
     let up = WordWrite { place: WordPlace::Cluster(cluster(2).id), word: HealthWord::UP };
     assert!(mesh.words.contains(&up), "{:?}", mesh.words);
+}
+
+#[test]
+fn a_cluster_on_its_slow_way_back_takes_little_first_and_a_step_after_it_died_again_counts_for_nothing() {
+    let mut mesh = Mesh::of_three();
+    let about = About::Cluster(cluster(2).id);
+    judge(&mut mesh, about, ClusterHealth::Down);
+    let back = Transition {
+        about,
+        from: ClusterHealth::Down,
+        to: ClusterHealth::Up,
+        because: Because::Replies(3),
+        weight: 64,
+        at: mesh.now,
+    };
+    mesh.words.clear();
+    mesh.agent.handle_transition(back);
+    mesh.drain(true);
+    for weight in [128, 256] {
+        mesh.agent.handle_weight(about, weight);
+        mesh.drain(true);
+    }
+    judge(&mut mesh, about, ClusterHealth::Down);
+    mesh.agent.handle_weight(about, 256);
+    mesh.drain(true);
+    let words: Vec<_> = mesh.words.iter().map(|write| write.word).collect();
+    assert_eq!(words, [HealthWord::up(64), HealthWord::up(128), HealthWord::UP, HealthWord::DOWN]);
 }

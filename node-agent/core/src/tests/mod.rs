@@ -164,7 +164,7 @@ pub(crate) fn mk_config() -> AgentConfig {
         mark: Mark { value: 0x0048_0000, mask: 0x00ff_0000 },
         table: 18_551,
         rule_priority: 90,
-        echo_port: 51_872,
+        probe_port: 51_872,
     }
 }
 

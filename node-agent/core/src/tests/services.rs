@@ -23,6 +23,7 @@ fn down(mesh: &mut Mesh, about: About) {
         from,
         to,
         because: Because::AllNodesDown,
+        weight: 256,
         at: mesh.now,
     });
 }

@@ -1,40 +1,37 @@
 //! The task: what arrives goes into the core, what the core says goes out, and the core's deadline wakes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_discovery::bfd::{ControlPacket, TTL};
 use hawser_discovery::{
-    Liveness, LivenessConfig, NodeId, Output, PeerSnapshot, Probe, ProbeKind, Transition,
+    About, Budget, Liveness, LivenessConfig, NodeId, Output, PeerSnapshot, REFLECTOR_PORT, Transition,
 };
 use hawser_model::{ClusterHealth, ClusterId, Time};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::BindError;
-use crate::socket::open;
-
-/// Where the task takes the time from; the agent has one clock.
-pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
+use crate::socket::{open, receive};
+use crate::{BindError, Clock, sleep};
 
 #[derive(Clone)]
-pub struct EchoConfig {
-    pub own: NodeId,
+pub struct ProberConfig {
     pub address: Ipv4Addr,
+    /// Prober leave from here, and their answers come back here.
     pub port: u16,
     /// Nothing that came another way than through this device is heard.
     pub device: Option<String>,
     pub liveness: LivenessConfig,
     pub clock: Clock,
     /// A random number: replies to an earlier run of this process answer nothing.
-    pub salt: u32,
+    pub seed: u64,
 }
 
-impl fmt::Debug for EchoConfig {
+impl fmt::Debug for ProberConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EchoConfig({} at {}:{})", self.own, self.address, self.port)
+        write!(f, "ProberConfig({}:{})", self.address, self.port)
     }
 }
 
@@ -44,81 +41,102 @@ pub struct Counters {
     pub sent: u64,
     pub send_errors: u64,
     pub replies: u64,
-    pub requests: u64,
-    /// No probe, or one whose sender is not whose address it came from.
+    /// No control packet, from nobody's reflector, routed on the way (its TTL), or an answer to nothing that was asked.
     pub refused: u64,
     pub rebinds: u64,
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct EchoSnapshot {
+pub struct ProberSnapshot {
     pub nodes: BTreeMap<NodeId, PeerSnapshot>,
     pub clusters: BTreeMap<ClusterId, (ClusterHealth, Time)>,
+    /// None before the first look at who is used.
+    pub budget: Option<Budget>,
     pub counters: Counters,
 }
 
+/// What the task tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    Changed(Transition),
+    /// Up, and a step further on its slow way back.
+    Weight {
+        about: About,
+        weight: u16,
+    },
+}
+
 #[derive(Debug, thiserror::Error)]
-#[error("the echo task has ended")]
-pub struct EchoGone;
+#[error("the probing task has ended")]
+pub struct ProberGone;
 
 /// Packets read before the clock is looked at: a flood delays a verdict, it does not prevent it.
 const IN_A_ROW: u32 = 1_024;
 
 enum Command {
     Peers(BTreeMap<NodeId, Ipv4Addr>),
-    Snapshot(oneshot::Sender<EchoSnapshot>),
+    Used(BTreeSet<NodeId>),
+    Snapshot(oneshot::Sender<ProberSnapshot>),
 }
 
-/// A handle on the task, which ends when the last handle is dropped.
+/// A handle on the task, which ends when the last handle is dropped. Reflectors go on answering: nobody's verdict about
+/// this node changes by that.
 #[derive(Clone, Debug)]
-pub struct Echo {
+pub struct Prober {
     commands: mpsc::Sender<Command>,
 }
 
-impl Echo {
+impl Prober {
     /// The remote nodes a tunnel exists to. Known ones keep their state, missing ones lose it.
-    pub async fn set_peers(&self, peers: BTreeMap<NodeId, Ipv4Addr>) -> Result<(), EchoGone> {
-        self.commands.send(Command::Peers(peers)).await.map_err(|_| EchoGone)
+    pub async fn set_peers(&self, peers: BTreeMap<NodeId, Ipv4Addr>) -> Result<(), ProberGone> {
+        self.commands.send(Command::Peers(peers)).await.map_err(|_| ProberGone)
     }
 
-    pub async fn snapshot(&self) -> Result<EchoSnapshot, EchoGone> {
+    /// Users' packets went to these nodes: they are watched for a minute.
+    pub async fn used(&self, nodes: BTreeSet<NodeId>) -> Result<(), ProberGone> {
+        self.commands.send(Command::Used(nodes)).await.map_err(|_| ProberGone)
+    }
+
+    pub async fn snapshot(&self) -> Result<ProberSnapshot, ProberGone> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Snapshot(reply)).await.map_err(|_| EchoGone)?;
-        answer.await.map_err(|_| EchoGone)
+        self.commands.send(Command::Snapshot(reply)).await.map_err(|_| ProberGone)?;
+        answer.await.map_err(|_| ProberGone)
     }
 }
 
-/// Opens the socket and starts the task. Every change of a verdict comes out of the receiver, in order; a receiver that
-/// is not read stops the echo after 1,024 changes rather than losing one.
-pub fn spawn(config: EchoConfig) -> Result<(Echo, mpsc::Receiver<Transition>), BindError> {
+/// Opens the socket and starts the task. Every verdict comes out of the receiver, in order; a receiver that is not read
+/// stops the probes after 1,024 rather than losing one.
+pub fn spawn_prober(config: ProberConfig) -> Result<(Prober, mpsc::Receiver<Verdict>), BindError> {
     let socket = open(config.address, config.port, config.device.as_deref())?;
     let (commands, inbox) = mpsc::channel(16);
-    let (changes, outbox) = mpsc::channel(1_024);
+    let (verdicts, outbox) = mpsc::channel(1_024);
     let task = Task {
-        liveness: Liveness::new(config.liveness, config.salt),
+        liveness: Liveness::new(config.liveness, config.seed),
         addresses: BTreeMap::new(),
+        nodes: BTreeMap::new(),
         counters: Counters::default(),
         config,
         socket,
-        changes,
+        verdicts,
     };
     tokio::spawn(task.run(inbox));
-    Ok((Echo { commands }, outbox))
+    Ok((Prober { commands }, outbox))
 }
 
 struct Task {
-    config: EchoConfig,
+    config: ProberConfig,
     socket: UdpSocket,
     liveness: Liveness,
     addresses: BTreeMap<NodeId, Ipv4Addr>,
+    nodes: BTreeMap<Ipv4Addr, NodeId>,
     counters: Counters,
-    changes: mpsc::Sender<Transition>,
+    verdicts: mpsc::Sender<Verdict>,
 }
 
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
-        // One byte more than a probe, so that a longer datagram is seen as longer.
-        let mut buffer = [0; Probe::LEN + 1];
+        // One octet more than an answer, so that a longer datagram is seen as longer.
+        let mut buffer = [0; ControlPacket::LEN + 1];
         let mut in_a_row = 0;
         loop {
             if self.drain().await.is_err() {
@@ -132,15 +150,19 @@ impl Task {
             // What has arrived counts before silence is judged: a process that was stopped finds its mail first.
             tokio::select! {
                 biased;
-                received = self.socket.recv_from(&mut buffer), if in_a_row < IN_A_ROW => {
+                received = receive(&self.socket, &mut buffer), if in_a_row < IN_A_ROW => {
                     in_a_row += 1;
                     match received {
-                        Ok((len, from)) => self.receive(&buffer[..len], from),
+                        Ok(received) => self.receive(&buffer[..received.len], received.from, received.ttl),
                         Err(error) => self.rebind(&error),
                     }
                 }
                 command = inbox.recv() => match command {
                     Some(Command::Peers(peers)) => self.set_peers(peers),
+                    Some(Command::Used(nodes)) => {
+                        let now = (self.config.clock)();
+                        nodes.into_iter().for_each(|node| self.liveness.handle_used(node, now));
+                    }
                     Some(Command::Snapshot(reply)) => drop(reply.send(self.snapshot())),
                     None => return,
                 },
@@ -153,31 +175,24 @@ impl Task {
     }
 
     /// Err when nobody listens any more.
-    async fn drain(&mut self) -> Result<(), EchoGone> {
+    async fn drain(&mut self) -> Result<(), ProberGone> {
         while let Some(output) = self.liveness.poll_output() {
-            match output {
-                Output::Send { to, nonce, hears_you } => {
-                    let request = Probe {
-                        kind: ProbeKind::Request,
-                        sender: self.config.own,
-                        addressee: to,
-                        hears_you,
-                        nonce,
-                    };
-                    self.send(request, to);
-                    self.liveness.handle_sent(to, nonce, (self.config.clock)());
+            let verdict = match output {
+                Output::Send { to, address, probe } => {
+                    self.send(&probe, address);
+                    self.liveness.handle_sent(to, &probe, (self.config.clock)());
+                    continue;
                 }
-                Output::Changed(transition) => {
-                    self.changes.send(transition).await.map_err(|_| EchoGone)?;
-                }
-            }
+                Output::Changed(transition) => Verdict::Changed(transition),
+                Output::Weight { about, weight } => Verdict::Weight { about, weight },
+            };
+            self.verdicts.send(verdict).await.map_err(|_| ProberGone)?;
         }
         Ok(())
     }
 
-    fn send(&mut self, probe: Probe, to: NodeId) {
-        let Some(address) = self.addresses.get(&to) else { return };
-        let target = SocketAddr::V4(SocketAddrV4::new(*address, self.config.port));
+    fn send(&mut self, probe: &ControlPacket, to: Ipv4Addr) {
+        let target = SocketAddr::V4(SocketAddrV4::new(to, REFLECTOR_PORT));
         match self.socket.try_send_to(&probe.encode(), target) {
             Ok(_) => self.counters.sent += 1,
             // A full buffer or an unreachable route is silence like any other; the core judges it.
@@ -188,33 +203,17 @@ impl Task {
         }
     }
 
-    fn receive(&mut self, bytes: &[u8], from: SocketAddr) {
+    /// From a reflector's port (RFC 7881 §4), from a node we have a tunnel to, and with the TTL of one hop.
+    fn receive(&mut self, bytes: &[u8], from: SocketAddrV4, ttl: u8) {
         let now = (self.config.clock)();
-        let Some(probe) = self.admitted(bytes, from) else {
-            self.counters.refused += 1;
-            return;
-        };
-        match probe.kind {
-            ProbeKind::Reply if self.liveness.handle_reply(probe.sender, probe.nonce, now) => {
-                self.counters.replies += 1;
-            }
-            ProbeKind::Reply => self.counters.refused += 1,
-            ProbeKind::Request => {
-                self.counters.requests += 1;
-                if self.liveness.handle_request(probe.sender, probe.hears_you, now) {
-                    let down = |peer: PeerSnapshot| peer.verdict == ClusterHealth::Down;
-                    let hears_you = !self.liveness.node(probe.sender).is_some_and(down);
-                    self.send(probe.reply(hears_you), probe.sender);
-                }
-            }
+        let node = self.nodes.get(from.ip()).filter(|_| from.port() == REFLECTOR_PORT && ttl == TTL);
+        let packet = ControlPacket::parse(bytes).ok();
+        let answers =
+            node.zip(packet).is_some_and(|(node, packet)| self.liveness.handle_packet(*node, &packet, now));
+        match answers {
+            true => self.counters.replies += 1,
+            false => self.counters.refused += 1,
         }
-    }
-
-    /// For us, from a node we have a tunnel to, from the address which that node has, and from the echo port.
-    fn admitted(&self, bytes: &[u8], from: SocketAddr) -> Option<Probe> {
-        let probe = Probe::parse(bytes).ok()?;
-        let expected = SocketAddrV4::new(*self.addresses.get(&probe.sender)?, self.config.port);
-        (probe.addressee == self.config.own && from == SocketAddr::V4(expected)).then_some(probe)
     }
 
     fn set_peers(&mut self, peers: BTreeMap<NodeId, Ipv4Addr>) {
@@ -223,9 +222,10 @@ impl Task {
         for node in gone {
             self.liveness.handle_peer_gone(node, now);
         }
+        self.nodes = peers.iter().map(|(node, address)| (*address, *node)).collect();
         self.addresses = peers;
-        for node in self.addresses.keys() {
-            self.liveness.handle_peer(*node, now);
+        for (node, address) in &self.addresses {
+            self.liveness.handle_peer(*node, *address, now);
         }
     }
 
@@ -238,24 +238,18 @@ impl Task {
             Ok(socket) => {
                 self.socket = socket;
                 self.counters.rebinds += 1;
-                tracing::info!(address = %self.config.address, "echo socket opened anew");
+                tracing::info!(address = %self.config.address, "liveness socket opened anew");
             }
-            Err(error) => tracing::debug!(%error, "echo socket"),
+            Err(error) => tracing::debug!(%error, "liveness socket"),
         }
     }
 
-    fn snapshot(&self) -> EchoSnapshot {
-        EchoSnapshot {
+    fn snapshot(&self) -> ProberSnapshot {
+        ProberSnapshot {
             nodes: self.liveness.nodes().collect(),
             clusters: self.liveness.clusters().map(|(id, health, since)| (id, (health, since))).collect(),
+            budget: (!self.addresses.is_empty()).then(|| self.liveness.budget().clone()),
             counters: self.counters,
         }
-    }
-}
-
-async fn sleep(wait: Option<Duration>) {
-    match wait {
-        Some(wait) => tokio::time::sleep(wait).await,
-        None => std::future::pending().await,
     }
 }

@@ -1,0 +1,83 @@
+//! Which nodes users' packets go to or come from: those whose tunnel carries more than probes and keep-alives do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hawser_discovery::{LivenessConfig, NodeId};
+use hawser_model::PublicKey;
+use hawser_tunnels_linux::Stats;
+
+/// Between two looks at the tunnels' counters.
+pub(crate) const EVERY: Duration = Duration::from_secs(10);
+/// A probe or its answer as WireGuard counts it: 52 octets of IP, padded, with header and tag.
+const PROBE: u64 = 96;
+
+/// What the last look saw, by the peers' keys.
+#[derive(Debug, Default)]
+pub(crate) struct Used {
+    bytes: BTreeMap<PublicKey, u64>,
+}
+
+impl Used {
+    /// The nodes whose tunnels carried users' packets since the last look. O(peers).
+    pub(crate) fn look(
+        &mut self,
+        stats: &Stats,
+        nodes: &BTreeMap<PublicKey, NodeId>,
+        liveness: &LivenessConfig,
+    ) -> BTreeSet<NodeId> {
+        let seen: BTreeMap<_, _> =
+            stats.peers.iter().map(|(key, peer)| (*key, peer.rx_bytes + peer.tx_bytes)).collect();
+        let most = most_of_probes(liveness.interval);
+        let grown = |(key, bytes): (&PublicKey, &u64)| {
+            let before = self.bytes.get(key)?;
+            (bytes.saturating_sub(*before) > most).then(|| nodes.get(key).copied())?
+        };
+        let used = seen.iter().filter_map(grown).collect();
+        self.bytes = seen;
+        used
+    }
+}
+
+/// Probes in haste, ours and theirs, each with its answer: no more than this comes of them between two looks.
+fn most_of_probes(interval: Duration) -> u64 {
+    let rounds = EVERY.as_millis() / interval.as_millis().max(1) + 1;
+    let rounds = u64::try_from(rounds).unwrap_or(u64::MAX);
+    rounds.saturating_mul(u64::from(LivenessConfig::HASTE) * 2 * 2 * PROBE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hawser_model::{ClusterId, ClusterIdWidth, NodeIndex};
+    use hawser_tunnels_linux::PeerStats;
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey::new([n; 32]).unwrap()
+    }
+
+    fn node(n: u32) -> NodeId {
+        NodeId {
+            cluster: ClusterId::new(2, ClusterIdWidth::Bits8).unwrap(),
+            index: NodeIndex::new(n).unwrap(),
+        }
+    }
+
+    #[test]
+    fn probes_alone_are_no_use_and_a_users_download_is() {
+        let nodes = BTreeMap::from([(key(1), node(1)), (key(2), node(2))]);
+        let (config, mut used, mut stats) = (LivenessConfig::default(), Used::default(), Stats::default());
+        let mut look = |bytes: [u64; 2]| {
+            for (n, more) in [(1, bytes[0]), (2, bytes[1])] {
+                let peer: &mut PeerStats = stats.peers.entry(key(n)).or_default();
+                peer.rx_bytes += more;
+            }
+            used.look(&stats, &nodes, &config)
+        };
+        assert_eq!(look([1 << 30, 1 << 30]), BTreeSet::new(), "what was before is not known");
+        let probes = 10 * 4 * PROBE;
+        assert_eq!(look([probes, probes]), BTreeSet::new());
+        assert_eq!(look([probes, probes + (1 << 20)]), BTreeSet::from([node(2)]));
+        assert_eq!(look([0, 0]), BTreeSet::new());
+    }
+}
