@@ -36,6 +36,8 @@ const REASSERT: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(1);
 /// Source events taken at once before they are written.
 const BATCH: usize = 100_000;
+/// Steps written before what they wrote is let go here.
+const WRITTEN_AT_ONCE: usize = 5_000;
 /// What the work of one turn may take, writes not counted; a million keys take a few seconds.
 const STUCK: Duration = Duration::from_secs(60);
 
@@ -80,7 +82,6 @@ pub struct Exporter {
     term: Option<Term>,
     export: Export,
     reports: Reports,
-    held: Held,
     /// Deletions are held back: nothing that is absent may be taken for gone.
     withheld: Option<String>,
     /// Config and canaries of this life are written.
@@ -116,7 +117,6 @@ impl Exporter {
             leading,
             term: None,
             export,
-            held: Held::new(),
             withheld: None,
             announced: false,
             store_problem: None,
@@ -172,7 +172,6 @@ impl Exporter {
                 _ = changes.changed(), if self.term.is_some() => touched = touched.and(self.take_reports()),
                 () = tokio::time::sleep(wait) => touched = touched.and(Touched { endpoints: true, ..Touched::default() }),
                 _ = reassert.tick() => {
-                    self.reload();
                     touched = Touched::ALL;
                     self.sweep().await;
                 }
@@ -244,7 +243,6 @@ impl Exporter {
         self.export = resume(&self.config, &self.own, self.now());
         (self.withheld, self.announced) = (None, false);
         self.reports = Reports::new(self.own.clone());
-        self.reload();
         self.take_reports();
         Touched::ALL
     }
@@ -296,10 +294,10 @@ impl Exporter {
         Ok(())
     }
 
-    fn reload(&mut self) {
-        let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+    /// What the keyspace holds of what export owns, without a copy.
+    fn held(&self) -> Held {
         let kvs = PREFIXES.iter().flat_map(|prefix| self.own.list(prefix));
-        self.held = kvs.map(|kv| (text(&kv.key), kv.value.clone())).collect();
+        kvs.map(|kv| (kv.key.clone(), kv.value.clone())).collect()
     }
 
     async fn reconcile(&mut self, touched: Touched) -> Result<(), ExportError> {
@@ -308,8 +306,12 @@ impl Exporter {
         let settle = self.objects.complete() && self.withheld.is_none();
         let now = self.now();
         self.export.update(&self.objects, touched, settle, now);
-        let mut steps = diff(&self.held, self.export.entries());
-        self.withheld = self.why_withhold(&steps);
+        let mut steps = {
+            let held = self.held();
+            let steps = diff(&held, self.export.entries());
+            self.withheld = self.why_withhold(&steps, held.len());
+            steps
+        };
         if self.withheld.is_some() {
             steps.retain(|step| matches!(step, Step::Put { .. }));
         }
@@ -318,10 +320,6 @@ impl Exporter {
         let result = self.write(steps, term).instrument(span!("store.commit")).await;
         self.pulse.busy();
         self.store_problem = result.as_ref().err().map(ToString::to_string);
-        if result.is_err() {
-            // How much of it was written is not known.
-            self.reload();
-        }
         result
     }
 
@@ -332,18 +330,23 @@ impl Exporter {
                 tracing::trace!(?step, "export");
             }
         }
-        self.own.write(steps.clone(), term).await?;
-        for step in steps {
-            match step {
-                Step::Put { key, value } => _ = self.held.insert(key, value),
-                Step::Delete { key } => _ = self.held.remove(&key),
+        let mut steps = steps.into_iter();
+        while steps.len() > 0 {
+            let some: Vec<Step> = steps.by_ref().take(WRITTEN_AT_ONCE).collect();
+            let put = |step: &Step| matches!(step, Step::Put { .. }).then(|| step.key().to_owned());
+            let puts: Vec<String> = some.iter().filter_map(put).collect();
+            self.own.write(some, term).await?;
+            for key in puts {
+                if let Some(kv) = self.own.get(&key) {
+                    self.export.share(&key, &kv.value);
+                }
             }
         }
         if !self.announced {
             self.announce(term).await?;
             self.announced = true;
             self.board.update(|facts| facts.exported = true);
-            tracing::info!(keys = self.held.len(), "the source is exported");
+            tracing::info!(keys = self.export.entries().count(), "the source is exported");
         }
         Ok(())
     }
@@ -360,7 +363,7 @@ impl Exporter {
         self.own.write(steps, term).await
     }
 
-    fn why_withhold(&self, steps: &[Step]) -> Option<String> {
+    fn why_withhold(&self, steps: &[Step], held: usize) -> Option<String> {
         let deletes = steps.iter().filter(|step| matches!(step, Step::Delete { .. })).count();
         if deletes == 0 {
             return None;
@@ -374,8 +377,7 @@ impl Exporter {
                  since the start; fix: repair or remove it"
             ));
         }
-        if deletes * 2 > self.held.len() && !self.accept_mass_delete {
-            let held = self.held.len();
+        if deletes * 2 > held && !self.accept_mass_delete {
             return Some(format!(
                 "{deletes} of {held} exported keys would be deleted at once and are kept; fix: bring the manifests \
                  back, or confirm by restarting with --accept-mass-delete"

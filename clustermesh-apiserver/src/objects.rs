@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hawser_model::{NodeName, ServiceKey, SliceKey};
 use hawser_sources::{
@@ -48,11 +49,11 @@ impl Touched {
 #[derive(Debug, Default)]
 pub struct Objects {
     pub namespaces: BTreeMap<String, Namespace>,
-    pub nodes: BTreeMap<NodeName, Node>,
-    pub pods: BTreeMap<(String, String), Pod>,
-    pub services: BTreeMap<ServiceKey, Service>,
+    pub nodes: BTreeMap<NodeName, Arc<Node>>,
+    pub pods: BTreeMap<(String, String), Arc<Pod>>,
+    pub services: BTreeMap<ServiceKey, Arc<Service>>,
     pub service_exports: BTreeMap<ServiceKey, ServiceExport>,
-    slices: BTreeMap<SliceKey, Slice>,
+    slices: BTreeMap<SliceKey, Arc<Slice>>,
     slices_of: BTreeMap<ServiceKey, BTreeSet<SliceKey>>,
     pub policies: BTreeMap<(String, String), Policy>,
     /// Files that cannot be read, and what is wrong with them.
@@ -163,13 +164,14 @@ impl Objects {
 
     /// Cost: the slices of that service.
     pub fn slices_of(&self, service: &ServiceKey) -> impl Iterator<Item = &Slice> {
-        self.slices_of.get(service).into_iter().flatten().filter_map(|key| self.slices.get(key))
+        let slices = self.slices_of.get(service).into_iter().flatten();
+        slices.filter_map(|key| self.slices.get(key).map(|slice| &**slice))
     }
 
     /// Pods by address; host-network pods have their node's. Cost: all pods.
     pub fn pods_by_ip(&self) -> BTreeMap<IpAddr, &Pod> {
         let pods = self.pods.values().filter(|pod| pod.holds_its_addresses());
-        pods.flat_map(|pod| pod.ips.iter().map(move |ip| (*ip, pod))).collect()
+        pods.flat_map(|pod| pod.ips.iter().map(move |ip| (*ip, &**pod))).collect()
     }
 }
 
@@ -187,7 +189,7 @@ mod tests {
         for object in shop {
             assert_eq!(objects.apply(SourceEvent::Upsert(object.clone())), Touched::default(), "{object:?}");
             if let Object::Node(mut node) = object {
-                node.labels.insert("a".into(), "b".into());
+                Arc::make_mut(&mut node).labels.insert("a".into(), "b".into());
                 assert!(objects.apply(SourceEvent::Upsert(Object::Node(node))).nodes);
             }
         }

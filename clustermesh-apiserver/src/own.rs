@@ -1,6 +1,7 @@
 //! The own keyspace as this process reads and writes it: through the same writer that serves clients.
 
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
 use hawser_etcd::server::{KeyspaceHandle, WriteError};
 use hawser_kvstore::{
     Compare, CompareResult, CompareTarget, Cursor, DeleteRange, EventKind, KeyRange, LeaseId, Op, PullLimits,
@@ -15,6 +16,8 @@ use crate::leader::{LEADER, Term};
 const BATCH: usize = 100;
 /// And their bytes: below etcd's default request of 1.5 MiB.
 const BATCH_BYTES: usize = 1 << 20;
+/// Transactions on their way at a time: each waits for the disk, together they wait once.
+const IN_FLIGHT: usize = 8;
 
 #[derive(Clone, Debug)]
 pub struct Own(KeyspaceHandle);
@@ -25,6 +28,25 @@ pub enum ExportError {
     Store(#[from] WriteError),
     #[error("another replica exports now")]
     NotLeading,
+}
+
+/// Transactions' worth of steps, made as they are asked for.
+fn batches(steps: Vec<Step>) -> impl Iterator<Item = Vec<TxnOp>> {
+    let mut steps = steps.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while let Some(step) = steps.next_if(|step| batch.is_empty() || bytes + step.size() <= BATCH_BYTES) {
+            bytes += step.size();
+            batch.push(match step {
+                Step::Put { key, value } => TxnOp::Put(Put::new(key, value)),
+                Step::Delete { key } => TxnOp::DeleteRange(DeleteRange::new(KeyRange::key(key))),
+            });
+            if batch.len() == BATCH {
+                break;
+            }
+        }
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 impl Own {
@@ -84,7 +106,8 @@ impl Own {
         })
     }
 
-    /// In order, in as few transactions as fit, each only while `term` lasts. Those before an error are written.
+    /// In as few transactions as fit, each only while `term` lasts: puts, some transactions at a time, then deletions. What of it
+    /// is written after an error is not known.
     pub async fn write(&self, steps: Vec<Step>, term: Term) -> Result<(), ExportError> {
         let fence = || match term {
             Term::Alone => Vec::new(),
@@ -98,25 +121,11 @@ impl Own {
             true => Ok(()),
             false => Err(ExportError::NotLeading),
         };
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        for step in steps {
-            let size = match &step {
-                Step::Put { key, value } => key.len() + value.len(),
-                Step::Delete { key } => key.len(),
-            };
-            if !batch.is_empty() && (batch.len() == BATCH || bytes + size > BATCH_BYTES) {
-                commit(std::mem::take(&mut batch)).await?;
-                bytes = 0;
-            }
-            bytes += size;
-            batch.push(match step {
-                Step::Put { key, value } => TxnOp::Put(Put::new(key, value)),
-                Step::Delete { key } => TxnOp::DeleteRange(DeleteRange::new(KeyRange::key(key))),
-            });
-        }
-        if !batch.is_empty() {
-            commit(batch).await?;
+        let is_put = |step: &Step| matches!(step, Step::Put { .. });
+        let (puts, deletes): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_put);
+        for steps in [puts, deletes] {
+            let batches = futures::stream::iter(batches(steps).map(&commit));
+            batches.buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
         }
         Ok(())
     }

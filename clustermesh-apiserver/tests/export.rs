@@ -181,7 +181,8 @@ fn an_agents_word_appears_in_both_forms_of_its_node() {
 #[test]
 fn the_same_objects_again_write_nothing_and_a_change_writes_only_itself() {
     let mut cluster = Cluster::with(SHOP);
-    let held: Held = cluster.export.entries().map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    let held: Held =
+        cluster.export.entries().map(|(key, value)| (key.to_owned().into(), value.clone())).collect();
     cluster.says(SHOP);
     assert_eq!(diff(&held, cluster.export.entries()), []);
     cluster.says(&SHOP.replace("global: \"true\"", "global: \"true\"\n      hawser.io/affinity: local"));

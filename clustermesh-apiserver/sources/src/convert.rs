@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hawser_model::{
     AddressFamily, AddressKind, BootId, InternalTrafficPolicy, IpNet, NodeAddress, NodeName, PortName,
@@ -117,14 +118,14 @@ fn node(from: fields::Node) -> Result<Object, ConvertError> {
     }
     // A boot id in another shape (some virtual kubelets) is as good as none.
     let boot_id = status.node_info.and_then(|info| BootId::parse(&info.boot_id).ok());
-    Ok(Object::Node(Node {
+    Ok(Object::Node(Arc::new(Node {
         name: NodeName::parse(&name).map_err(value("metadata.name"))?,
         labels: from.metadata.labels.unwrap_or_default(),
         annotations: annotations(from.metadata.annotations),
         addresses,
         pod_cidrs,
         boot_id,
-    }))
+    })))
 }
 
 fn pod(from: fields::Pod) -> Result<Object, ConvertError> {
@@ -141,7 +142,7 @@ fn pod(from: fields::Pod) -> Result<Object, ConvertError> {
         ips.push(address("status.podIP", &ip)?);
     }
     let node = spec.node_name.filter(|node| !node.is_empty());
-    Ok(Object::Pod(Pod {
+    Ok(Object::Pod(Arc::new(Pod {
         namespace,
         name,
         labels: from.metadata.labels.unwrap_or_default(),
@@ -156,7 +157,7 @@ fn pod(from: fields::Pod) -> Result<Object, ConvertError> {
             Some("Failed") => PodPhase::Failed,
             _ => PodPhase::Unknown,
         },
-    }))
+    })))
 }
 
 fn service(from: fields::Service) -> Result<Object, ConvertError> {
@@ -186,7 +187,7 @@ fn service(from: fields::Service) -> Result<Object, ConvertError> {
             return Err(ConvertError::Value { field: "spec.ports", reason });
         }
     }
-    Ok(Object::Service(Service {
+    Ok(Object::Service(Arc::new(Service {
         key: ServiceKey::new(&namespace, &name).map_err(value("metadata"))?,
         uid: from.metadata.uid.unwrap_or_default(),
         labels: from.metadata.labels.unwrap_or_default(),
@@ -196,7 +197,7 @@ fn service(from: fields::Service) -> Result<Object, ConvertError> {
         ports,
         external_name: spec.type_.as_deref() == Some("ExternalName"),
         traffic: traffic(&spec, app_protocols),
-    }))
+    })))
 }
 
 /// Words that are newer than this are as good as none: the Service itself is not refused for them.
@@ -257,14 +258,14 @@ fn slice(from: fields::EndpointSlice) -> Result<Object, ConvertError> {
             port: port.port.map(|port| port_number("ports.port", port)).transpose()?,
         });
     }
-    Ok(Object::EndpointSlice(Slice {
+    Ok(Object::EndpointSlice(Arc::new(Slice {
         key: SliceKey::new(&namespace, &name).map_err(value("metadata"))?,
         labels: from.metadata.labels.unwrap_or_default(),
         annotations: annotations(from.metadata.annotations),
         family,
         endpoints,
         ports,
-    }))
+    })))
 }
 
 fn slice_endpoint(from: fields::Endpoint, family: AddressFamily) -> Result<SliceEndpoint, ConvertError> {

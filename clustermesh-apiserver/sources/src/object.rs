@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hawser_model::{
     AddressFamily, BootId, EndpointSlice, InternalTrafficPolicy, IpNet, NodeAddress, NodeName, PortName,
@@ -62,13 +63,14 @@ impl fmt::Display for ObjectRef {
     }
 }
 
+/// What there are many of is shared: the source and its consumer hold one copy.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     Namespace(Namespace),
-    Node(Node),
-    Pod(Pod),
-    Service(Service),
-    EndpointSlice(Slice),
+    Node(Arc<Node>),
+    Pod(Arc<Pod>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<Slice>),
     NetworkPolicy(Policy),
     ServiceExport(ServiceExport),
 }

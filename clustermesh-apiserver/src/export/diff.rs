@@ -8,12 +8,28 @@ use hawser_wire::prefix;
 use crate::exports::NAMESPACES;
 
 /// What the own keyspace holds of what export owns.
-pub type Held = BTreeMap<String, Bytes>;
+pub type Held = BTreeMap<Bytes, Bytes>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Put { key: String, value: Bytes },
     Delete { key: String },
+}
+
+impl Step {
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+
+    /// Bytes of key and value.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
+    }
 }
 
 /// What export writes and deletes, whoever wrote it before. Peers, tokens, canaries and what Cilium may add are not.
@@ -36,12 +52,12 @@ pub fn diff<'a>(held: &Held, wanted: impl Iterator<Item = (&'a str, &'a Bytes)>)
     let mut seen = BTreeSet::new();
     for (key, value) in wanted {
         seen.insert(key);
-        if held.get(key) != Some(value) {
+        if held.get(key.as_bytes()) != Some(value) {
             steps.push(Step::Put { key: key.to_owned(), value: value.clone() });
         }
     }
-    let gone = held.keys().filter(|key| !seen.contains(key.as_str()));
-    steps.extend(gone.map(|key| Step::Delete { key: key.clone() }));
+    let gone = held.keys().map(|key| String::from_utf8_lossy(key)).filter(|key| !seen.contains(&**key));
+    steps.extend(gone.map(|key| Step::Delete { key: key.into_owned() }));
     steps
 }
 
@@ -66,7 +82,7 @@ mod tests {
                 Step::Delete { key: "c".into() },
             ]
         );
-        let same = held.iter().map(|(k, v)| (k.as_str(), v));
+        let same = held.iter().map(|(k, v)| (std::str::from_utf8(k).unwrap(), v));
         assert!(diff(&held, same).is_empty());
     }
 }

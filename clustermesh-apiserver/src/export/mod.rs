@@ -122,6 +122,15 @@ impl Export {
         }
     }
 
+    /// The store holds this value of a key: if it is the wanted one, one copy is enough. Cost: logarithmic.
+    pub fn share(&mut self, key: &str, stored: &Bytes) {
+        let parts = [&mut self.nodes, &mut self.endpoints, &mut self.services];
+        let wanted = parts.into_iter().find_map(|part| part.entries.get_mut(key));
+        if let Some(value) = wanted.filter(|value| *value == stored) {
+            *value = stored.clone();
+        }
+    }
+
     /// When an update is due though nothing was touched.
     pub fn poll_deadline(&self) -> Option<Time> {
         self.identities.poll_deadline()

@@ -15,7 +15,7 @@ impl Export {
     /// Cost: the exports and the endpoints of their services.
     pub(super) fn export_service_exports(&self, objects: &Objects, part: &mut Part) {
         for export in objects.service_exports.values() {
-            match self.exportable(objects.services.get(&export.key), export) {
+            match self.exportable(objects.services.get(&export.key).map(|service| &**service), export) {
                 Err(why) => part.problems.push(format!("service export {}: {why}", export.key)),
                 Ok((service, created)) => {
                     let entry = self.service_export(service, export, created);
