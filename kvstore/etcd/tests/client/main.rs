@@ -8,6 +8,7 @@ mod etcd_history;
 mod etcd_store;
 mod etcd_tls;
 mod following;
+mod foreign;
 mod harness;
 mod limits;
 mod mirrors;

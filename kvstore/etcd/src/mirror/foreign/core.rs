@@ -80,6 +80,8 @@ pub(super) struct Core {
     disagree: Option<Time>,
     beat: Beat,
     connected_at: Time,
+    /// A heartbeat that is the same as in an earlier life is not late before this.
+    grace: Time,
     held: BTreeMap<&'static str, Held>,
     groups: BTreeMap<u64, Vec<&'static str>>,
     next_group: u64,
@@ -104,6 +106,7 @@ impl Core {
             disagree: None,
             beat: Beat { value: beat.unwrap_or_default(), ..Beat::default() },
             connected_at: now,
+            grace: now + LOST,
             held: BTreeMap::new(),
             groups: BTreeMap::new(),
             next_group: 0,
@@ -140,6 +143,9 @@ impl Core {
                 }
                 FollowEvent::Listed { range, .. } if range + 1 == self.sign_ranges => {
                     self.signs = self.listing_signs.take().unwrap_or_default();
+                    if !self.signs.contains_key(&self.heartbeat) {
+                        self.beat.at = None;
+                    }
                     (self.read, self.disagree) = (true, None);
                 }
                 FollowEvent::Listed { .. }
@@ -530,7 +536,7 @@ impl Core {
             read: self.read,
             follows: self.read && planned && readable.clone().all(|held| held.listed || !held.is_readable()),
             beat_at: self.beat.at,
-            fresh: self.fresh(now),
+            lives: self.fresh(now) || now < self.grace,
             waits_for: waits.map(|held| held.source.name).collect(),
             held_back: self.held.values().map(|held| held.ghosts.len()).sum(),
             changes: self.changes,
@@ -551,7 +557,8 @@ pub(super) struct Standing {
     /// All that can be read was, over this connection.
     pub(super) follows: bool,
     pub(super) beat_at: Option<Time>,
-    pub(super) fresh: bool,
+    /// Nothing speaks against it.
+    pub(super) lives: bool,
     pub(super) waits_for: Vec<&'static str>,
     pub(super) held_back: usize,
     pub(super) changes: u64,

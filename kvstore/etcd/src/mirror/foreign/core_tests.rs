@@ -301,7 +301,7 @@ fn a_cluster_that_dies_does_not_erase_itself_and_one_that_comes_back_is_believed
     let mut etcd = published(1, 100, "state", 40);
     world.settle(&etcd);
     world.pass(3 * MINUTE);
-    assert!(!world.core.standing(world.now).fresh && world.reconnects == 1);
+    assert!(!world.core.standing(world.now).lives && world.reconnects == 1);
     etcd.delete(&["state/a/1".to_owned()]);
     world.settle(&etcd);
     assert_eq!(world.kinds().len(), 80, "nobody vouches for one deletion");
@@ -356,7 +356,7 @@ fn a_heartbeat_that_stops_has_the_etcd_dialled_again_every_two_minutes() {
         world.pass(2 * MINUTE);
         world.settle(&etcd);
         assert_eq!(world.reconnects, n);
-        assert!(!world.core.standing(world.now).fresh, "the same heartbeat again proves nothing");
+        assert!(!world.core.standing(world.now).lives, "the same heartbeat again proves nothing");
     }
     assert_eq!(world.kinds().len(), 8);
 }

@@ -99,7 +99,8 @@ impl Mirror {
                 dir: dir.clone(),
                 cluster: config.cluster.clone(),
                 asks: asks.clone(),
-                kept: restored.then(|| *changes.borrow()),
+                // Empty and not served, or as it is on disk.
+                kept: (!going_on).then(|| *changes.borrow()),
                 changes,
                 shown: shown.clone(),
                 ended: ended.clone(),

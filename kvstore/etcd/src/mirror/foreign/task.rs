@@ -285,8 +285,8 @@ impl Task {
     /// One that does not say that it lives is as good as not reached: that is the control plane's verdict.
     fn state(&self, standing: &Standing) -> FollowState {
         let all = || self.running.values().map(|running| running.status.as_ref().map(|status| status.state));
-        let connected = all().all(|state| state.is_some_and(|state| state != FollowState::Connecting));
-        match (connected && standing.fresh && standing.refused.is_none(), standing.follows) {
+        let connected = all().all(|state| state != Some(FollowState::Connecting));
+        match (connected && standing.lives && standing.refused.is_none(), standing.follows) {
             (true, true) if standing.waits_for.is_empty() => FollowState::Following,
             (true, _) if standing.read => FollowState::Listing,
             _ => FollowState::Connecting,
@@ -302,7 +302,7 @@ impl Task {
             0 => String::new(),
             count => format!(" ({count} deletions wait for it)"),
         };
-        if standing.read && !standing.fresh {
+        if standing.read && !standing.lives {
             let quiet = match standing.beat_at {
                 Some(at) => format!("has not changed for {} s", now.since(at).as_secs()),
                 None => "is not there, or was not changed yet".to_owned(),
