@@ -96,7 +96,7 @@ fn affinity_and_its_change_reach_the_map() {
     mesh.say(1, [mk_service(Affinity::Local, &["10.1.1.5"])]);
     mesh.settle();
     let tiers: Vec<_> = cart(&mesh).slices.iter().map(|(cluster, slice)| (*cluster, slice.tier)).collect();
-    assert_eq!(tiers, [(1, 0), (2, 1)]);
+    assert_eq!(tiers, [(1, 0), (2, 1), (3, 1)]);
 }
 
 #[test]

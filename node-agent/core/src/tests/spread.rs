@@ -15,7 +15,8 @@ fn shares_of(routing: &Routing, backends: [usize; 3]) -> Vec<String> {
     let slices = (1..=3).zip(backends).map(|(c, len)| (cluster(c), (0..len).map(backend).collect()));
     let port = ServicePort { protocol: Protocol::Tcp, port: 80 };
     let port = MergedPort { port, slices: slices.collect() };
-    let shares = spread(&cluster(1), routing, &port, true);
+    let mut shares: Vec<_> = spread(&cluster(1), routing, &port, true).into_iter().collect();
+    shares.sort_by_key(|(cluster, _)| cluster.id);
     shares.iter().map(|(c, share)| format!("{} {} {}", c.name, share.tier, share.weight)).collect()
 }
 
