@@ -104,7 +104,7 @@ impl Liveness {
         let mut random = Random::seeded(seed);
         Self {
             config,
-            salt: random.next() as u16,
+            salt: random.draw() as u16,
             random,
             peers: BTreeMap::new(),
             clusters: BTreeMap::new(),

@@ -218,30 +218,6 @@ impl Config {
                 Underlay::Devices(names.iter().map(|text| name("underlay", text)).collect::<Result<_, _>>()?)
             }
         };
-        let duration = |key, text: &String| {
-            let why = "is not a number and ms, s or m";
-            parse_duration(text).ok_or_else(|| value(key, text, &why, "a duration like 500ms or 3s"))
-        };
-        let interval = duration("health.interval", &file.health.interval)?;
-        if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&interval) {
-            let why = "is not between 50ms and 60s";
-            return Err(value(
-                "health.interval",
-                &file.health.interval,
-                &why,
-                "1s, or 250ms for faster verdicts",
-            ));
-        }
-        let multiplier = file.health.multiplier;
-        if !(3..=50).contains(&multiplier) {
-            let why = "is not between 3 and 50";
-            return Err(value(
-                "health.multiplier",
-                &multiplier,
-                &why,
-                "3: down after three intervals of silence",
-            ));
-        }
         check_numbers(&file, value)?;
         Ok(Self {
             node,
@@ -256,7 +232,7 @@ impl Config {
             table: file.table,
             rule_priority: file.rule_priority,
             probe_port: file.health.port,
-            liveness: LivenessConfig { interval, multiplier, ..LivenessConfig::default() },
+            liveness: liveness(&file.health, value)?,
             underlay,
             bpf_dir: file.bpf_dir,
             metrics: file.metrics,
@@ -282,6 +258,20 @@ fn join(text: JoinText, value: Bad<'_>) -> Result<Join, ConfigError> {
 
 /// How a value is refused: its key, itself, why, and the fix.
 type Bad<'a> = &'a dyn Fn(&'static str, &dyn fmt::Display, &dyn fmt::Display, &'static str) -> ConfigError;
+
+fn liveness(file: &HealthFile, value: Bad<'_>) -> Result<LivenessConfig, ConfigError> {
+    let refused = |why| value("health.interval", &file.interval, &why, "1s, or 250ms for faster verdicts");
+    let interval = parse_duration(&file.interval).ok_or_else(|| refused("is not a number and ms, s or m"))?;
+    if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&interval) {
+        return Err(refused("is not between 50ms and 60s"));
+    }
+    let multiplier = file.multiplier;
+    if !(3..=50).contains(&multiplier) {
+        let fix = "3: down after three intervals of silence";
+        return Err(value("health.multiplier", &multiplier, &"is not between 3 and 50", fix));
+    }
+    Ok(LivenessConfig { interval, multiplier, ..LivenessConfig::default() })
+}
 
 fn check_numbers(file: &File, value: Bad<'_>) -> Result<(), ConfigError> {
     for (key, port) in [("port", file.port), ("health.port", file.health.port)] {

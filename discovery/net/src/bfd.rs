@@ -243,13 +243,13 @@ impl Task {
             self.sessions.values().map(|running| running.session.local_discriminator()).collect();
         let local_discriminator = loop {
             // At most MAX_PEERS of 2^32 are taken.
-            let drawn = NonZeroU32::new(self.random.next() as u32);
+            let drawn = NonZeroU32::new(self.random.draw() as u32);
             if let Some(free) = drawn.filter(|drawn| !taken.contains(drawn)) {
                 break free;
             }
         };
         let Intervals { desired_min_tx, required_min_rx, detect_mult } = self.config.intervals;
-        let seed = self.random.next();
+        let seed = self.random.draw();
         let config =
             SessionConfig { local_discriminator, desired_min_tx, required_min_rx, detect_mult, seed };
         let now = (self.config.clock)();

@@ -127,3 +127,30 @@ fn a_cluster_on_its_slow_way_back_takes_little_first_and_a_step_after_it_died_ag
     let words: Vec<_> = mesh.words.iter().map(|write| write.word).collect();
     assert_eq!(words, [HealthWord::up(64), HealthWord::up(128), HealthWord::UP, HealthWord::DOWN]);
 }
+
+#[test]
+fn a_control_plane_that_cannot_be_read_is_a_verdict_of_its_own_and_moves_no_word() {
+    let mut mesh = Mesh::of_three();
+    let name = cluster(2).name;
+    judge(&mut mesh, About::Cluster(cluster(2).id), ClusterHealth::Up);
+    mesh.words.clear();
+    let said = |mesh: &Mesh, now| {
+        let all = mesh.agent.clusters(now);
+        let status = all.into_iter().find(|status| status.cluster == cluster(2)).unwrap();
+        assert_eq!(status.data_plane, ClusterHealth::Up);
+        (status.control_plane.verdict, status.control_plane.since, status.control_plane.reason)
+    };
+    assert_eq!(said(&mesh, mesh.now).0, ClusterHealth::Up);
+    mesh.agent.handle_interrupted(&name, "connection refused".into());
+    let (verdict, since, reason) = said(&mesh, mesh.now);
+    assert!(
+        verdict == ClusterHealth::Down && since.is_some() && reason.contains("connection refused"),
+        "{reason}"
+    );
+    mesh.agent.handle_heard(&name, None, mesh.now);
+    assert_eq!(said(&mesh, mesh.now), (ClusterHealth::Up, Some(mesh.now), String::new()));
+    let later = mesh.now + std::time::Duration::from_secs(15);
+    let (verdict, since, reason) = said(&mesh, later);
+    assert!(verdict == ClusterHealth::Down && since == Some(later), "{reason}");
+    assert_eq!(mesh.words, []);
+}
