@@ -39,7 +39,7 @@ pub struct KeptBackends(Box<[(IpAddr, PortName, ServicePort)]>);
 
 impl KeptBackends {
     /// Backends that name a port alike share the name.
-    fn new(backends: &PortMap) -> Self {
+    pub(crate) fn new(backends: &PortMap) -> Self {
         let mut names: Vec<PortName> = Vec::new();
         let mut shared = |name: &PortName| match names.iter().find(|known| *known == name) {
             Some(known) => known.clone(),

@@ -90,17 +90,17 @@ fn remote_slice(
     port: ServicePort,
     slots: &NodeSlots,
 ) -> Vec<MergedBackend> {
-    // `shared: false` is read as "gone".
-    let Some(service) = remote.view.services.get(key).filter(|service| service.shared) else {
-        return Vec::new();
-    };
     let backend = |(ip, given)| {
         let port = target(&given, port).filter(|_| remote.admits_pod(ip))?;
         let node = remote.node_of(ip);
+        // Of a cluster whose nodes speak Cilium's tunnels: what no tunnel of ours leads to is never chosen.
+        if node.is_none() && remote.view.cilium {
+            return None;
+        }
         let slot = node.map_or(0, |node| slots.get(node.id));
         Some(MergedBackend { ip, port, node: node.map(|node| (node.id, node.name.clone())), slot })
     };
-    service.backends.of_port(name).filter_map(backend).collect()
+    remote.view.backends(key, name).into_iter().filter_map(backend).collect()
 }
 
 /// The backend's port, if it speaks the service's protocol.

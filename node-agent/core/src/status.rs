@@ -68,7 +68,7 @@ impl Agent {
             control_plane,
             heard: view.and_then(|view| view.heard),
             nodes: view.map_or(0, |view| view.nodes.len()),
-            services: view.map_or(0, |v| if own { v.local_services.len() } else { v.services.len() }),
+            services: view.map_or(0, |v| if own { v.local_services.len() } else { v.service_count() }),
             endpoints: view.map_or(0, |view| view.endpoints.len()),
             identities: view.map_or(0, |view| view.identities.len()),
             refused: view.map_or(0, |view| view.refused.count),

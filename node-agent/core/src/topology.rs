@@ -150,6 +150,12 @@ fn remote<'a>(
             stray_pods: Vec::new(),
         });
     }
+    if view.cilium && nodes.is_empty() {
+        notes.push(format!(
+            "{} runs Cilium: its {} nodes, {} services, {} addresses and identities are known here, and no tunnel leads there, so none of its backends is chosen and packets to its pods are dropped, never sent in clear. fix: run hawser-node-agent on its nodes and connect it as a cluster on Hawser, for traffic; nothing, where only Cilium reads this cluster",
+            view.name, view.nodes.len(), view.service_count(), view.endpoints.len()
+        ));
+    }
     let mut remote = Remote { peer, view, leaving: false, nodes, by_host, by_prefix };
     for (ip, endpoint) in remote.endpoints() {
         let at = endpoint.host.and_then(|host| remote.by_host.get(&host).copied());

@@ -10,16 +10,18 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hawser_model::{
-    ClusterConfig, ClusterIdWidth, ClusterName, ClusterRef, GlobalService, IdentityId, MeshPlan, Node,
-    NodeName, Peer, ServiceKey, Time, TunnelNode,
+    ClusterConfig, ClusterIdWidth, ClusterName, ClusterRef, ExportMode, GlobalService, IdentityId,
+    ImportKind, MeshPlan, Node, NodeName, Peer, PeerKind, PortName, ServiceKey, ServicePort, Time,
+    TunnelNode,
 };
-use hawser_wire::{Context, Entry, Key, PeerRecord, Resource, admit, decode};
+use hawser_wire::{Context, Entry, Key, PeerRecord, Resource, admit, decode, derived};
 
 use crate::kept::{KeptEndpoint, KeptService};
+use crate::slices::Slices;
 
 /// Nothing heard of a keyspace for this long: it cannot be read, or nobody writes to it.
 pub(crate) const QUIET: Duration = Duration::from_secs(15);
-/// A cluster's data is used once all of these have been published and listed.
+/// A cluster's data is used once all of these have been published and listed; one on Cilium has no tunnel nodes.
 const NEEDED: [Resource; 5] =
     [Resource::Nodes, Resource::Identities, Resource::Ips, Resource::Services, Resource::TunnelNodes];
 
@@ -40,6 +42,13 @@ pub struct ClusterView {
     pub endpoints: BTreeMap<IpAddr, KeptEndpoint>,
     pub identities: BTreeSet<IdentityId>,
     pub services: BTreeMap<ServiceKey, KeptService>,
+    /// It runs Cilium: also its slices and exports are kept, and nobody expects tunnel nodes of it.
+    pub cilium: bool,
+    /// Of a cluster on Cilium only: one on Hawser says the same in its services.
+    pub slices: Slices,
+    /// Of a cluster on Cilium only: services exported to the clusterset (MCS-API). Their endpoints are those of the service
+    /// with the derived name.
+    pub exports: BTreeMap<ServiceKey, ImportKind>,
     /// Of the own keyspace only.
     pub local_services: BTreeMap<ServiceKey, GlobalService>,
     /// Of the own keyspace only.
@@ -70,6 +79,9 @@ impl ClusterView {
             endpoints: BTreeMap::new(),
             identities: BTreeSet::new(),
             services: BTreeMap::new(),
+            cilium: false,
+            slices: Slices::default(),
+            exports: BTreeMap::new(),
             local_services: BTreeMap::new(),
             peers: BTreeMap::new(),
             refused: Refused::default(),
@@ -97,8 +109,36 @@ impl ClusterView {
         if !self.listed {
             return self.interrupted.clone().unwrap_or_else(|| "its first list is not complete".into());
         }
-        let missing = NEEDED.iter().filter(|kind| !self.canaries.contains(kind)).map(|kind| kind.canary());
+        let missing = self.needed().filter(|kind| !self.canaries.contains(kind)).map(|kind| kind.canary());
         format!("it has not published {} yet", missing.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Services as people know them: without those that only carry the endpoints of an export. O(services).
+    pub fn service_count(&self) -> usize {
+        let carriers: BTreeSet<_> = self.exports.keys().map(derived).collect();
+        let of_slices = self.slices_only().then(|| self.slices.services());
+        let all = self.services.keys().chain(of_slices.into_iter().flatten());
+        all.filter(|key| !carriers.contains(*key)).count()
+    }
+
+    /// Where the port of that name of a service is served: services/v1 wherever the cluster publishes it, for it is whole in
+    /// one value and all clusters have it; slices of one that publishes nothing else. Never both.
+    pub(crate) fn backends(&self, service: &ServiceKey, port: &PortName) -> Vec<(IpAddr, ServicePort)> {
+        if self.slices_only() {
+            return self.slices.of_port(service, port);
+        }
+        // `shared: false` is read as "gone".
+        let shared = self.services.get(service).filter(|service| service.shared);
+        shared.map(|service| service.backends.of_port(port).collect()).unwrap_or_default()
+    }
+
+    fn slices_only(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| config.endpoint_slices == ExportMode::SlicesOnly)
+    }
+
+    fn needed(&self) -> impl Iterator<Item = &'static Resource> {
+        let cilium = self.cilium;
+        NEEDED.iter().filter(move |kind| !cilium || **kind != Resource::TunnelNodes)
     }
 
     fn is_empty(&self) -> bool {
@@ -107,12 +147,14 @@ impl ClusterView {
             && self.endpoints.is_empty()
             && self.identities.is_empty()
             && self.services.is_empty()
+            && self.slices.is_empty()
+            && self.exports.is_empty()
             && self.local_services.is_empty()
             && self.peers.is_empty()
     }
 
     fn settle(&mut self) {
-        self.synced |= self.listed && NEEDED.iter().all(|kind| self.canaries.contains(kind));
+        self.synced |= self.listed && self.needed().all(|kind| self.canaries.contains(kind));
     }
 
     fn put(&mut self, key: Key, entry: Entry) {
@@ -134,12 +176,9 @@ impl ClusterView {
                 self.canaries.insert(resource);
                 self.settle();
             }
-            // services/v1 says the same for now.
-            Entry::Heartbeat(_)
-            | Entry::Slice(_)
-            | Entry::Export(_)
-            | Entry::Trust(_)
-            | Entry::Trusted(_) => {}
+            Entry::Slice(slice) => self.slices.insert(&slice),
+            Entry::Export(export) => drop(self.exports.insert(export.key, export.kind)),
+            Entry::Heartbeat(_) | Entry::Trust(_) | Entry::Trusted(_) => {}
         }
         if let Some(seen) = &mut self.seen {
             seen.insert(key);
@@ -158,6 +197,10 @@ impl ClusterView {
         self.identities.retain(|id| seen.contains(&Key::Identity(*id)));
         self.services
             .retain(|key, _| seen.contains(&Key::Service { cluster: cluster(), service: key.clone() }));
+        self.slices
+            .retain(|slice| seen.contains(&Key::EndpointSlice { cluster: cluster(), slice: slice.clone() }));
+        self.exports
+            .retain(|key, _| seen.contains(&Key::ServiceExport { cluster: cluster(), service: key.clone() }));
         self.local_services
             .retain(|key, _| seen.contains(&Key::LocalService { cluster: cluster(), service: key.clone() }));
         self.peers.retain(|peer, _| seen.contains(&Key::LocalPeer(peer.clone())));
@@ -171,10 +214,12 @@ impl ClusterView {
             Key::Identity(id) => drop(self.identities.remove(id)),
             Key::Ip(ip) => drop(self.endpoints.remove(ip)),
             Key::Service { service, .. } => drop(self.services.remove(service)),
+            Key::EndpointSlice { slice, .. } => self.slices.remove(slice),
+            Key::ServiceExport { service, .. } => drop(self.exports.remove(service)),
             Key::LocalService { service, .. } => drop(self.local_services.remove(service)),
             Key::LocalPeer(name) => drop(self.peers.remove(name)),
             // A canary that goes says nothing about the data (Cilium's readers ignore it too).
-            Key::Synced { .. } | Key::Heartbeat | Key::EndpointSlice { .. } | Key::ServiceExport { .. } => {}
+            Key::Synced { .. } | Key::Heartbeat => {}
             Key::Trust(_) | Key::Trusted { .. } | Key::Private(_) | Key::Other(_) => {}
         }
     }
@@ -300,26 +345,33 @@ impl MeshView {
         }
         let record = |peer: &Peer| PeerRecord::new(peer, self.width, self.mesh);
         self.records = self.own().peers.iter().map(|(name, peer)| (name.clone(), record(peer))).collect();
+        let kinds: Vec<_> =
+            self.own().peers.values().map(|peer| (peer.cluster.name.clone(), on_cilium(peer))).collect();
+        for (name, cilium) in kinds {
+            if let Some(view) = self.clusters.get_mut(&name) {
+                view.cilium = cilium;
+                view.settle();
+            }
+        }
         Changed::Peers
     }
 
     fn cluster_mut(&mut self, cluster: &ClusterName) -> &mut ClusterView {
-        self.clusters.entry(cluster.clone()).or_insert_with(|| ClusterView::new(cluster.clone()))
+        let cilium = self.own().peers.get(cluster).is_some_and(on_cilium);
+        self.clusters
+            .entry(cluster.clone())
+            .or_insert_with(|| ClusterView { cilium, ..ClusterView::new(cluster.clone()) })
     }
 
     /// A key and value as they may stand in `cluster`'s keyspace; none when no planner needs it. The error is for people.
     fn read(&self, cluster: &ClusterName, key: &[u8], value: &[u8]) -> Result<Option<(Key, Entry)>, String> {
         let key = Key::parse(key).map_err(|error| error.to_string())?;
         let trust = matches!(key, Key::Trust(_) | Key::Trusted { .. });
-        let unread = matches!(
-            key,
-            Key::Other(_)
-                | Key::Private(_)
-                | Key::Heartbeat
-                | Key::EndpointSlice { .. }
-                | Key::ServiceExport { .. }
-        );
-        if trust || unread {
+        let unread = matches!(key, Key::Other(_) | Key::Private(_) | Key::Heartbeat);
+        let ciliums = matches!(key, Key::EndpointSlice { .. } | Key::ServiceExport { .. });
+        let cilium = self.clusters.get(cluster).is_some_and(|view| view.cilium)
+            || self.own().peers.get(cluster).is_some_and(on_cilium);
+        if trust || unread || (ciliums && !cilium) {
             return Ok(None);
         }
         if self.is_own(cluster) {
@@ -332,4 +384,8 @@ impl MeshView {
         admit(record, &key, &entry).map_err(|refusal| refusal.to_string())?;
         Ok(Some((key, entry)))
     }
+}
+
+fn on_cilium(peer: &Peer) -> bool {
+    matches!(peer.kind, PeerKind::Cilium(_))
 }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod budget;
+mod cilium;
 mod datapath;
 mod health;
 mod services;
@@ -15,9 +16,9 @@ use std::net::IpAddr;
 
 use hawser_model::{
     AddressKind, Affinity, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Endpoint, Epoch,
-    GlobalService, IdentityId, MeshPlan, Node, NodeAddress, NodeIndex, NodeName, Peer, PeerKind, PortMap, PortName,
-    Protocol, PublicKey, ServerUrl, ServiceKey, ServicePort, SharedService, Time, Timestamp, TunnelEnd,
-    TunnelNode,
+    GlobalService, IdentityId, MeshPlan, Node, NodeAddress, NodeIndex, NodeName, Peer, PeerKind, PortMap,
+    PortName, Protocol, PublicKey, ServerUrl, ServiceKey, ServicePort, SharedService, Time, Timestamp,
+    TunnelEnd, TunnelNode,
 };
 use hawser_tunnels::{DeviceName, Mark};
 use hawser_wire::{Entry, Resource};
