@@ -5,6 +5,7 @@
 //! `connect_timeout(5 s)`, `tcp_nodelay(true)`. [`Client::follow`] asks for progress by itself and so notices
 //! a peer that takes bytes and never answers.
 
+mod bounded;
 mod error;
 mod follow;
 mod members;

@@ -1,10 +1,14 @@
 //! The plain calls: one request, one reply, its header checked.
 
+use http::uri::PathAndQuery;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status};
 
 use super::MAX_MESSAGE;
+use super::bounded::Bounded;
 use super::error::CallError;
 use super::members::Members;
 use crate::pb;
@@ -66,6 +70,33 @@ impl Client {
         lease_revoke: lease::lease_revoke(LeaseRevokeRequest) -> LeaseRevokeResponse;
         lease_time_to_live: lease::lease_time_to_live(LeaseTimeToLiveRequest) -> LeaseTimeToLiveResponse;
         status: maintenance::status(StatusRequest) -> StatusResponse;
+    }
+
+    /// A page of a list, for one who does not know the server. Its entries are counted before they are decoded.
+    pub(crate) async fn page(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, CallError> {
+        let mut grpc = self.grpc().await?;
+        let path = PathAndQuery::from_static("/etcdserverpb.KV/Range");
+        let codec = Bounded::<pb::RangeRequest, pb::RangeResponse>::default();
+        let reply = grpc.unary(self.request(request), path, codec).await?.into_inner();
+        checked(reply.header.as_ref())?;
+        Ok(reply)
+    }
+
+    /// A watch stream; the same holds for the entries of each of its messages.
+    pub(crate) async fn stream(
+        &self,
+        request: Request<ReceiverStream<pb::WatchRequest>>,
+    ) -> Result<tonic::Streaming<pb::WatchResponse>, CallError> {
+        let mut grpc = self.grpc().await?;
+        let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
+        let codec = Bounded::<pb::WatchRequest, pb::WatchResponse>::default();
+        Ok(grpc.streaming(request, path, codec).await?.into_inner())
+    }
+
+    async fn grpc(&self) -> Result<Grpc<Members>, CallError> {
+        let mut grpc = Grpc::new(self.members.clone()).max_decoding_message_size(MAX_MESSAGE);
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(grpc)
     }
 
     /// Keeps a lease alive once and gives its time to live in seconds; 0: there is no such lease any more.

@@ -204,7 +204,7 @@ impl Shell {
             match output {
                 Output::List(request) => {
                     let client = self.client.clone();
-                    self.call = Call::List(Box::pin(async move { client.range(request).await }));
+                    self.call = Call::List(Box::pin(async move { client.page(request).await }));
                 }
                 Output::Watch(creates) => self.call = self.open(creates),
                 Output::AskProgress => self.ask_progress(),
@@ -233,7 +233,7 @@ impl Shell {
             if in_rounds {
                 request.metadata_mut().insert(PROGRESS_METADATA, AsciiMetadataValue::from_static("rounds"));
             }
-            Ok(client.watches().watch(request).await?.into_inner())
+            client.stream(request).await
         });
         Call::Opening { reply, requests }
     }
