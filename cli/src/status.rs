@@ -93,6 +93,9 @@ fn server_section(status: &admin::StatusReply) -> Result<()> {
         let rows: Vec<_> = status.peers.iter().map(limits_row).collect();
         table(&["PEER", "KEYS", "BYTES", "HELD-BACK", "CONNECTIONS", "WATCHES", "REFUSED-REQUESTS"], &rows)?;
     }
+    for (peer, cilium) in status.peers.iter().filter_map(|peer| Some((peer, peer.cilium.as_ref()?))) {
+        line(&cilium_line(&peer.name, cilium))?;
+    }
     for peer in status.peers.iter().filter(|peer| !peer.reason.is_empty()) {
         line(&format!("! {}: {}", peer.name, peer.reason))?;
     }
@@ -127,6 +130,20 @@ fn replica_line(replica: &admin::ReplicaStatus) -> Result<()> {
         count => format!("; {count} replicas: {}", replica.replicas.join(", ")),
     };
     line(&format!("replica {}: {exports}{others}", replica.name))
+}
+
+/// How a cluster on Cilium is read.
+fn cilium_line(name: &str, cilium: &admin::CiliumOrigin) -> String {
+    let layout = match cilium.layout.as_str() {
+        "" => "its config was not read yet".to_owned(),
+        layout => format!("{layout} layout"),
+    };
+    let held = match cilium.held_back {
+        0 => String::new(),
+        count => format!(", {count} deletions held back"),
+    };
+    let (beat, changes) = (ago(cilium.beat_ms_ago), cilium.replica_changes);
+    format!("{name} runs Cilium: {layout}, heartbeat {beat}, {changes} changes of its etcd{held}")
 }
 
 fn peer_row(peer: &PeerStatus) -> Vec<String> {

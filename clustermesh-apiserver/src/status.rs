@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use hawser_api::admin::{LimitStatus, NodeStatus, PeerStatus};
+use hawser_api::admin::{CiliumOrigin, LimitStatus, NodeStatus, PeerStatus};
 use hawser_etcd::client::HeldBy;
-use hawser_etcd::mirror::{MirrorState, MirrorStatus};
+use hawser_etcd::mirror::{ForeignStatus, MirrorState, MirrorStatus};
 use hawser_etcd::server::ReaderStatus;
 use hawser_model::{NodeName, Peer};
 use hawser_wire::{Context, Entry, Key, decode, prefix};
@@ -97,6 +97,11 @@ fn peer_status(
     let keep_trouble = status.keep_trouble.as_ref().map(|why| format!("not kept on disk: {why}"));
     let crowded = status.crowded.as_ref().map(|why| format!("not all of it is here: {why}"));
     let held = held(peer, status, now);
+    // What it has no more, and is kept, is worth a word although all is well.
+    let trouble = match &status.foreign {
+        Some(foreign) if foreign.held_back > 0 => &status.last_trouble,
+        _ => trouble,
+    };
     let trouble = trouble.as_ref().filter(|trouble| status.crowded.as_ref() != Some(trouble));
     let reasons =
         [restored, trouble.map(String::as_str), crowded.as_deref(), held.as_deref(), keep_trouble.as_deref()];
@@ -118,7 +123,18 @@ fn peer_status(
         limits: limits(status, &reader),
         held_ms: status.held.map_or(-1, |(since, _)| ms(Some(now.saturating_duration_since(since)))),
         refused_requests: told(&reader.refused),
+        cilium: status.foreign.as_ref().map(|foreign| cilium(foreign, now)),
         ..named
+    }
+}
+
+fn cilium(foreign: &ForeignStatus, now: Instant) -> CiliumOrigin {
+    CiliumOrigin {
+        layout: foreign.layout.unwrap_or_default().to_owned(),
+        beat_ms_ago: ms(foreign.beat_at.map(|at| now.saturating_duration_since(at))),
+        waits_for: foreign.waits_for.iter().map(|kind| (*kind).to_owned()).collect(),
+        held_back: foreign.held_back as u64,
+        replica_changes: foreign.replica_changes,
     }
 }
 
