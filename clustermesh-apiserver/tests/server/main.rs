@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that unwraps reads better")]
 
 mod certificates;
+mod cilium_origin;
 mod cluster;
 mod connections;
 mod exports;
