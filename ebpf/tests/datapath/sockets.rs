@@ -64,7 +64,11 @@ impl World {
     }
 
     pub(crate) fn sync(&mut self) {
-        let report = self.datapath.maps.sync(&self.desired, Time::ZERO);
+        self.sync_at(Time::ZERO);
+    }
+
+    fn sync_at(&mut self, now: Time) {
+        let report = self.datapath.maps.sync(&self.desired, now);
         assert!(report.problems.is_empty(), "{:?}", report.problems);
     }
 
@@ -249,5 +253,51 @@ fn who_is_in_no_child_cgroup_is_left_alone() {
         std::io::Read::read_to_string(&mut stream, &mut answered).unwrap();
         assert_eq!(answered, SERVICE);
         assert_eq!(world.count(Reason::ConnectOther), 0);
+    });
+}
+
+#[test]
+fn a_client_that_connects_during_updates_always_reaches_a_backend_of_the_service() {
+    in_a_namespace(|config| {
+        let mut world = World::new(config);
+        let cgroup = world.cgroup.try_clone().unwrap();
+        let to = as_family(SERVICE.parse().unwrap(), AddressFamily::Inet);
+        let both = world.desired.clone();
+        let without = |cluster: u16| {
+            let mut desired = both.clone();
+            desired.services.values_mut().for_each(|service| drop(service.slices.remove(&cluster)));
+            desired
+        };
+        let versions = [both.clone(), without(1), without(2)];
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let order = std::sync::atomic::Ordering::Relaxed;
+        let (report, updates) = std::thread::scope(|scope| {
+            let updating = scope.spawn(|| {
+                let (mut updates, began) = (0, std::time::Instant::now());
+                while !done.load(order) {
+                    updates += 1;
+                    world.desired = versions[updates % 3].clone();
+                    let passed = u64::try_from(began.elapsed().as_millis()).unwrap();
+                    world.sync_at(Time::from_millis(passed));
+                    // Slots that were freed rest for 2 s: so many updates fit into that.
+                    std::thread::sleep(std::time::Duration::from_micros(100));
+                }
+                updates
+            });
+            let report = in_cgroup(&cgroup, |report| {
+                (0..400).try_for_each(|_| {
+                    child(&to, AddressFamily::Inet, report)?;
+                    nix::unistd::write(report, b"\n").map(drop)
+                })
+            });
+            done.store(true, order);
+            (report, updating.join().unwrap())
+        });
+        let expected = [format!("{HERE} {SERVICE}"), format!("{THERE} {SERVICE}")];
+        let odd: Vec<_> = report.lines().filter(|line| !expected.contains(&(*line).to_owned())).collect();
+        assert!(odd.is_empty(), "{odd:?}");
+        assert_eq!(report.lines().count(), 400);
+        assert!(updates > 3, "{updates} updates meanwhile");
+        assert_eq!(world.count(Reason::ConnectTorn), 0);
     });
 }
