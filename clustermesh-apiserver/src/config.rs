@@ -220,12 +220,7 @@ impl Text {
         let ipv4 = ipv4.map_err(|error| ("mesh.ipv4", format!("{error}; fix: give an IPv4 CIDR")))?;
         let plan = MeshPlan::new(ula, ipv4).map_err(refuse("mesh"))?;
         disjoint(&pod_cidrs, &node_cidrs, &plan)?;
-        let encryption = self.encryption.as_deref().map_or(Ok(Encryption::default()), Encryption::parse);
-        let encryption = encryption.map_err(refuse("encryption"))?;
-        if encryption != Encryption::Wireguard {
-            let reason = format!("{encryption} is not built yet; fix: write wireguard");
-            return Err(("encryption", reason));
-        }
+        let encryption = encryption(self.encryption.as_deref())?;
         let metrics = self.metrics.map(|text| {
             let fix = "fix: write it like 127.0.0.1:9880";
             text.parse().map_err(|_| ("metrics", format!("{text:?} is not address:port; {fix}")))
@@ -266,6 +261,14 @@ impl Text {
             limits: self.limits.into_limits().map_err(refuse("limits"))?,
             metrics: metrics.transpose()?,
         })
+    }
+}
+
+fn encryption(text: Option<&str>) -> Result<Encryption, Refusal> {
+    let encryption = text.map_or(Ok(Encryption::default()), Encryption::parse);
+    match encryption.map_err(refuse("encryption"))? {
+        Encryption::Wireguard => Ok(Encryption::Wireguard),
+        other => Err(("encryption", format!("{other} is not built yet; fix: write wireguard"))),
     }
 }
 
