@@ -7,7 +7,6 @@ mod common;
 mod interleaving;
 mod mss;
 mod packets;
-mod reflect;
 mod pins;
 mod reflect;
 mod verdicts;
