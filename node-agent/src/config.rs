@@ -260,7 +260,8 @@ fn join(text: JoinText, value: Bad<'_>) -> Result<Join, ConfigError> {
 type Bad<'a> = &'a dyn Fn(&'static str, &dyn fmt::Display, &dyn fmt::Display, &'static str) -> ConfigError;
 
 fn liveness(file: &HealthFile, value: Bad<'_>) -> Result<LivenessConfig, ConfigError> {
-    let refused = |why: &str| value("health.interval", &file.interval, &why, "1s, or 250ms for faster verdicts");
+    let refused =
+        |why: &str| value("health.interval", &file.interval, &why, "1s, or 250ms for faster verdicts");
     let interval = parse_duration(&file.interval).ok_or_else(|| refused("is not a number and ms, s or m"))?;
     if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&interval) {
         return Err(refused("is not between 50ms and 60s"));

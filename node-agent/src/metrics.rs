@@ -168,7 +168,7 @@ fn tunnels(status: &StatusReply, traffic: &Traffic) -> Vec<Family> {
     };
     vec![
         Family::gauge("hawser_agent_tunnels", "Tunnels to nodes of a cluster.").rows(count(&|_| true)),
-        Family::gauge("hawser_agent_tunnels_up", "Of those, the ones through which liveness probes are answered.")
+        Family::gauge("hawser_agent_tunnels_up", "Of those, the ones whose far end answers probes.")
             .rows(count(&|tunnel| tunnel.health == "up")),
         Family::gauge("hawser_agent_tunnel_last_handshake", "Since the tunnels of a cluster shook hands.")
             .seconds()
