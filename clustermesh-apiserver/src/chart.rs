@@ -79,7 +79,6 @@ impl Chart for CiliumChart {
         prefix::HEARTBEAT.into()
     }
 
-    /// Kinds that it does not publish get their canary here at once, as KVStoreMesh does: nobody waits for them.
     fn plan(&self, signs: &Signs) -> Plan {
         let cluster = &self.cluster.name;
         let key = self.config_key().to_string();
@@ -92,7 +91,6 @@ impl Chart for CiliumChart {
             Ok(config) => config,
             Err(why) => return Plan::Refuse(why),
         };
-        let canary = |kind| (Bytes::from(Key::synced(cluster, kind).to_string()), Bytes::from(CANARY));
         let source = |kind: Resource| {
             let (from, base) = match config.cached {
                 true => {
@@ -105,17 +103,15 @@ impl Chart for CiliumChart {
                 name: name(kind),
                 from: from.into(),
                 to: kind.prefix(cluster).into(),
+                published: is_published(kind, &config),
                 complete: !config.synced_canaries || signs.contains_key(said.as_bytes()),
-                canary: canary(kind),
+                canary: (Key::synced(cluster, kind).to_string().into(), CANARY.into()),
             }
         };
-        let (published, other): (Vec<_>, Vec<_>) =
-            KINDS.into_iter().partition(|kind| is_published(*kind, &config));
         let here = ClusterConfig { cached: false, synced_canaries: true, ..config.clone() };
-        let mut stated = vec![(Bytes::from(key), encode_cluster_config(&here))];
-        stated.extend(other.into_iter().map(canary));
+        let stated = vec![(Bytes::from(key), encode_cluster_config(&here))];
         let layout = if config.cached { "cache" } else { "state" };
-        Plan::Follow { layout, sources: published.into_iter().map(source).collect(), stated }
+        Plan::Follow { layout, sources: KINDS.into_iter().map(source).collect(), stated }
     }
 }
 
@@ -180,14 +176,13 @@ mod tests {
             );
             // Whoever reads the mirror sees one layout, whatever the cluster has.
             assert_eq!(stated[0].1, Bytes::from(STATE));
-            assert_eq!(stated[1].0, "cilium/synced/c1/cilium/state/endpointslices/v1");
         }
     }
 
     #[test]
     fn a_cluster_without_canaries_is_read_at_once() {
         let (_, sources, _) = followed(chart(1, ClusterIdWidth::Bits8).plan(&config(r#"{"id":1}"#)));
-        assert!(sources.len() == 4 && sources.iter().all(|source| source.complete));
+        assert!(sources.iter().all(|source| source.complete));
     }
 
     #[test]
@@ -195,9 +190,14 @@ mod tests {
         let chart = chart(1, ClusterIdWidth::Bits8);
         let names = |mode: &str| {
             let text = format!(r#"{{"id":1,"capabilities":{{"endpointSlicesExportMode":"{mode}"}}}}"#);
-            let (_, sources, stated) = followed(chart.plan(&config(&text)));
-            assert_eq!(sources.len() + stated.len(), 7, "every kind has its canary or gets it");
-            sources.iter().skip(3).map(|source| source.name).collect::<Vec<_>>()
+            let (_, sources, _) = followed(chart.plan(&config(&text)));
+            assert_eq!(sources.len(), 6, "every kind is there, if only for its canary");
+            sources
+                .iter()
+                .skip(3)
+                .filter(|source| source.published)
+                .map(|source| source.name)
+                .collect::<Vec<_>>()
         };
         assert_eq!(names(""), ["services"]);
         assert_eq!(names("services-and-endpointslices"), ["services", "endpoint slices"]);

@@ -42,6 +42,7 @@ impl Chart for Published {
             name,
             from: from.into(),
             to: to.into(),
+            published: true,
             complete: signs.contains_key(canary.replace("state", layout).as_bytes()),
             canary: (canary.into(), "t".into()),
         };

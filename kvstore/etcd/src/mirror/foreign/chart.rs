@@ -27,6 +27,7 @@ pub enum Plan {
     Follow {
         /// For people: which of its layouts it has.
         layout: &'static str,
+        /// Every kind there can be.
         sources: Vec<Source>,
         /// Keys of this mirror's own.
         stated: Vec<(Bytes, Bytes)>,
@@ -40,9 +41,11 @@ pub struct Source {
     pub name: &'static str,
     pub from: Bytes,
     pub to: Bytes,
+    /// Its cluster has this kind at all.
+    pub published: bool,
     /// Its publisher says that all of it is written.
     pub complete: bool,
-    /// Stated here when its first list is here.
+    /// Stated here when its first list is here, or at once for a kind that there is not: nobody waits for it.
     pub canary: (Bytes, Bytes),
 }
 

@@ -409,9 +409,11 @@ impl Core {
                     put(keyspace, key.clone(), value.clone())?;
                 }
                 for source in sources {
-                    self.plan_source(source);
+                    match source.published {
+                        true => self.plan_source(source),
+                        false => self.retire(source, keyspace)?,
+                    }
                 }
-                self.retire(sources.iter().map(|source| source.name).collect(), keyspace);
                 self.begin();
             }
         }
@@ -435,20 +437,23 @@ impl Core {
         }
     }
 
-    /// Kinds that the cluster publishes no more: what is held of them goes with the next heartbeat.
-    fn retire(&mut self, named: BTreeSet<&'static str>, keyspace: &Keyspace) {
-        let gone: Vec<_> = self.held.keys().copied().filter(|name| !named.contains(name)).collect();
-        for name in gone {
-            let group = self.held.get(name).and_then(|held| held.group);
-            group.into_iter().for_each(|group| self.end(group));
-            let Some(held) = self.held.get_mut(name) else { continue };
-            // Nothing there will say that it is complete.
-            (held.retired, held.listed, held.source.complete) = (true, true, true);
-            held.ghosts = held.unseen(&BTreeSet::new(), keyspace);
-            if held.ghosts.is_empty() {
-                self.held.remove(name);
-            }
+    /// What is held of a kind that the cluster does not publish goes with the next heartbeat.
+    fn retire(&mut self, source: &Source, keyspace: &mut Keyspace) -> Result<(), ApplyError> {
+        let group = self.held.get(source.name).and_then(|held| held.group);
+        group.into_iter().for_each(|group| self.end(group));
+        let (canary, at) = source.canary.clone();
+        if get(keyspace, &canary).is_none() {
+            put(keyspace, canary, at)?;
         }
+        let mut held = Held::new(Source { complete: true, ..source.clone() });
+        // Nothing there will say that it is complete.
+        (held.retired, held.listed) = (true, true);
+        held.ghosts = held.unseen(&BTreeSet::new(), keyspace);
+        match held.ghosts.is_empty() {
+            true => drop(self.held.remove(source.name)),
+            false => drop(self.held.insert(source.name, held)),
+        }
+        Ok(())
     }
 
     /// One follower for all that may be read and is not.

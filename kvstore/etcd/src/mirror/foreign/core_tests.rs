@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hawser_kvstore::{
-    Cursor, EventKind, Identity, KeyRange, Keyspace, Limits, PullLimits, Pulled, RangeQuery, Revision,
+    Cursor, EventKind, Identity, KeyRange, KeyValue, Keyspace, Limits, PullLimits, Pulled, RangeQuery,
+    Revision,
 };
 use hawser_model::Time;
 use rand::rngs::StdRng;
@@ -31,15 +32,17 @@ impl Chart for TwoKinds {
 
     fn plan(&self, signs: &Signs) -> Plan {
         let Some(config) = signs.get(&b"config"[..]) else { return Plan::Wait("no config".into()) };
-        let layout = match &config[..] {
-            b"state" => "state",
-            b"cache" => "cache",
+        let (layout, b) = match &config[..] {
+            b"state" => ("state", true),
+            b"state without b" => ("state", false),
+            b"cache" => ("cache", true),
             _ => return Plan::Refuse("bad config".into()),
         };
         let source = |name: &'static str| Source {
             name,
             from: format!("{layout}/{name}/").into(),
             to: format!("state/{name}/").into(),
+            published: name == "a" || b,
             complete: signs.contains_key(format!("synced/{name}").as_bytes()),
             canary: (format!("synced/{name}").into(), "yes".into()),
         };
@@ -359,6 +362,28 @@ fn a_heartbeat_that_stops_has_the_etcd_dialled_again_every_two_minutes() {
         assert!(!world.core.standing(world.now).lives, "the same heartbeat again proves nothing");
     }
     assert_eq!(world.kinds().len(), 8);
+}
+
+#[test]
+fn a_kind_that_is_published_no_more_goes_with_the_next_heartbeat() {
+    let mut world = World::new();
+    let mut etcd = published(1, 100, "state", 4);
+    world.settle(&etcd);
+    etcd.put("config", "state without b");
+    world.settle(&etcd);
+    assert_eq!(world.kinds().len(), 8);
+    etcd.put("beat", "1-1");
+    world.settle(&etcd);
+    assert!(world.kinds().iter().all(|(key, _)| key.starts_with("state/a/")));
+
+    // Also when an earlier life has it on disk.
+    let mut later = World::new();
+    let old = KeyValue { key: "state/b/1".into(), mod_revision: 5, ..KeyValue::default() };
+    later.keyspace.load(Identity::new("c1", 2, 0), 5, &[old]).unwrap();
+    later.settle(&etcd);
+    etcd.put("beat", "1-2");
+    later.settle(&etcd);
+    assert_eq!(later.kinds().len(), 4);
 }
 
 #[test]

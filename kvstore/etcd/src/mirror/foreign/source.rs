@@ -63,7 +63,7 @@ impl Held {
     /// A new interval begins. O(keys held).
     pub(super) fn count_anew(&mut self, keyspace: &Keyspace) {
         let count = RangeQuery { count_only: true, ..RangeQuery::new(self.range()) };
-        self.base = keyspace.range(&count).map_or(0, |reply| usize::try_from(reply.count).unwrap_or(0));
+        self.base = keyspace.range(&count).map_or(0, |reply| reply.count);
         self.spent = 0;
     }
 
