@@ -199,7 +199,7 @@ impl Look<'_> {
             Object::Node { address, cidrs, .. } if Some(*address) == host => {
                 let covers =
                     |cidr: &&str| cidr.parse::<hawser_model::IpNet>().is_ok_and(|cidr| cidr.contains(ip));
-                !covering || cidrs.iter().any(|cidr| covers(&cidr))
+                !covering || cidrs.iter().any(covers)
             }
             _ => false,
         };

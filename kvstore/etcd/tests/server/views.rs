@@ -86,7 +86,7 @@ fn names(reply: &pb::RangeResponse) -> Vec<&[u8]> {
 async fn ranges_count_and_page_only_what_is_shown_at_the_stores_revisions() {
     let server = served().await;
     let reply = list(&server, pb::RangeRequest::default()).await;
-    let header = reply.header.clone().unwrap();
+    let header = reply.header.unwrap();
     assert_eq!((names(&reply), reply.count, reply.more), (vec![&b"room/a"[..], b"room/c"], 2, false));
     assert_eq!(header.revision, 6, "served no earlier than it is whole");
     let identity = server.own().keyspace().read(hawser_kvstore::Keyspace::identity);
