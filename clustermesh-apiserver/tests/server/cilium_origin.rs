@@ -14,9 +14,12 @@ use crate::cluster::{Cluster, eventually, get, until_gone, until_says};
 const FIXTURE: &str = include_str!("../../../model/wire/testdata/cilium-keyspace.txt");
 
 /// What cluster c1 (id 1) published, in the order it is dumped in: canaries come last.
-fn published() -> Vec<(&'static str, &'static str)> {
-    let dump = FIXTURE.split("\n#####").next().unwrap();
-    let lines: Vec<_> = dump.lines().collect();
+const STATE: usize = 0;
+/// What a KVStoreMesh made of that. It writes no heartbeat unless it is told to.
+const CACHE: usize = 1;
+
+fn published(dump: usize) -> Vec<(&'static str, &'static str)> {
+    let lines: Vec<_> = FIXTURE.split("\n#####").nth(dump).unwrap().lines().collect();
     let pairs = lines
         .windows(2)
         .filter_map(|pair| Some((pair[0].strip_prefix("KEY   ")?, pair[1].strip_prefix("VALUE ")?)));
@@ -81,7 +84,7 @@ struct Replica<'a> {
 }
 
 impl<'a> Replica<'a> {
-    async fn start(pki: &'a Pki, beat: &str) -> Self {
+    async fn start(pki: &'a Pki, dump: usize, beat: &str) -> Self {
         let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (port, peers, data) = (free(), free(), tempfile::tempdir().unwrap());
         let file = |ending: &str| pki.path(&format!("clustermesh-apiserver.kube-system.svc.{ending}"));
@@ -107,6 +110,7 @@ impl<'a> Replica<'a> {
             "role add remote",
             "role grant-permission remote read --prefix cilium/.heartbeat",
             "role grant-permission remote read --prefix cilium/state/",
+            "role grant-permission remote read --prefix cilium/cache/",
             "role grant-permission remote read cilium/cluster-config/c1",
             "role grant-permission remote read --prefix cilium/synced/c1/",
             "user add remote --no-password",
@@ -115,8 +119,9 @@ impl<'a> Replica<'a> {
         ] {
             replica.ctl(&line.split(' ').collect::<Vec<_>>());
         }
-        for (key, value) in published() {
-            replica.ctl(&["put", key, if key == "cilium/.heartbeat" { beat } else { value }]);
+        replica.ctl(&["put", "cilium/.heartbeat", beat]);
+        for (key, value) in published(dump).into_iter().filter(|(key, _)| *key != "cilium/.heartbeat") {
+            replica.ctl(&["put", key, value]);
         }
         replica
     }
@@ -186,8 +191,8 @@ async fn until(us: &Cluster, what: &str, is_so: impl Fn(&PeerStatus) -> bool) ->
 async fn what_a_cilium_cluster_publishes_is_mirrored_and_followed_from_replica_to_replica() {
     let pki = Pki::new();
     let (mut first, second) = (
-        Replica::start(&pki, "2026-11-20T21:45:01Z").await,
-        Replica::start(&pki, "2026-11-20T21:45:02Z").await,
+        Replica::start(&pki, STATE, "2026-11-20T21:45:01Z").await,
+        Replica::start(&pki, STATE, "2026-11-20T21:45:02Z").await,
     );
     let mut us = Cluster::new("us-east", 2);
     us.start(&[]).await;
@@ -200,7 +205,7 @@ async fn what_a_cilium_cluster_publishes_is_mirrored_and_followed_from_replica_t
 
     let admin = us.admin_identity();
     let mirror = us.etcd(Some(&admin), Some("c1")).await.unwrap();
-    for (key, value) in published() {
+    for (key, value) in published(STATE) {
         let here = get(&mirror, key).await.unwrap();
         let ours = key == "cilium/.heartbeat" || key.starts_with("cilium/synced/");
         assert!(here.as_deref() == Some(value) || (ours && here.is_some()), "{key}: {here:?}");
@@ -230,7 +235,7 @@ async fn what_a_cilium_cluster_publishes_is_mirrored_and_followed_from_replica_t
 #[tokio::test]
 async fn a_cluster_that_is_not_the_one_that_was_admitted_is_refused_with_a_sentence() {
     let pki = Pki::new();
-    let replica = Replica::start(&pki, "2026-11-20T21:45:01Z").await;
+    let replica = Replica::start(&pki, STATE, "2026-11-20T21:45:01Z").await;
     replica.ctl(&["put", "cilium/cluster-config/c1", r#"{"id":9,"capabilities":{"syncedCanaries":true}}"#]);
     let mut us = Cluster::new("us-east", 2);
     us.start(&[]).await;
@@ -240,4 +245,22 @@ async fn a_cluster_that_is_not_the_one_that_was_admitted_is_refused_with_a_sente
     assert!(peer.reason.contains("fix: ") && peer.endpoints == 0 && peer.state == "connecting", "{peer:?}");
     replica.ctl(&["put", "cilium/cluster-config/c1", r#"{"id":1,"capabilities":{"syncedCanaries":true}}"#]);
     until(&us, "and read when it is", |peer| peer.state == "synced" && peer.endpoints == 4).await;
+}
+
+#[tokio::test]
+async fn what_a_kvstoremesh_holds_of_a_cluster_is_the_same_mirror() {
+    let pki = Pki::new();
+    let replica = Replica::start(&pki, CACHE, "2026-11-20T21:45:01Z").await;
+    let mut us = Cluster::new("us-east", 2);
+    us.start(&[]).await;
+    let request = ConnectRequest { cilium: Some(c1(&pki, &[&replica])), ..Default::default() };
+    us.admin().await.connect(request).await.unwrap();
+    let peer = until(&us, "c1 is synced", |peer| peer.state == "synced").await;
+    assert_eq!(peer.cilium.unwrap().layout, "cache");
+    let mirror = us.etcd(Some(&us.admin_identity()), Some("c1")).await.unwrap();
+    for (key, value) in published(STATE).into_iter().filter(|(key, _)| key.starts_with("cilium/state/")) {
+        assert_eq!(get(&mirror, key).await.unwrap().as_deref(), Some(value), "{key}");
+    }
+    let config = get(&mirror, "cilium/cluster-config/c1").await.unwrap().unwrap();
+    assert!(!config.contains("cached"), "{config}");
 }

@@ -202,6 +202,9 @@ async fn take(dir: &Path) -> MirrorDir {
     }
 }
 
+/// What an agent keeps.
+type Kvs = BTreeMap<Bytes, (Bytes, i64)>;
+
 /// An agent's place in the mirror.
 fn place(agent: &Copy) -> Resume {
     let status = agent.follow.status().borrow().clone();
@@ -217,7 +220,7 @@ async fn after_a_restart_in_order_agents_resume_and_after_a_kill_they_list_once_
     let etcd = RealEtcd::start().await;
     publish(&etcd, "state", 20, "1").await;
     let (wire, dir) = (Wire::to(etcd.addr).await, tempfile::TempDir::new().unwrap());
-    let mut last: Option<(Resume, BTreeMap<Bytes, (Bytes, i64)>)> = None;
+    let mut last: Option<(Resume, Kvs)> = None;
     for (life, in_order) in [true, false, true].into_iter().enumerate() {
         let here = TestServer::serving(memory("us-east", 8)).await;
         let mirror = Mirror::start_foreign(config(&wire, Some(take(dir.path()).await)), &here.keyspaces);
