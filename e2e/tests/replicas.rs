@@ -55,13 +55,13 @@ fn the_leader_and_a_member_of_etcd_are_killed_and_traffic_and_watches_go_on() {
         lab.connect_all()?;
         lab.wait_until_connected(PATIENCE)?;
         lab.wait_until_served()?;
-        let target = lab.cluster("eu-west").service_address();
+        let target = lab.cluster("us-east").service_address();
         let load = Request::to(&target).concurrency(2).every(Duration::from_millis(20));
         let load = lab.cluster("us-east").pod("client").keep_asking(&load)?;
         let before = lists(&mut lab)?;
 
         let leader = lab.cluster("us-east").leader(0)?;
-        lab.cluster_mut("us-east").replica(leader).kill()?;
+        lab.cluster_mut("us-east").kill_replica(leader)?;
         change_arrives(&mut lab)?;
         let follower = (leader + 1) % 3;
         let next = wait::until("another one leads", PATIENCE, || {
@@ -70,7 +70,7 @@ fn the_leader_and_a_member_of_etcd_are_killed_and_traffic_and_watches_go_on() {
             Ok(next)
         })?;
         // The member beside a replica that lives.
-        lab.cluster_mut("us-east").member(next).kill()?;
+        lab.cluster_mut("us-east").kill_member(next)?;
         change_arrives(&mut lab)?;
 
         // Of several replicas the operator is answered by the first that is reached.

@@ -44,12 +44,44 @@ impl Door {
     /// As the administrator of `cluster`, with what `hawser ca init` wrote into `pki`.
     pub fn new(name: &str, address: SocketAddr, cluster: &str, pki: &Path) -> Result<Self> {
         let read = |file: &str| fs::read(pki.join(file)).with_context(|| format!("reading {file}"));
-        let mut roots = RootCertStore::empty();
-        for ca in CertificateDer::pem_slice_iter(&read("ca.crt")?) {
-            roots.add(ca.context("ca.crt")?).context("ca.crt")?;
-        }
         let chain = CertificateDer::pem_slice_iter(&read("admin.crt")?).collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_slice(&read("admin.key")?).context("admin.key")?;
+        Self::showing(name, address, cluster, pki, (chain, key))
+    }
+
+    /// As the API server of `peer`, by a certificate of its CA in `peer_pki`: who reads so has the view that its mirror has.
+    pub fn as_peer(
+        name: &str,
+        address: SocketAddr,
+        (cluster, pki): (&str, &Path),
+        (peer, peer_pki): (&str, &Path),
+    ) -> Result<Self> {
+        let read =
+            |file: &str| fs::read_to_string(peer_pki.join(file)).with_context(|| format!("reading {file}"));
+        let issuer =
+            rcgen::Issuer::from_ca_cert_pem(&read("ca.crt")?, rcgen::KeyPair::from_pem(&read("ca.key")?)?)?;
+        let key = rcgen::KeyPair::generate()?;
+        let mut shown = rcgen::CertificateParams::default();
+        shown.distinguished_name = rcgen::DistinguishedName::new();
+        shown.distinguished_name.push(rcgen::DnType::CommonName, format!("remote-{peer}"));
+        shown.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let chain = vec![shown.signed_by(&key, &issuer)?.der().clone()];
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        Self::showing(name, address, cluster, pki, (chain, key))
+    }
+
+    fn showing(
+        name: &str,
+        address: SocketAddr,
+        cluster: &str,
+        pki: &Path,
+        (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+    ) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        let cas = fs::read(pki.join("ca.crt")).context("reading ca.crt")?;
+        for ca in CertificateDer::pem_slice_iter(&cas) {
+            roots.add(ca.context("ca.crt")?).context("ca.crt")?;
+        }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?

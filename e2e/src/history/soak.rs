@@ -171,7 +171,8 @@ fn watch(world: &World, round: Round, stage: impl Fn(&CancellationToken) -> Stag
     let stop = CancellationToken::new();
     let (mut tasks, mut positions) = (Vec::new(), Vec::new());
     let (doors, mirror) = (world.doors()?, world.mirror_door()?);
-    let everywhere: Vec<_> = world.wired_doors()?.into_iter().chain([mirror.clone()]).collect();
+    let replicas = world.wired_doors()?;
+    let everywhere: Vec<_> = world.peer_doors()?.into_iter().chain([mirror.clone()]).collect();
     let habits = |name: &str, doors: Vec<_>, nth: u64| Habits {
         name: name.to_owned(),
         doors,
@@ -182,6 +183,7 @@ fn watch(world: &World, round: Round, stage: impl Fn(&CancellationToken) -> Stag
         habits("follower at server 0", vec![doors[0].clone()], 1),
         habits("follower at the mirror", vec![mirror.clone()], 2),
         habits("moving follower", everywhere.clone(), 3),
+        habits("follower that moves between replicas", replicas.clone(), 9),
     ];
     for door in world.etcd_doors() {
         let name = format!("follower at {} itself", door.name);
@@ -191,6 +193,7 @@ fn watch(world: &World, round: Round, stage: impl Fn(&CancellationToken) -> Stag
         habits("raw watcher at server 0", vec![doors[0].clone()], 5),
         habits("raw watcher at the mirror", vec![mirror], 6),
         habits("moving raw watcher", everywhere, 7),
+        habits("raw watcher that moves between replicas", replicas, 10),
     ];
     if round.sabotage && round.store == Store::Etcd {
         raw.push(habits("believer of etcd's progress", world.etcd_doors(), 8));

@@ -136,6 +136,16 @@ impl World {
         self.replicas.iter().zip(&self.wires).map(door).collect()
     }
 
+    /// To each replica, by its wire, as the other cluster's API server: what is exported to it is a view of its own, and the
+    /// mirror's.
+    pub fn peer_doors(&self) -> Result<Vec<Door>> {
+        let door = |(server, wire): (&Server, &Wire)| {
+            let name = format!("{} as {MIRROR}", server.member.name);
+            Door::as_peer(&name, wire.address, (ORIGIN, &server.pki), (MIRROR, &self.mirror.pki))
+        };
+        self.replicas.iter().zip(&self.wires).map(door).collect()
+    }
+
     /// To the other cluster's mirror of the origin.
     pub fn mirror_door(&self) -> Result<Door> {
         let door = Door::new("the mirror", self.mirror.address, MIRROR, &self.mirror.pki)?;

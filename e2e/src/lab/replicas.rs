@@ -96,10 +96,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// # Panics
-    /// When it was not started.
-    pub fn member(&mut self, place: usize) -> &mut Process {
-        self.etcd.get_mut(&place).expect("a started member")
+    /// SIGKILL.
+    pub fn kill_member(&mut self, place: usize) -> Result<()> {
+        self.etcd.remove(&place).context("no such member")?.kill()
+    }
+
+    /// SIGKILL.
+    pub fn kill_replica(&mut self, place: usize) -> Result<()> {
+        self.api_servers.remove(&place).context("no such replica")?.kill()
     }
 
     /// The API server on the node at that place, for the first time or again.
@@ -117,7 +121,7 @@ impl Cluster {
 
     /// # Panics
     /// When it was not started.
-    pub fn replica(&mut self, place: usize) -> &mut Process {
+    pub(super) fn replica(&mut self, place: usize) -> &mut Process {
         self.api_servers.get_mut(&place).expect("a started API server")
     }
 
