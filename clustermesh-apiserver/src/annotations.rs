@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
     /// Ours if it is there, else the alias.
     fn value(&mut self, (ours, alias): Name) -> Option<(&'static str, &'a str)> {
         let get = |name: &'static str| self.annotations.get(name).map(|value| (name, value.as_str()));
-        match (get(ours), alias.and_then(|alias| get(alias))) {
+        match (get(ours), alias.and_then(get)) {
             (Some(a), Some(b)) if a.1 != b.1 => {
                 let text =
                     format!("annotations {ours}: {:?} and {}: {:?} contradict each other", a.1, b.0, b.1);
