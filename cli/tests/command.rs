@@ -56,3 +56,49 @@ fn without_a_ca_the_refusal_names_the_file_and_the_fix() {
     let said = text(&refused.stderr);
     assert!(said.contains("/nonexistent/pki/ca.crt") && said.contains("fix:"), "{said}");
 }
+
+#[test]
+fn a_cluster_on_cilium_is_described_whole_or_not_at_all() {
+    let place = tempfile::tempdir().expect("a directory");
+    let file = place.path().join("c1");
+    let path = file.to_str().expect("a path of ours");
+    let all = [
+        "connect",
+        "--cilium",
+        path,
+        "--id",
+        "7",
+        "--pod-cidr",
+        "10.7.0.0/16",
+        "--node-cidr",
+        "172.16.7.0/24",
+    ];
+    // What the file does not say has to be said.
+    for missing in [3, 5, 7] {
+        let args = [&all[..missing], &all[missing + 2..]].concat();
+        let refused = hawser(&args);
+        assert_eq!(refused.status.code(), Some(64), "{args:?}");
+        assert!(text(&refused.stderr).contains(all[missing]), "{}", text(&refused.stderr));
+    }
+    assert_eq!(hawser(&["connect"]).status.code(), Some(64));
+    assert_eq!(hawser(&["cilium", "config", "--out", path]).status.code(), Some(64), "for whom?");
+    for (config, why) in [
+        ("", "no etcd client configuration"),
+        ("endpoints: [http://10.7.0.1:2379]", "https://"),
+        (
+            "endpoints: [https://10.7.0.1:2379]\ninsecure-skip-tls-verify: true",
+            "insecure-skip-tls-verify is set",
+        ),
+        ("endpoints: [https://10.7.0.1:2379]", "--ca FILE"),
+        (
+            "endpoints: [https://10.7.0.1:2379]\ntrusted-ca-file: /var/lib/cilium/clustermesh/common-etcd-client-ca.crt",
+            "common-etcd-client-ca.crt cannot be read",
+        ),
+    ] {
+        std::fs::write(&file, config).expect("a file");
+        let refused = hawser(&all);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(64), "{said}");
+        assert!(said.contains(why) && said.contains("fix:"), "{said}");
+    }
+}
