@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hawser_etcd::mirror::{Admit, Refusal};
 use hawser_kvstore::{KeyRange, SharedKv};
 use hawser_model::{ClusterName, Peer};
-use hawser_wire::{Context, Entry, Key, PeerRecord, admit, decode, prefix};
+use hawser_wire::{Context, Entry, Key, PeerRecord, Reason, admit, decode, prefix};
 
 use crate::config::Config;
 use crate::own::Own;
@@ -88,11 +88,22 @@ pub fn admission(peer: &Peer, config: &Config) -> Arc<dyn Admit> {
             Err(error) => return refuse("malformed", error.to_string()),
         };
         match decode(&key, value, &context) {
-            Err(error) => refuse("malformed", error.to_string()),
+            Err(error) => refuse(why(&error.fault.reason), error.to_string()),
             Ok(entry) => match admit(&record, &key, &entry) {
                 Err(error) => refuse(error.metric(), error.to_string()),
                 Ok(()) => Ok(()),
             },
         }
     })
+}
+
+/// The codec finds some of what a peer may not claim before admission does: counted under the same names.
+fn why(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::ForeignIdentity { .. } => "identity_range",
+        Reason::ForeignLabels { .. } => "identity_labels",
+        Reason::Differs { by: "the keyspace", .. } => "foreign_cluster",
+        Reason::TooLarge { .. } | Reason::TooMany { .. } => "too_large",
+        _ => "malformed",
+    }
 }
