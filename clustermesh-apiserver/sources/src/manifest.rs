@@ -58,8 +58,11 @@ pub(crate) fn read_json_list(mut from: impl Read) -> Option<Vec<Object>> {
         if count == 0 {
             break;
         }
-        let item = |text: &[u8]| Ok(objects.extend(item(text)?));
-        splitter.feed(&buffer[..count], item).ok()?;
+        let taken = splitter.feed(&buffer[..count], |text| {
+            objects.extend(item(text)?);
+            Ok(())
+        });
+        taken.ok()?;
     }
     let list: Head = serde_json::from_slice(splitter.head().ok()?).ok()?;
     let is_list = list.api_version.as_deref() == Some("v1") && list.kind.as_deref() == Some("List");
@@ -296,5 +299,44 @@ impl<'de> Visitor<'de> for Items {
             }
         }
         Ok(objects)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str = r#"{"apiVersion":"v1","items":[
+        {"apiVersion":"v1","kind":"Service","metadata":{"name":"cart","namespace":"shop"},"spec":{"clusterIP":"10.96.0.80"}},
+        {"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"cart"}},
+        {"kind":"Namespace","apiVersion":"v1","metadata":{"name":"shop","labels":{"a":"]},{"}}}
+    ],"kind":"List","metadata":{"resourceVersion":""}}"#;
+
+    #[test]
+    fn a_list_read_item_by_item_says_what_it_says_as_a_whole() {
+        let objects = read_json_list(LIST.as_bytes()).unwrap();
+        assert_eq!(objects.len(), 2);
+        assert_eq!(objects, parse(LIST).unwrap());
+        let none = r#"{"apiVersion":"v1","kind":"List","items":[]}"#;
+        assert_eq!(read_json_list(none.as_bytes()).unwrap(), parse(none).unwrap());
+    }
+
+    #[test]
+    fn whatever_is_no_good_list_is_left_to_the_reader_that_says_where() {
+        let twice = LIST.replace(
+            "},\n",
+            "},{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"shop\"}},\n",
+        );
+        let texts = [
+            LIST[..LIST.len() - 1].to_owned(),
+            LIST.replace("\"List\"", "\"ServiceList\""),
+            LIST.replace("\"kind\":\"Service\",", ""),
+            LIST.replace("10.96.0.80", "10.96.0.800"),
+            twice,
+            "kind: List".to_owned(),
+        ];
+        for text in texts {
+            assert!(read_json_list(text.as_bytes()).is_none(), "{text}");
+        }
     }
 }

@@ -7,8 +7,8 @@ use anyhow::Result;
 use hawser_kvstore::{Identity, KeyRange, KeyValue, Snapshot};
 use hawser_model::{
     AddressKind, ClusterConfig, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Endpoint, ExportMode,
-    IdentityId, Labels, Node, NodeAddress, NodeName, Peer, PeerKind, PortName, Protocol, ServerUrl, ServiceKey,
-    ServicePort, SharedService, Timestamp,
+    IdentityId, Labels, Node, NodeAddress, NodeName, Peer, PeerKind, PortName, Protocol, ServerUrl,
+    ServiceKey, ServicePort, SharedService, Timestamp,
 };
 use hawser_wire::{Entry, Key, Resource, prefix};
 use serde::{Deserialize, Serialize};

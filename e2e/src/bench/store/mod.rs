@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
@@ -94,29 +95,29 @@ pub enum Share {
     Servers,
 }
 
-/// Measures; `quick` shows only that everything can be measured.
-pub(super) fn measure(quick: bool, only: Option<Share>) -> Result<BenchResult> {
+/// Measures; `quick` shows only that everything can be measured. False: a share failed, and the others are in the result.
+pub(super) fn measure(quick: bool, only: Option<Share>) -> Result<(BenchResult, bool)> {
     let before = load();
     let sizes = if quick { QUICK } else { FULL };
     wire::raise_open_files()?;
     let dir = TempDir::new()?;
     let pki = Pki::make(dir.path())?;
-    let mut rows = Vec::new();
-    let wanted = |share| only.is_none_or(|only| only == share);
-    if wanted(Share::Growth) {
-        rows.extend(growth::measure(&sizes, &pki)?);
-    }
-    if wanted(Share::Mesh) {
-        rows.extend(mirroring::whole(&sizes, &pki, &dir.path().join("mirrors"))?);
-    }
-    if wanted(Share::Large) {
-        rows.extend(mirroring::large(&sizes, &pki)?);
-    }
-    if wanted(Share::Export) {
-        rows.extend(runtime()?.block_on(export::measure(&sizes, dir.path()))?);
-    }
-    if wanted(Share::Servers) {
-        rows.extend(runtime()?.block_on(servers(&sizes, &pki))?);
+    let (mut rows, mut complete) = (Vec::new(), true);
+    for share in Share::value_variants().iter().filter(|share| only.is_none_or(|only| only == **share)) {
+        let measured = match share {
+            Share::Growth => growth::measure(&sizes, &pki),
+            Share::Mesh => mirroring::whole(&sizes, &pki, &dir.path().join("mirrors")),
+            Share::Large => mirroring::large(&sizes, &pki),
+            Share::Export => runtime()?.block_on(export::measure(&sizes, dir.path())),
+            Share::Servers => runtime()?.block_on(servers(&sizes, &pki)),
+        };
+        match measured {
+            Ok(measured) => rows.extend(measured),
+            Err(error) => {
+                eprintln!("{share:?} was not measured: {error:#}");
+                complete = false;
+            }
+        }
     }
     let name = match (quick, only) {
         (true, _) => "store-quick",
@@ -124,7 +125,7 @@ pub(super) fn measure(quick: bool, only: Option<Share>) -> Result<BenchResult> {
         (false, None) => "store",
     };
     picture::draw(&rows, &binaries::target_dir()?.join("bench").join(format!("{name}.svg")))?;
-    Ok(BenchResult::of_rows(name, before, sizes.rounds, rows))
+    Ok((BenchResult::of_rows(name, before, sizes.rounds, rows), complete))
 }
 
 /// The two servers in turns, each first equally often.
