@@ -12,6 +12,7 @@ mod fake_api_server;
 mod fake_cilium_agent;
 mod join;
 mod kubernetes;
+mod limits;
 mod mesh;
 mod observed;
 mod policies;
