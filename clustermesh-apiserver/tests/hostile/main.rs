@@ -30,7 +30,7 @@ fn apply(held: &mut BTreeMap<Vec<u8>, Vec<u8>>, say: &Say) {
 
 /// Cases are the same in every run; `HOSTILE_CASES` has more of them tried.
 fn runner() -> TestRunner {
-    let cases = std::env::var("HOSTILE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(24);
+    let cases = std::env::var("HOSTILE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(128);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 64, ..Config::default() };
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
