@@ -20,8 +20,9 @@ use crate::mirror::intake::{self, Held};
 use crate::mirror::keep::Ask;
 use crate::server::{KeyspaceHandle, Keyspaces, ReadOnlyWriter, SharedKeyspace};
 
-/// Keys per page of a list.
-const PAGE: i64 = 1024;
+/// Keys per page of a list. etcd looks at every key of the range for every page, so that small pages of a large cluster
+/// cost their square; pages that are too large for a message are asked for again, smaller.
+const PAGE: i64 = 8192;
 /// Events that are taken in one go, while readers wait.
 const BATCH: usize = 512;
 /// Reasons for refusal that are counted apart.
