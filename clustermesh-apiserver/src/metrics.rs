@@ -107,7 +107,9 @@ pub fn remotes(mirrors: &Mirrors, counted: &Counted, now: Instant, wall: SystemT
     };
     let remotes: Vec<_> = mirrors.status().into_iter().map(remote).collect();
     counted.retain(&remotes);
-    remote_families(&remotes, now, wall)
+    let mut families = remote_families(&remotes, now, wall);
+    families.extend(limit_families(&remotes));
+    families
 }
 
 fn remote_families(remotes: &[RemoteStatus], now: Instant, wall: SystemTime) -> Vec<Family> {
@@ -161,28 +163,43 @@ fn remote_families(remotes: &[RemoteStatus], now: Instant, wall: SystemTime) -> 
         .rows(known(&|status| Some(status.reconnects as f64))),
         counter("hawser_clustermesh_refused", "Entries of a cluster that were refused, by reason.")
             .rows(refused(remotes)),
-        gauge(
+    ]
+}
+
+/// What of its limits a cluster uses, as one that is read and as one that reads.
+fn limit_families(remotes: &[RemoteStatus]) -> Vec<Family> {
+    let each = |value: &dyn Fn(&RemoteStatus) -> f64| -> Vec<_> {
+        remotes.iter().map(|remote| (target(remote), value(remote))).collect()
+    };
+    let known = |value: &dyn Fn(&MirrorStatus) -> f64| -> Vec<_> {
+        let row = |remote: &RemoteStatus| Some((target(remote), value(remote.status.as_ref()?)));
+        remotes.iter().filter_map(row).collect()
+    };
+    let refused = remotes.iter().flat_map(|remote| by_reason(remote, remote.reader.refused.iter()));
+    vec![
+        Family::gauge("hawser_clustermesh_limit", "Limits of a cluster, as in cluster.yaml.")
+            .rows(limits(remotes)),
+        Family::gauge(
             "hawser_clustermesh_remote_cluster_held",
             "What the mirror of a cluster holds: keys and values.",
         )
         .bytes()
-        .rows(known(&|status| Some(status.bytes as f64))),
-        counter(
+        .rows(known(&|status| status.bytes as f64)),
+        Family::counter(
             "hawser_clustermesh_remote_cluster_paused",
             "Time that a cluster was not read for, because it was faster than its limits.",
         )
         .seconds()
-        .rows(known(&|status| Some(status.held_for.as_secs_f64()))),
-        gauge("hawser_clustermesh_limit", "Limits of a cluster, as in cluster.yaml.").rows(limits(remotes)),
-        gauge("hawser_clustermesh_reader_connections", "Connections of a cluster that reads here.")
-            .rows(each(&|r| r.reader.connections as f64)),
-        gauge("hawser_clustermesh_reader_watches", "Watches of a cluster that reads here.")
-            .rows(each(&|r| r.reader.watches as f64)),
-        counter(
+        .rows(known(&|status| status.held_for.as_secs_f64())),
+        Family::gauge("hawser_clustermesh_reader_connections", "Connections of a cluster that reads here.")
+            .rows(each(&|remote| remote.reader.connections as f64)),
+        Family::gauge("hawser_clustermesh_reader_watches", "Watches of a cluster that reads here.")
+            .rows(each(&|remote| remote.reader.watches as f64)),
+        Family::counter(
             "hawser_clustermesh_reader_refused",
             "What a cluster asked here and was refused, by the limit that it met.",
         )
-        .rows(remotes.iter().flat_map(|r| by_reason(r, r.reader.refused.iter())).collect::<Vec<_>>()),
+        .rows(refused.collect::<Vec<_>>()),
     ]
 }
 
