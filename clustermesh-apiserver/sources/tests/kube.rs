@@ -25,12 +25,16 @@ struct Consumer {
 
 impl Consumer {
     async fn of(server: &FakeApiServer) -> Self {
+        Self::with(server, false).await
+    }
+
+    async fn with(server: &FakeApiServer, service_exports: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubeconfig");
         std::fs::write(&path, server.kubeconfig()).unwrap();
         let options = KubeOptions { kubeconfig: Some(path), context: None };
         let client = connect(&options).await.unwrap();
-        let source = KubeSource::start(&client, PACE, false);
+        let source = KubeSource::start(&client, PACE, service_exports);
         Self { source, objects: BTreeMap::new(), problems: BTreeMap::new(), synced: 0 }
     }
 
@@ -115,6 +119,32 @@ fn namespace(name: &str, team: &str) -> Value {
         "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": { "team": team } },
         "spec": { "finalizers": ["kubernetes"] }, "status": { "phase": "Active" },
     })
+}
+
+fn export(name: &str, labels: Value) -> Value {
+    json!({
+        "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+        "metadata": { "name": name, "namespace": "shop", "creationTimestamp": "2026-11-20T21:44:04Z", "labels": { "its": "own" } },
+        "spec": { "exportedLabels": labels }, "status": { "conditions": [] },
+    })
+}
+
+#[tokio::test]
+async fn service_exports_are_followed_where_they_are_asked_for() {
+    let server = FakeApiServer::start().await;
+    server.apply(export("cart", json!({ "a": "b" })));
+    let mut consumer = Consumer::with(&server, true).await;
+    consumer.synced().await;
+    assert_eq!(consumer.names(), ["ServiceExport shop/cart"]);
+    let Some(Object::ServiceExport(cart)) = consumer.objects.values().next() else { panic!("no export") };
+    assert_eq!(cart.created.unwrap().to_string(), "2026-11-20T21:44:04Z");
+    assert_eq!(cart.labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]), "and none of its own");
+    server.apply(export("till", json!(null)));
+    consumer.until("another", |consumer| consumer.objects.len() == 2).await;
+
+    let mut plain = Consumer::of(&server).await;
+    plain.synced().await;
+    assert_eq!(plain.names(), [""; 0], "nobody else needs the CRD");
 }
 
 #[tokio::test]

@@ -23,13 +23,14 @@ const fn resource(
     Resource { plural, kind, group_version, namespaced }
 }
 
-pub const RESOURCES: [Resource; 6] = [
+pub const RESOURCES: [Resource; 7] = [
     resource("namespaces", "Namespace", "v1", false),
     resource("nodes", "Node", "v1", false),
     resource("pods", "Pod", "v1", true),
     resource("services", "Service", "v1", true),
     resource("endpointslices", "EndpointSlice", "discovery.k8s.io/v1", true),
     resource("networkpolicies", "NetworkPolicy", "networking.k8s.io/v1", true),
+    resource("serviceexports", "ServiceExport", "multicluster.x-k8s.io/v1beta1", true),
 ];
 
 pub fn resource_of(kind: &str) -> Resource {

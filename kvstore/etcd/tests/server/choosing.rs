@@ -189,14 +189,18 @@ async fn ranges_are_counted_per_keyspace() {
 }
 
 #[tokio::test]
-async fn the_version_is_told_over_plain_http() {
+async fn version_and_health_are_told_over_plain_http() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let server = TestServer::serving(memory("us-east", Limits::default()), Arc::new(AllowAll)).await;
-    let mut stream = tokio::net::TcpStream::connect(server.addr).await.unwrap();
-    stream.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    let reading = stream.read_to_string(&mut answer);
-    tokio::time::timeout(Duration::from_secs(60), reading).await.unwrap().unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(answer.contains(r#""etcdcluster":"3.5.0""#), "{answer}");
+    for (path, says) in
+        [("/version", r#""etcdcluster":"3.5.0""#), ("/health", r#"{"health":"true","reason":""}"#)]
+    {
+        let mut stream = tokio::net::TcpStream::connect(server.addr).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let reading = stream.read_to_string(&mut answer);
+        tokio::time::timeout(Duration::from_secs(60), reading).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(says), "{answer}");
+    }
 }
