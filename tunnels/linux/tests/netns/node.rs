@@ -83,7 +83,7 @@ impl<'a> Node<'a> {
     }
 
     pub(crate) fn device(&self) -> &str {
-        self.desired.device.name.as_str()
+        self.config.device.as_str()
     }
 
     pub(crate) fn stats(&self) -> Stats {
