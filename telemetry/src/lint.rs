@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Labels whose values are bounded by what they name: clusters, reasons, maps, kinds. Never services, pods or nodes.
+/// Labels whose values are bounded by what they name: clusters, reasons, maps, kinds, limits. Never services, pods or nodes.
 const LABELS: &[&str] = &[
     "keyspace",
     "kind",
     "le",
+    "limit",
     "map_name",
     "reason",
     "role",
