@@ -55,10 +55,7 @@ pub enum DriverError {
     OpenNetlink { source: io::Error },
     #[error("the kernel refused to {doing}: {source}")]
     Netlink { doing: String, source: io::Error },
-    #[error(
-        "{device} is {found}, and `wireguard: {}` asks for another. fix: run `hawser-node-agent --remove`, which takes it away, and start again; or set wireguard: auto",
-        choice.as_str()
-    )]
+    #[error("{device} is {found}, and `wireguard: {}` asks for another. {}", choice.as_str(), way_out(found))]
     OtherKind { device: DeviceName, found: Kind, choice: Choice },
     #[error(
         "this kernel has no WireGuard (link kind \"wireguard\": EOPNOTSUPP). fix: load its module (`modprobe wireguard`), or set wireguard: auto"
@@ -74,4 +71,14 @@ pub enum DriverError {
     NoDevice { device: DeviceName },
     #[error("{device} has been removed by this driver. fix: start a new one")]
     Removed { device: DeviceName },
+}
+
+/// A device of a kind that we never make is somebody's, and stays.
+fn way_out(found: &Kind) -> &'static str {
+    match found {
+        Kind::Wireguard | Kind::Tun => {
+            "fix: run `hawser-node-agent --remove`, which takes it away, and start again; or set wireguard: auto"
+        }
+        Kind::Other(_) => "It is not Hawser's. fix: name another device in agent.yaml",
+    }
 }

@@ -172,7 +172,8 @@ fn what_cannot_start_says_why_and_changes_nothing() {
     other_kind.device = DeviceName::parse("eth0").unwrap();
     other_kind.port = 0;
     let error = start(other_kind);
-    assert!(matches!(error, DriverError::Engine(EngineError::Tun { .. })), "{error}");
+    assert!(matches!(error, DriverError::OtherKind { .. }), "{error}");
+    assert!(error.to_string().contains("name another device"), "{error}");
 
     for (change, expected) in [
         ((1000, node.desired.device.mark, 1), "mtu 1000"),
