@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use hawser_model::{Affinity, Fallback, MinHealthy, OnLoss, Routing, SessionAffinity};
+use hawser_model::{Affinity, Fallback, MinHealthy, OnLoss, ResetAfter, Routing, SessionAffinity};
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Wishes {
@@ -34,13 +34,13 @@ const ORDER: Name = ("hawser.io/cluster-order", None);
 const FALLBACK: Name = ("hawser.io/fallback", None);
 const SESSION: Name = ("hawser.io/session-affinity", None);
 const ON_DATA_PLANE_LOSS: Name = ("hawser.io/on-data-plane-loss", None);
+const RESET_AFTER: Name = ("hawser.io/reset-after", None);
 
 /// Not carried out yet, and the one value that asks for what is done anyway.
-const LATER: [(Name, &str); 5] = [
+const LATER: [(Name, &str); 4] = [
     (("hawser.io/algorithm", Some("service.cilium.io/lb-algorithm")), "random"),
     (("hawser.io/zone-affinity", None), "none"),
     (("hawser.io/on-control-plane-loss", None), "keep"),
-    (("hawser.io/reset-after", None), "never"),
     (("hawser.io/drain-grace", None), ""),
 ];
 
@@ -107,6 +107,7 @@ impl<'a> Reader<'a> {
             on_data_plane_loss: self
                 .parsed(ON_DATA_PLANE_LOSS, OnLoss::parse, "it is \"drain\"")
                 .unwrap_or(default.on_data_plane_loss),
+            reset_after: self.parsed(RESET_AFTER, ResetAfter::parse, "the agents' own setting counts"),
         };
         if routing.min_healthy.is_some() && routing.affinity != Affinity::Local {
             self.idle(MIN_HEALTHY, "affinity \"local\"");
@@ -196,6 +197,7 @@ impl<'a> Reader<'a> {
             FALLBACK,
             SESSION,
             ON_DATA_PLANE_LOSS,
+            RESET_AFTER,
         ];
         let is_known = |name: &str| {
             known.iter().chain(LATER.iter().map(|(name, _)| name)).any(|(ours, _)| *ours == name)
@@ -281,6 +283,7 @@ mod tests {
             ("hawser.io/fallback", "none"),
             ("hawser.io/session-affinity", "ClientIP=600s"),
             ("hawser.io/on-data-plane-loss", "keep"),
+            ("hawser.io/reset-after", "never"),
         ];
         let (wishes, problems) = read(&good);
         assert_eq!(problems, [""; 0]);
@@ -291,6 +294,7 @@ mod tests {
         );
         assert_eq!((routing.weights.len(), routing.order.len()), (2, 2));
         assert_eq!((routing.fallback, routing.on_data_plane_loss), (Fallback::None, OnLoss::Keep));
+        assert_eq!(routing.reset_after, Some(ResetAfter::Never));
         for (name, _) in &good[1..] {
             let (wishes, problems) = read(&[global, (name, "nonsense!")]);
             assert_eq!(wishes.routing(SessionAffinity::None), Routing::default(), "{name}");

@@ -26,7 +26,7 @@ pub use node::{
     AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
 };
 pub use peer::{CiliumPeer, ClusterConfig, ExportMode, ParseServerUrlError, Peer, PeerKind, ServerUrl};
-pub use routing::{Fallback, MinHealthy, OnLoss, ParseRoutingError, Routing};
+pub use routing::{Fallback, MinHealthy, OnLoss, ParseRoutingError, ResetAfter, Routing};
 pub use service::{
     Affinity, Endpoint, GlobalService, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
     ServicePort, SharedService,

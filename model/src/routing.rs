@@ -22,6 +22,8 @@ pub struct Routing {
     pub session_seconds: Option<u32>,
     /// A cluster or node does not answer through the tunnel.
     pub on_data_plane_loss: OnLoss,
+    /// When established connections to what is lost are ended. None: as the agent's configuration says.
+    pub reset_after: Option<ResetAfter>,
 }
 
 impl Default for Routing {
@@ -34,6 +36,7 @@ impl Default for Routing {
             fallback: Fallback::Any,
             session_seconds: None,
             on_data_plane_loss: OnLoss::Drain,
+            reset_after: None,
         }
     }
 }
@@ -187,6 +190,46 @@ impl OnLoss {
     }
 }
 
+/// How long after the verdict established connections to a lost cluster or node are ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ResetAfter {
+    Millis(u32),
+    Never,
+}
+
+impl ResetAfter {
+    /// The datapath tells no longer times apart.
+    pub const MAX_MILLIS: u32 = 3_600_000;
+    pub const DEFAULT: Self = Self::Millis(2_000);
+
+    /// `2s`, `500ms`, `10m` or `never`.
+    pub fn parse(text: &str) -> Result<Self, ParseRoutingError> {
+        if text == "never" {
+            return Ok(Self::Never);
+        }
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = match text.get(digits.len()..) {
+            Some("ms") => 1,
+            Some("s") => 1_000,
+            Some("m") => 60_000,
+            _ => 0,
+        };
+        let millis = digits.parse().ok().and_then(|number: u32| number.checked_mul(unit));
+        let millis = millis.filter(|millis| unit > 0 && *millis <= Self::MAX_MILLIS);
+        millis.map(Self::Millis).ok_or_else(|| ParseRoutingError::ResetAfter { text: shorten(text) })
+    }
+}
+
+impl fmt::Display for ResetAfter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Never => f.write_str("never"),
+            Self::Millis(millis) if millis % 1_000 == 0 => write!(f, "{}s", millis / 1_000),
+            Self::Millis(millis) => write!(f, "{millis}ms"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseRoutingError {
     #[error("{text:?} is neither a number of backends nor a percentage (1% to 100%)")]
@@ -203,6 +246,8 @@ pub enum ParseRoutingError {
     Fallback { text: String },
     #[error("{text:?} is none of keep, drain")]
     OnLoss { text: String },
+    #[error("{text:?} is neither a time of at most an hour (500ms, 2s, 10m) nor never")]
+    ResetAfter { text: String },
     #[error("{text:?} is none of None, ClientIP, ClientIP=<1 to 86400>s")]
     Session { text: String },
     #[error(transparent)]
@@ -230,6 +275,18 @@ mod tests {
         for odd in ["clientip", "ClientIP=600", "ClientIP=0s", "ClientIP=86401s", "ClientIP="] {
             assert!(Routing::parse_session(odd).is_err(), "{odd:?}");
         }
+    }
+
+    #[test]
+    fn a_reset_comes_after_a_time_or_never() {
+        for text in ["2s", "500ms", "0s", "3600s", "never"] {
+            assert_eq!(ResetAfter::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(ResetAfter::parse("10m"), Ok(ResetAfter::Millis(600_000)));
+        for odd in ["", "2", "s", "2 s", "-1s", "3601s", "99999999m", "Never", "2sec", "\u{e9}s"] {
+            assert!(ResetAfter::parse(odd).is_err(), "{odd:?}");
+        }
+        assert!(ResetAfter::Never > ResetAfter::Millis(u32::MAX), "the longest wish wins");
     }
 
     #[test]

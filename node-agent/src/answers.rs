@@ -233,6 +233,7 @@ fn wishes(routing: &Routing) -> BTreeMap<String, String> {
                 routing.on_data_plane_loss != default.on_data_plane_loss,
             ),
         ),
+        ("reset-after", routing.reset_after.map(|after| after.to_string())),
     ];
     all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hawser_model::{
     Affinity, BootId, ClusterName, Epoch, Fallback, GlobalService, MeshAddresses, MinHealthy, NodeIndex,
-    NodeName, OnLoss, ParseRoutingError, PortName, Protocol, Routing, ServiceKey, ServicePort, TunnelEnd,
-    TunnelNode,
+    NodeName, OnLoss, ParseRoutingError, PortName, Protocol, ResetAfter, Routing, ServiceKey, ServicePort,
+    TunnelEnd, TunnelNode,
 };
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +157,8 @@ struct ServiceIn<'a> {
     session_seconds: Option<u32>,
     #[serde(borrow, default)]
     on_data_plane_loss: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    reset_after: Option<Text<'a>>,
     shared: bool,
     #[serde(borrow)]
     backends: PortMapIn<'a, { limits::BACKENDS }>,
@@ -195,6 +197,8 @@ struct ServiceOut<'a> {
     session_seconds: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     on_data_plane_loss: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reset_after: Option<String>,
     shared: bool,
     backends: PortMapOut<'a>,
 }
@@ -262,6 +266,7 @@ fn routing(raw: &ServiceIn<'_>) -> Result<Routing, Fault> {
         session_seconds: seconds,
         on_data_plane_loss: parsed(raw.on_data_plane_loss.as_ref(), "onDataPlaneLoss", OnLoss::parse)?
             .unwrap_or(default.on_data_plane_loss),
+        reset_after: parsed(raw.reset_after.as_ref(), "resetAfter", ResetAfter::parse)?,
         ..default
     })
 }
@@ -301,6 +306,7 @@ pub fn encode_service(service: &GlobalService) -> Bytes {
         session_seconds: routing.session_seconds,
         on_data_plane_loss: unless(routing.on_data_plane_loss, default.on_data_plane_loss)
             .map(OnLoss::as_str),
+        reset_after: routing.reset_after.map(|after| after.to_string()),
         shared: service.shared,
         backends: port_map_out(&service.backends),
     })

@@ -9,9 +9,9 @@ use hawser_model::{
     AddressFamily, AddressKind, Affinity, BootId, CiliumPeer, ClusterConfig, ClusterId, ClusterIdWidth,
     ClusterName, ClusterRef, Endpoint, EndpointSlice, Epoch, ExportMode, ExportedPort, Fallback,
     GlobalService, Identity, IdentityId, ImportKind, InternalTrafficPolicy, Labels, MeshPlan, MinHealthy,
-    Node, NodeAddress, NodeIndex, NodeName, OnLoss, Peer, PeerKind, PortName, Protocol, PublicKey, Routing,
-    ServerUrl, ServiceExport, ServiceKey, ServicePort, SessionAffinity, SharedService, SliceEndpoint,
-    SliceKey, SlicePort, Timestamp, TrafficDistribution, TunnelEnd, TunnelNode,
+    Node, NodeAddress, NodeIndex, NodeName, OnLoss, Peer, PeerKind, PortName, Protocol, PublicKey,
+    ResetAfter, Routing, ServerUrl, ServiceExport, ServiceKey, ServicePort, SessionAffinity, SharedService,
+    SliceEndpoint, SliceKey, SlicePort, Timestamp, TrafficDistribution, TunnelEnd, TunnelNode,
 };
 use hawser_wire::{Context, Entry, Key, Resource, decode};
 
@@ -336,11 +336,12 @@ fn a_local_service_and_a_peer() {
         fallback: Fallback::None,
         session_seconds: Some(600),
         on_data_plane_loss: OnLoss::Keep,
+        reset_after: Some(ResetAfter::Never),
     };
     golden(
         Entry::LocalService(GlobalService { routing: wishes, backends: BTreeMap::new(), ..service.clone() }),
         "hawser/local/services/v1/hawser-a/shop/cart",
-        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","shared":true,"backends":{}}"#,
+        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","resetAfter":"never","shared":true,"backends":{}}"#,
     );
     golden(
         Entry::LocalService(service),

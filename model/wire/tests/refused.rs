@@ -230,6 +230,7 @@ fn our_own() {
             (r#""shared""#, r#""fallback":"some","shared""#, "fallback", "none of any, none"),
             (r#""shared""#, r#""sessionSeconds":0,"shared""#, "sessionSeconds", "1..=86400"),
             (r#""shared""#, r#""onDataPlaneLoss":"x","shared""#, "onDataPlaneLoss", "none of keep, drain"),
+            (r#""shared""#, r#""resetAfter":"2","shared""#, "resetAfter", "nor never"),
             (r#""port":80"#, r#""port":0"#, "ports", "out of range"),
             (r#""backends":{}"#, r#""backends":[]"#, "backends", "expected a map"),
             (
