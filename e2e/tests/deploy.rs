@@ -18,6 +18,8 @@ use serde_json::{Map, Value};
 const OVERLAYS: [&str; 2] = ["overlays/etcd", "overlays/single"];
 /// What is added when endpoints of other clusters are written back.
 const WRITE_BACK: &str = "write-back";
+/// And when ServiceExports are read.
+const SERVICE_EXPORTS: &str = "service-exports";
 const NAMESPACE: &str = "hawser-system";
 /// Made by a person before the rest: deploy/README.md.
 const BY_HAND: [(&str, &str); 4] = [
@@ -307,10 +309,9 @@ fn bound(rendered: &Rendered) -> Result<BTreeSet<&str>> {
 
 #[test]
 fn the_api_server_may_read_what_its_source_reads_and_write_nothing() -> Result<()> {
-    let read =
-        ["namespaces", "nodes", "pods", "services", "endpointslices", "networkpolicies", "serviceexports"];
+    let read = ["namespaces", "nodes", "pods", "services", "endpointslices", "networkpolicies"];
     let mut needed: BTreeSet<String> =
-        read.iter().flat_map(|kind| ["get", "list", "watch"].map(|verb| format!("{verb} {kind}"))).collect();
+        read.iter().flat_map(|kind| ["list", "watch"].map(|verb| format!("{verb} {kind}"))).collect();
     needed.insert("create tokenreviews".to_owned());
     for overlay in OVERLAYS {
         let rendered = render(overlay)?;
@@ -326,6 +327,16 @@ fn only_write_back_may_write_and_only_endpointslices() -> Result<()> {
     rendered.0.values().try_for_each(check_schema)?;
     let verbs = ["create", "delete", "update"].map(|verb| format!("{verb} endpointslices"));
     assert_eq!(granted(&rendered, "hawser-apiserver-write-back")?, BTreeSet::from(verbs));
+    assert_eq!(bound(&rendered)?, BTreeSet::from(["hawser-apiserver"]));
+    Ok(())
+}
+
+#[test]
+fn service_exports_are_read_only_where_that_is_asked_for() -> Result<()> {
+    let rendered = render(SERVICE_EXPORTS)?;
+    rendered.0.values().try_for_each(check_schema)?;
+    let verbs = ["list", "watch"].map(|verb| format!("{verb} serviceexports"));
+    assert_eq!(granted(&rendered, "hawser-apiserver-service-exports")?, BTreeSet::from(verbs));
     assert_eq!(bound(&rendered)?, BTreeSet::from(["hawser-apiserver"]));
     Ok(())
 }
