@@ -8,7 +8,7 @@ use aya::maps::{MapInfo, MapType};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use hawser_ebpf_abi::{
     ABI_VERSION, Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, Pin, PinKey, PrefixKey,
-    Reason, Service, ServiceKey, Slice, SockRev, SockRevKey, map, size,
+    Reason, ResetWish, Service, ServiceKey, Slice, SockRev, SockRevKey, map, size,
 };
 
 use crate::attach::{Attachments, Hook, Links, SOCKET_PROGRAMS, classifier, socket_program};
@@ -133,7 +133,7 @@ const fn shape<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
     Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
-fn shapes() -> [Shape; 14] {
+fn shapes() -> [Shape; 15] {
     [
         shape::<ServiceKey, Service>(map::SERVICES, MapType::Hash, size::SERVICES),
         shape::<u32, Slice>(map::SLICES, MapType::Array, size::SLICES),
@@ -146,6 +146,7 @@ fn shapes() -> [Shape; 14] {
         shape::<SockRevKey, SockRev>(map::SOCK_REV, MapType::LruHash, size::SOCK_REV),
         shape::<PinKey, Pin>(map::SOCKET_PINS, MapType::LruHash, size::SOCKET_PINS),
         shape::<PinKey, Pin>(map::CLIENT_PINS, MapType::LruHash, size::CLIENT_PINS),
+        shape::<ServiceKey, ResetWish>(map::RESET_WISHES, MapType::Hash, size::RESET_WISHES),
         shape::<FlowKey, Flow>(map::FLOWS, MapType::LruHash, size::FLOWS),
         shape::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Reason::COUNT),
         shape::<u32, Config>(map::CONFIG, MapType::Array, 1),

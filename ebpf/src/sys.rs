@@ -1,10 +1,13 @@
-//! The two bpf(2) commands that aya does not offer: opening a pinned link, and putting another program behind it.
+//! What aya does not offer: two bpf(2) commands (opening a pinned link, putting another program behind it), and the programs'
+//! clock.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+
+use hawser_ebpf_abi::TICK_SHIFT;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -24,6 +27,15 @@ struct LinkUpdate {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// The clock of `bpf_ktime_get_ns`, as the programs count it.
+pub(crate) fn ticks() -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a live timespec, and CLOCK_MONOTONIC exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let nanos = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
+    (nanos >> TICK_SHIFT) as u32
 }
 
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {

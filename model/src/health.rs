@@ -5,9 +5,10 @@ use std::fmt;
 /// 32 bits: a weight and the flags *no new connections* and *reset*.
 ///
 /// ```text
-/// 31      30          29..16    15..0
-/// reset   no new      zero      weight, 256 = full
+/// 31      30          29..16                        15..0
+/// reset   no new      with reset: since when        weight, 256 = full
 /// ```
+/// Since when is stamped by whoever writes the word into the kernel; here it is zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HealthWord(u32);
 
@@ -15,27 +16,24 @@ impl HealthWord {
     pub const FULL_WEIGHT: u16 = 256;
     const NO_NEW: u32 = 1 << 30;
     const RESET: u32 = 1 << 31;
+    const SINCE: u32 = 0x3fff << 16;
 
     /// Up, at full weight.
     pub const UP: Self = Self(Self::FULL_WEIGHT as u32);
-    /// Down: nothing new goes there. What is established is left alone.
-    pub const DOWN: Self = Self(Self::NO_NEW);
+    /// Down: nothing new goes there. What is established is ended after a while.
+    pub const DOWN: Self = Self(Self::NO_NEW | Self::RESET);
 
     pub const fn up(weight: u16) -> Self {
         Self(weight as u32)
-    }
-
-    #[must_use]
-    pub const fn with_reset(self) -> Self {
-        Self(self.0 | Self::RESET)
     }
 
     pub const fn raw(self) -> u32 {
         self.0
     }
 
+    /// As found in the kernel; since when is left out, so that it compares.
     pub const fn from_raw(raw: u32) -> Self {
-        Self(raw)
+        Self(raw & !Self::SINCE)
     }
 
     pub const fn weight(self) -> u16 {

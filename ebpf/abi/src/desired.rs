@@ -5,7 +5,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use crate::{Addr, Config, Endpoint, Exported, IpEntry, Port, PrefixKey, ServiceKey};
+use crate::{Addr, Config, Endpoint, Exported, IpEntry, Port, PrefixKey, ResetWish, ServiceKey};
 
 /// Everything but health. Two equal values mean the same kernel state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct DesiredDatapath {
     pub endpoints: BTreeMap<Addr, Endpoint>,
     /// What the mesh may reach on this node.
     pub exported: BTreeMap<ServiceKey, Exported>,
+    /// By backend, where connections are not ended when [`Config::reset_after`] says so.
+    pub reset_wishes: BTreeMap<ServiceKey, ResetWish>,
 }
 
 /// One frontend's backends by cluster.

@@ -16,12 +16,13 @@ pub mod map {
     pub const SOCK_REV: &str = "sock_rev";
     pub const SOCKET_PINS: &str = "socket_pins";
     pub const CLIENT_PINS: &str = "client_pins";
+    pub const RESET_WISHES: &str = "reset_wishes";
     pub const FLOWS: &str = "flows";
     pub const COUNTERS: &str = "counters";
     pub const CONFIG: &str = "config";
 
     /// All of them.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 15] = [
         SERVICES,
         SLICES,
         BACKENDS,
@@ -33,6 +34,7 @@ pub mod map {
         SOCK_REV,
         SOCKET_PINS,
         CLIENT_PINS,
+        RESET_WISHES,
         FLOWS,
         COUNTERS,
         CONFIG,
@@ -52,6 +54,7 @@ pub mod size {
     pub const SOCK_REV: u32 = 131_072;
     pub const SOCKET_PINS: u32 = 32_768;
     pub const CLIENT_PINS: u32 = 32_768;
+    pub const RESET_WISHES: u32 = 65_536;
     pub const FLOWS: u32 = 131_072;
 }
 
@@ -67,7 +70,22 @@ pub const IPPROTO_ICMPV6: u8 = 58;
 pub const HEALTH_FULL_WEIGHT: u32 = 256;
 pub const HEALTH_WEIGHT_MASK: u32 = 0xffff;
 pub const HEALTH_NO_NEW: u32 = 1 << 30;
+/// Established connections are ended, some time after the word was written.
 pub const HEALTH_RESET: u32 = 1 << 31;
+/// When a word with [`HEALTH_RESET`] was written: bits 16..30, in ticks, of which the lowest 14 bits are kept.
+pub const HEALTH_SINCE_SHIFT: u32 = 16;
+pub const TICKS_MASK: u32 = 0x3fff;
+/// A tick is 2^28 ns of CLOCK_MONOTONIC, about a quarter of a second; the word's 14 bits come round after 73 minutes.
+pub const TICK_SHIFT: u32 = 28;
+/// [`Config::reset_after`], [`ResetWish::ticks`]: more than the word's ticks can ever say.
+pub const RESET_NEVER: u16 = u16::MAX;
+
+/// Rounded up.
+#[inline(always)]
+pub const fn ticks_of_millis(millis: u32) -> u16 {
+    let ticks = (millis as u64 * 1_000_000).div_ceil(1 << TICK_SHIFT);
+    if ticks > TICKS_MASK as u64 { TICKS_MASK as u16 } else { ticks as u16 }
+}
 
 /// Slices of a tier are used while every lower tier has no healthy backend. Tiers are `0..TIERS`; as many as KEP-5939 has
 /// selectors.
@@ -83,6 +101,8 @@ pub const IP_MESH_ADDRESS: u16 = 2;
 
 /// [`Config::flags`]: the own keyspace is stale, so a pick in the own cluster is left to kube-proxy or the CNI.
 pub const CONFIG_OWN_STALE: u16 = 1;
+/// [`Config::flags`]: every other cluster is down. Then it is usually we who are cut off, and nothing is ended.
+pub const CONFIG_CUT_OFF: u16 = 2;
 
 plain! {
     /// `services` (HASH): one entry per ClusterIP, port and protocol of a global service. Also the key of `exported`.
@@ -259,9 +279,18 @@ plain! {
 }
 
 plain! {
-    /// A known flow. Carries no time: age is the LRU's business.
+    /// A known flow. When it is forgotten is the LRU's business.
     pub struct Flow: 4 {
-        pub flags: u32,
+        /// The tick of its first packet; 0 when that was not seen.
+        pub began: u32,
+    }
+}
+
+plain! {
+    /// `reset_wishes` (HASH by [`ServiceKey`], of a backend): where connections are ended sooner or later than
+    /// [`Config::reset_after`] says.
+    pub struct ResetWish: 4 {
+        pub ticks: u32,
     }
 }
 
@@ -279,9 +308,10 @@ plain! {
         pub flags: u16,
         pub own_mesh_v4: Addr,
         pub own_mesh_v6: Addr,
-        /// UDP on the own mesh address that is always admitted. Echo is sent from this port as well, so that answers pass.
-        pub echo_port: Port,
-        pub pad0: u16,
+        /// UDP on the own mesh address that is always admitted: probes leave from here, and their answers come back.
+        pub probe_port: Port,
+        /// Connections to what is down are ended so many ticks after the verdict.
+        pub reset_after: u16,
         pub pad1: u32,
     }
 }
@@ -302,8 +332,8 @@ impl Config {
             flags: 0,
             own_mesh_v4: Addr::UNSPECIFIED,
             own_mesh_v6: Addr::UNSPECIFIED,
-            echo_port: Port::new(51872),
-            pad0: 0,
+            probe_port: Port::new(51872),
+            reset_after: ticks_of_millis(2_000),
             pad1: 0,
         }
     }

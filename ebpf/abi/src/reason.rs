@@ -105,7 +105,7 @@ reasons! {
     TunnelInRelated = "tunnel-in-related", "tunnel_in", Pass,
         "Delivered to a pod: an ICMP error about a flow it takes part in.";
     TunnelInNode = "tunnel-in-node", "tunnel_in", Pass,
-        "Given to this node: echo, ICMP, a TCP answer or an exported port on the mesh address.";
+        "Given to this node's mesh address: an answer to a probe, ICMP, a TCP answer or an exported port.";
     TunnelInUnknownSource = "tunnel-in-unknown-source", "tunnel_in", Drop,
         "A packet left the tunnel with a source address that no cluster of the mesh has published.";
     TunnelInNotExported = "tunnel-in-not-exported", "tunnel_in", Drop,
@@ -154,6 +154,12 @@ reasons! {
         "A node's liveness probe (seamless BFD) was answered on the spot.";
     TunnelInProbeRefused = "tunnel-in-probe-refused", "tunnel_in", Drop,
         "A packet to the port of seamless BFD that is no probe for this node, or not from a node's mesh address.";
+    PodFromReset = "pod-from-reset", "pod_from", Drop,
+        "A packet of an established connection to a cluster or node that is down came back to its pod as a TCP reset.";
+    PodFromUnresettable = "pod-from-unresettable", "pod_from", Drop,
+        "A connection to a cluster or node that is down was to be reset, but the packet could not be turned round.";
+    KeepAliveSet = "keep-alive-set", "connect", Note,
+        "A connection to another cluster was given TCP keep-alive, so that one that only waits is ended too.";
 }
 
 impl fmt::Display for Reason {

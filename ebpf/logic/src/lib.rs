@@ -10,6 +10,7 @@ pub mod packet;
 pub mod pin;
 pub mod random;
 pub mod reflect;
+pub mod reset;
 pub mod verdict;
 
 use hawser_ebpf_abi::{HEALTH_FULL_WEIGHT, HEALTH_NO_NEW, HEALTH_WEIGHT_MASK};

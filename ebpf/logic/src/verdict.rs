@@ -3,13 +3,14 @@
 //! What is not ours is [`Action::Next`], so the CNI's own programs and the stack go on as if we were not there.
 
 use hawser_ebpf_abi::{
-    Addr, Config, Endpoint, FlowKey, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, IpEntry, Port,
-    Reason, ServiceKey,
+    Addr, CONFIG_CUT_OFF, Config, Endpoint, FlowKey, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
+    IpEntry, Port, Reason, ServiceKey,
 };
 
 use crate::mss::{self, Clamp};
 use crate::packet::{Ip, Kind, Packet, Parsed, TCP_SYN, Transport, parse, quoted, transport};
 use crate::reflect::{self, Control};
+use crate::reset::{self, Reset};
 
 /// A packet, what is known about it, the maps, and the effects a verdict may have on the way.
 pub trait Hook: Packet {
@@ -27,12 +28,22 @@ pub trait Hook: Packet {
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
     fn is_exported(&self, key: &ServiceKey) -> bool;
     fn knows_flow(&self, key: &FlowKey) -> bool;
+    /// The tick of a known flow's first packet; 0 when that was not seen.
+    fn flow_began(&self, key: &FlowKey) -> Option<u32>;
+    fn cluster_word(&self, cluster: u16) -> u32;
+    fn node_word(&self, slot: u32) -> u32;
+    /// After how many ticks connections to this backend are ended, where that is not as configured.
+    fn reset_wish(&self, backend: &ServiceKey) -> Option<u32>;
+    /// Of the clock that health words are stamped with.
+    fn ticks(&self) -> u32;
 
-    /// False when it could not be remembered.
-    fn remember_flow(&self, key: &FlowKey) -> bool;
+    /// False when it could not be remembered. `first`: the packet begins it, whatever is known of one like it.
+    fn remember_flow(&self, key: &FlowKey, first: bool) -> bool;
     fn rewrite_mss(&self, ip: &Ip, clamp: &Clamp);
     /// Turns a UDP packet round: addresses and ports change places, `answer` takes the place of `asked`.
     fn turn(&self, ip: &Ip, udp: &Transport, asked: &Control, answer: &Control);
+    /// Turns a TCP packet into a reset for its sender. False when it could not be done.
+    fn turn_into_reset(&self, ip: &Ip, reset: &Reset) -> bool;
     /// Counts what happened on the way.
     fn note(&self, reason: Reason);
 }
@@ -45,6 +56,10 @@ pub enum Action {
     Drop,
     /// Out through a device without a link header.
     Steer {
+        ifindex: u32,
+    },
+    /// Out through the pod's interface that it came from, marked as admitted.
+    Return {
         ifindex: u32,
     },
     /// To a local pod through its interface, marked as admitted.
@@ -76,7 +91,13 @@ fn is_remote<H: Hook + ?Sized>(hook: &H, addr: &Addr) -> bool {
 }
 
 #[inline(always)]
-const fn flow(local: Addr, remote: Addr, local_port: Port, remote_port: Port, proto: u8) -> FlowKey {
+pub(crate) const fn flow(
+    local: Addr,
+    remote: Addr,
+    local_port: Port,
+    remote_port: Port,
+    proto: u8,
+) -> FlowKey {
     FlowKey { local, remote, local_port, remote_port, proto, pad0: 0, pad1: 0 }
 }
 
@@ -87,9 +108,9 @@ pub fn pod_from<H: Hook + ?Sized>(hook: &H) -> Verdict {
     if is_remote(hook, &ip.src) {
         return drop(Reason::PodFromForgedRemote);
     }
-    if !is_remote(hook, &ip.dst) {
+    let Some(to) = hook.ip_entry(&ip.dst).filter(IpEntry::is_remote) else {
         return next(Reason::PodFromOther);
-    }
+    };
     let own = hook.endpoint(&ip.src).is_some_and(|endpoint| endpoint.ifindex == hook.ifindex());
     if !own {
         return drop(Reason::PodFromForeignSource);
@@ -102,12 +123,31 @@ pub fn pod_from<H: Hook + ?Sized>(hook: &H) -> Verdict {
         return drop(Reason::PodFromFragment);
     }
     let Some(transport) = transport(hook, &ip) else { return drop(Reason::PodFromMalformed) };
+    if transport.kind == Kind::Tcp
+        && config.flags & CONFIG_CUT_OFF == 0
+        && reset::ends(hook, &config, &to, &ip, &transport)
+    {
+        return end(hook, &ip);
+    }
     if !fits(hook, &ip, &transport, config.tunnel_mtu) {
         return drop(Reason::PodFromTooBig);
     }
     remember(hook, &ip, &transport);
     clamp(hook, &ip, &transport, config.tunnel_mtu);
     Verdict { action: Action::Steer { ifindex: config.tunnel_ifindex }, reason: Reason::PodFromSteered }
+}
+
+/// The connection is over: its client hears so at once, in place of nothing for minutes.
+#[inline(always)]
+fn end<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> Verdict {
+    let turned = match reset::reset(hook, ip, hook.packet_len()) {
+        Some(reset) => hook.turn_into_reset(ip, &reset),
+        None => false,
+    };
+    if !turned {
+        return drop(Reason::PodFromUnresettable);
+    }
+    Verdict { action: Action::Return { ifindex: hook.ifindex() }, reason: Reason::PodFromReset }
 }
 
 /// Whether what the device will send at once fits the tunnel.
@@ -127,7 +167,10 @@ fn remember<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) {
         return;
     }
     if !hook.is_exported(&ServiceKey::new(ip.src, transport.src, ip.proto))
-        && !hook.remember_flow(&flow(ip.src, ip.dst, transport.src, transport.dst, ip.proto))
+        && !hook.remember_flow(
+            &flow(ip.src, ip.dst, transport.src, transport.dst, ip.proto),
+            transport.is_bare_syn(),
+        )
     {
         hook.note(Reason::FlowForgotten);
     }
@@ -177,7 +220,7 @@ fn to_node<H: Hook + ?Sized>(hook: &H, config: &Config, ip: &Ip, transport: &Tra
     }
     let exported = || hook.is_exported(&ServiceKey::new(ip.dst, transport.dst, ip.proto));
     let admitted = match ip.proto {
-        IPPROTO_UDP => transport.dst == config.echo_port || exported(),
+        IPPROTO_UDP => transport.dst == config.probe_port || exported(),
         IPPROTO_TCP => !transport.is_bare_syn() || exported(),
         IPPROTO_ICMP | IPPROTO_ICMPV6 => true,
         _ => false,

@@ -3,10 +3,11 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use hawser_ebpf_abi::{
-    Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, Pin, PinKey, Reason, Service,
-    ServiceKey, Slice, SockRev, SockRevKey, size,
+    Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, Pin, PinKey, Reason, ResetWish,
+    Service, ServiceKey, Slice, SockRev, SockRevKey, TICK_SHIFT, size,
 };
 use hawser_ebpf_logic::pin::Client;
 
@@ -35,6 +36,8 @@ static SOCK_REV: LruHashMap<SockRevKey, SockRev, { size::SOCK_REV as usize }> = 
 static SOCKET_PINS: LruHashMap<PinKey, Pin, { size::SOCKET_PINS as usize }> = LruHashMap::new();
 #[btf_map(name = "client_pins")]
 static CLIENT_PINS: LruHashMap<PinKey, Pin, { size::CLIENT_PINS as usize }> = LruHashMap::new();
+#[btf_map(name = "reset_wishes")]
+static RESET_WISHES: HashMap<ServiceKey, ResetWish, { size::RESET_WISHES as usize }, GROWS> = HashMap::new();
 #[btf_map(name = "flows")]
 static FLOWS: LruHashMap<FlowKey, Flow, { size::FLOWS as usize }> = LruHashMap::new();
 #[btf_map(name = "counters")]
@@ -117,8 +120,30 @@ pub(crate) fn knows_flow(key: &FlowKey) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn remember_flow(key: &FlowKey) -> bool {
-    knows_flow(key) || FLOWS.insert(key, Flow { flags: 0 }, BPF_ANY).is_ok()
+pub(crate) fn flow_began(key: &FlowKey) -> Option<u32> {
+    // SAFETY: copied out at once; a recycled element is another flow's beginning, near now.
+    unsafe { FLOWS.get(key) }.map(|flow| flow.began)
+}
+
+#[inline(always)]
+pub(crate) fn remember_flow(key: &FlowKey, first: bool) -> bool {
+    if first {
+        return FLOWS.insert(key, Flow { began: ticks() }, BPF_ANY).is_ok();
+    }
+    knows_flow(key) || FLOWS.insert(key, Flow { began: 0 }, BPF_ANY).is_ok()
+}
+
+#[inline(always)]
+pub(crate) fn reset_wish(backend: &ServiceKey) -> Option<u32> {
+    // SAFETY: copied out at once; a recycled element is another backend's wish, for one packet.
+    unsafe { RESET_WISHES.get(backend) }.map(|wish| wish.ticks)
+}
+
+/// Of the clock that health words are stamped with.
+#[inline(always)]
+pub(crate) fn ticks() -> u32 {
+    // SAFETY: the helper takes nothing and always succeeds.
+    (unsafe { bpf_ktime_get_ns() } >> TICK_SHIFT) as u32
 }
 
 #[inline(always)]

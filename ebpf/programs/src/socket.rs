@@ -10,13 +10,13 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socke
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use hawser_ebpf_abi::{
-    Addr, Backend, IPPROTO_TCP, IPPROTO_UDP, Pin, PinKey, Port, Reason, Service, ServiceKey, Slice, SockRev,
-    SockRevKey,
+    Addr, Backend, IPPROTO_TCP, IPPROTO_UDP, Pin, PinKey, Port, RESET_NEVER, Reason, Service, ServiceKey,
+    Slice, SockRev, SockRevKey,
 };
 use hawser_ebpf_logic::choice::{self, Choice, Draw, Probe, Query, Tables, unset_is_up};
 use hawser_ebpf_logic::pin::{self, Client, Clients, Held, Wanted};
 
-use crate::maps;
+use crate::{keep_alive, maps};
 
 /// Let the system call go on.
 const PROCEED: i32 = 1;
@@ -83,9 +83,10 @@ fn sendmsg<C: SockAddr>(ctx: &C) -> i32 {
 #[inline(always)]
 fn send_to_backend<C: SockAddr>(ctx: &C, proto: u8) -> Reason {
     let key = ServiceKey::new(ctx.addr(), ctx.port(), proto);
-    match pin::assign(&Maps(ctx), &key, &maps::config()) {
+    let config = maps::config();
+    match pin::assign(&Maps(ctx), &key, &config) {
         Choice::Untouched(reason) => reason,
-        Choice::Backend { addr, port, reason, .. } => {
+        Choice::Backend { addr, port, cluster, reason } => {
             let rev_key =
                 SockRevKey { socket: ctx.cookie(), backend: addr, backend_port: port, pad0: 0, pad1: 0 };
             let rev = SockRev { service: key.addr, service_port: key.port, pad: 0 };
@@ -95,6 +96,12 @@ fn send_to_backend<C: SockAddr>(ctx: &C, proto: u8) -> Reason {
                 maps::count(Reason::ConnectForgotten);
             }
             ctx.set(addr, port);
+            if proto == IPPROTO_TCP && cluster != config.own_cluster {
+                let wish = maps::reset_wish(&ServiceKey::new(addr, port, proto));
+                if wish.unwrap_or(u32::from(config.reset_after)) < u32::from(RESET_NEVER) {
+                    keep_alive::set(ctx.raw());
+                }
+            }
             reason
         }
     }

@@ -5,8 +5,8 @@ use core::mem::MaybeUninit;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh};
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_load_bytes,
-    bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -14,6 +14,7 @@ use hawser_ebpf_abi::{Addr, Config, Endpoint, FlowKey, IpEntry, Plain, Reason, S
 use hawser_ebpf_logic::mss::Clamp;
 use hawser_ebpf_logic::packet::{Ip, Packet, Transport};
 use hawser_ebpf_logic::reflect::Control;
+use hawser_ebpf_logic::reset::{Reset, TCP_LEN};
 use hawser_ebpf_logic::verdict::{self, Action, Hook, Verdict};
 
 use crate::maps;
@@ -75,6 +76,11 @@ impl<const L2: u32> Skb<L2> {
             Action::Drop => DROP,
             // SAFETY: the helper takes integers only.
             Action::Steer { ifindex } => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
+            Action::Return { ifindex } => {
+                self.admit();
+                // SAFETY: the helper takes integers only.
+                (unsafe { bpf_redirect(ifindex, 0) }) as i32
+            }
             Action::Deliver { ifindex, pod } => match self.deliver(ifindex, pod) {
                 Some(result) => result,
                 None => {
@@ -87,13 +93,19 @@ impl<const L2: u32> Skb<L2> {
         result
     }
 
-    /// Past the stack, netfilter and `rp_filter`, as the way out went past them: onto the pod's interface.
+    /// Lets it pass `pod_to` with a remote address.
     #[inline(always)]
-    fn deliver(&self, ifindex: u32, pod: Addr) -> Option<i32> {
+    fn admit(&self) {
         let config = maps::config();
         let mark = (field!(self, mark) & !config.mark_mask) | config.mark;
         // SAFETY: tc programs may write the mark.
         unsafe { (&raw mut (*self.0).mark).write_volatile(mark) };
+    }
+
+    /// Past the stack, netfilter and `rp_filter`, as the way out went past them: onto the pod's interface.
+    #[inline(always)]
+    fn deliver(&self, ifindex: u32, pod: Addr) -> Option<i32> {
+        self.admit();
         // Without room for a link header `bpf_redirect_neigh` drops what comes from a device that has none.
         // SAFETY: the helper takes the context; packet pointers it invalidates are not held here.
         if unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) } != 0 {
@@ -202,8 +214,33 @@ impl<const L2: u32> Hook for Skb<L2> {
     }
 
     #[inline(always)]
-    fn remember_flow(&self, key: &FlowKey) -> bool {
-        maps::remember_flow(key)
+    fn flow_began(&self, key: &FlowKey) -> Option<u32> {
+        maps::flow_began(key)
+    }
+
+    #[inline(always)]
+    fn cluster_word(&self, cluster: u16) -> u32 {
+        maps::cluster_word(cluster)
+    }
+
+    #[inline(always)]
+    fn node_word(&self, slot: u32) -> u32 {
+        maps::node_word(slot)
+    }
+
+    #[inline(always)]
+    fn reset_wish(&self, backend: &ServiceKey) -> Option<u32> {
+        maps::reset_wish(backend)
+    }
+
+    #[inline(always)]
+    fn ticks(&self) -> u32 {
+        maps::ticks()
+    }
+
+    #[inline(always)]
+    fn remember_flow(&self, key: &FlowKey, first: bool) -> bool {
+        maps::remember_flow(key, first)
     }
 
     #[inline(always)]
@@ -223,20 +260,11 @@ impl<const L2: u32> Hook for Skb<L2> {
     fn turn(&self, ip: &Ip, udp: &Transport, asked: &Control, answer: &Control) {
         const CHECKSUM: u32 = 6; // in the UDP header
         const MANGLED_0: u64 = 0x20; // BPF_F_MARK_MANGLED_0: no checksum stays none (RFC 768)
-        const V4_SOURCE: u32 = 12; // in the IPv4 header; the destination follows
-        const V6_SOURCE: u32 = 8;
-        let (from, to) = (ip.src.words(), ip.dst.words());
+        self.swap_addresses(ip);
         let ports = [udp.dst.wire(), udp.src.wire()];
         let sum = L2 + ip.l4 + CHECKSUM;
         // SAFETY: the helpers check offsets against the packet, and read values that live until they return.
         unsafe {
-            if ip.src.is_v4() {
-                let swapped = [ip.dst.v4_word(), ip.src.v4_word()];
-                bpf_skb_store_bytes(self.0, L2 + V4_SOURCE, (&raw const swapped).cast(), 8, 0);
-            } else {
-                bpf_skb_store_bytes(self.0, L2 + V6_SOURCE, (&raw const to).cast(), 16, 0);
-                bpf_skb_store_bytes(self.0, L2 + V6_SOURCE + 16, (&raw const from).cast(), 16, 0);
-            }
             bpf_skb_store_bytes(self.0, L2 + ip.l4, (&raw const ports).cast(), 4, 0);
             for (old, new) in [
                 (asked.head(), answer.head()),
@@ -256,8 +284,67 @@ impl<const L2: u32> Hook for Skb<L2> {
         }
     }
 
+    /// Cut first: the helper refuses what it cannot cut, and then nothing has changed. Segments that the device was to make of
+    /// it are forgotten by that.
+    #[inline(always)]
+    fn turn_into_reset(&self, ip: &Ip, reset: &Reset) -> bool {
+        const IP_CHECKSUM: u32 = 10; // in the IPv4 header
+        const RECOMPUTE: u64 = 1; // BPF_F_RECOMPUTE_CSUM: a device's sum over all of it goes along
+        // SAFETY: the helpers check offsets against the packet, and read values that live until they return.
+        unsafe {
+            if bpf_skb_change_tail(self.0, L2 + ip.l4 + TCP_LEN, 0) != 0 {
+                return false;
+            }
+            let tcp = core::ptr::from_ref(&reset.tcp).cast();
+            bpf_skb_store_bytes(self.0, L2 + ip.l4, tcp, TCP_LEN, RECOMPUTE);
+            let len = (&raw const reset.ip_len).cast();
+            bpf_skb_store_bytes(self.0, L2 + reset.ip_len_at, len, 2, RECOMPUTE);
+            if ip.src.is_v4() {
+                let checksum = (&raw const reset.ip_checksum).cast();
+                bpf_skb_store_bytes(self.0, L2 + IP_CHECKSUM, checksum, 2, RECOMPUTE);
+            }
+        }
+        self.swap_addresses(ip);
+        L2 != ETHERNET || self.swap_macs()
+    }
+
     #[inline(always)]
     fn note(&self, reason: Reason) {
         maps::count(reason);
+    }
+}
+
+impl<const L2: u32> Skb<L2> {
+    /// Sums over both stay what they are.
+    #[inline(always)]
+    fn swap_addresses(&self, ip: &Ip) {
+        const V4_SOURCE: u32 = 12; // in the IPv4 header; the destination follows
+        const V6_SOURCE: u32 = 8;
+        let (from, to) = (ip.src.words(), ip.dst.words());
+        // SAFETY: the helper checks offsets against the packet, and reads values that live until it returns.
+        unsafe {
+            if ip.src.is_v4() {
+                let swapped = [ip.dst.v4_word(), ip.src.v4_word()];
+                bpf_skb_store_bytes(self.0, L2 + V4_SOURCE, (&raw const swapped).cast(), 8, 0);
+            } else {
+                bpf_skb_store_bytes(self.0, L2 + V6_SOURCE, (&raw const to).cast(), 16, 0);
+                bpf_skb_store_bytes(self.0, L2 + V6_SOURCE + 16, (&raw const from).cast(), 16, 0);
+            }
+        }
+    }
+
+    /// Of the link header: it goes back to who sent it.
+    #[inline(always)]
+    fn swap_macs(&self) -> bool {
+        let mut macs = MaybeUninit::<[u16; 6]>::uninit();
+        // SAFETY: the helpers write and read exactly the 12 octets, which are looked at only when they were written.
+        unsafe {
+            if bpf_skb_load_bytes(self.0.cast(), 0, macs.as_mut_ptr().cast(), 12) != 0 {
+                return false;
+            }
+            let [a, b, c, d, e, f] = macs.assume_init();
+            let swapped = [d, e, f, a, b, c];
+            bpf_skb_store_bytes(self.0, 0, (&raw const swapped).cast(), 12, 0) == 0
+        }
     }
 }

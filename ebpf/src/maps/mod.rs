@@ -9,11 +9,13 @@ use std::fmt;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray};
 use hawser_ebpf_abi::{
-    Addr, Config, DesiredDatapath, Endpoint, Exported, IpEntry, PrefixKey, Reason, ServiceKey, map, size,
+    Addr, Config, DesiredDatapath, Endpoint, Exported, HEALTH_RESET, HEALTH_SINCE_SHIFT, IpEntry, PrefixKey,
+    Reason, ResetWish, ServiceKey, TICKS_MASK, map, size,
 };
 use hawser_model::Time;
 
 use crate::error::{LoadError, MapError};
+use crate::sys;
 use cell::Cell;
 use services::Services;
 use table::Table;
@@ -43,6 +45,7 @@ pub struct Maps {
     ipcache: Table<PrefixKey, IpEntry, LpmTrie<MapData, Cell<Addr>, Cell<IpEntry>>>,
     endpoints: Table<Addr, Endpoint, HashMap<MapData, Cell<Addr>, Cell<Endpoint>>>,
     exported: Table<ServiceKey, Exported, HashMap<MapData, Cell<ServiceKey>, Cell<Exported>>>,
+    reset_wishes: Table<ServiceKey, ResetWish, HashMap<MapData, Cell<ServiceKey>, Cell<ResetWish>>>,
     cluster_health: Array<MapData, u32>,
     node_health: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
@@ -70,6 +73,11 @@ impl Maps {
             ipcache: Table::adopt(map::IPCACHE, size::IPCACHE, take(object, map::IPCACHE)?)?,
             endpoints: Table::adopt(map::ENDPOINTS, size::ENDPOINTS, take(object, map::ENDPOINTS)?)?,
             exported: Table::adopt(map::EXPORTED, size::EXPORTED, take(object, map::EXPORTED)?)?,
+            reset_wishes: Table::adopt(
+                map::RESET_WISHES,
+                size::RESET_WISHES,
+                take(object, map::RESET_WISHES)?,
+            )?,
             cluster_health: take(object, map::CLUSTER_HEALTH)?,
             node_health: take(object, map::NODE_HEALTH)?,
             counters: take(object, map::COUNTERS)?,
@@ -86,8 +94,10 @@ impl Maps {
         self.ipcache.add(&desired.ipcache, &mut report);
         self.endpoints.add(&desired.endpoints, &mut report);
         self.exported.add(&desired.exported, &mut report);
+        self.reset_wishes.add(&desired.reset_wishes, &mut report);
         self.services.add(&desired.services, now, &mut report);
         self.services.remove(&desired.services, now, &mut report);
+        self.reset_wishes.remove(&desired.reset_wishes, &mut report);
         self.exported.remove(&desired.exported, &mut report);
         self.endpoints.remove(&desired.endpoints, &mut report);
         self.ipcache.remove(&desired.ipcache, &mut report);
@@ -103,18 +113,18 @@ impl Maps {
         Ok(1)
     }
 
-    /// One map write: how a cluster fails over, whatever it serves.
+    /// One map write: how a cluster fails over, whatever it serves. A word with *reset* is stamped with this moment.
     pub fn set_cluster_health(&mut self, cluster: u16, word: u32) -> Result<(), MapError> {
         self.cluster_health
-            .set(u32::from(cluster), word, 0)
+            .set(u32::from(cluster), stamped(word), 0)
             .map_err(|source| kernel(map::CLUSTER_HEALTH, source))?;
         self.cluster_words += 1;
         Ok(())
     }
 
-    /// One map write.
+    /// One map write, as above.
     pub fn set_node_health(&mut self, slot: u32, word: u32) -> Result<(), MapError> {
-        self.node_health.set(slot, word, 0).map_err(|source| kernel(map::NODE_HEALTH, source))?;
+        self.node_health.set(slot, stamped(word), 0).map_err(|source| kernel(map::NODE_HEALTH, source))?;
         self.node_words += 1;
         Ok(())
     }
@@ -141,6 +151,13 @@ impl Maps {
         };
         Reason::ALL.iter().map(count).collect()
     }
+}
+
+fn stamped(word: u32) -> u32 {
+    if word & HEALTH_RESET == 0 {
+        return word;
+    }
+    word & !(TICKS_MASK << HEALTH_SINCE_SHIFT) | (sys::ticks() & TICKS_MASK) << HEALTH_SINCE_SHIFT
 }
 
 fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, LoadError>

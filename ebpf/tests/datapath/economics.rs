@@ -11,7 +11,7 @@ use hawser_ebpf_abi::{
 };
 use hawser_model::Time;
 
-use crate::world::in_a_namespace;
+use crate::world::{in_a_namespace, root};
 
 fn backends(first: u32, count: u32) -> SliceSpec {
     let backend = |n: u32| BackendSpec { addr: Ipv4Addr::from(n).into(), port: Port::new(8080), node: 1 };
@@ -39,7 +39,7 @@ fn desired(services: u32) -> DesiredDatapath {
 /// What the kernel charges for all maps, in bytes.
 fn memory(config: &LoadConfig) -> u64 {
     let of = |name: &&str| {
-        let path = config.bpffs.join("hawser/v2/hawser0/maps").join(name);
+        let path = root(config).join("maps").join(name);
         let map = MapData::from_pin(path).unwrap();
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd())).unwrap();
         let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use hawser_ebpf::{Attachments, Datapath, LoadConfig, retire, uninstall};
 use hawser_ebpf_abi::{
-    BackendSpec, Config, DesiredDatapath, Endpoint, Exported, IP_REMOTE, IpEntry, Port, PrefixKey, Reason,
-    ServiceKey, ServiceSpec, SliceSpec,
+    ABI_VERSION, BackendSpec, Config, DesiredDatapath, Endpoint, Exported, IP_REMOTE, IpEntry, Port,
+    PrefixKey, Reason, ServiceKey, ServiceSpec, SliceSpec,
 };
 use hawser_model::Time;
 
 use crate::device::Device;
-use crate::world::{in_a_namespace, ip};
+use crate::world::{in_a_namespace, ip, root};
 
 fn key(address: &str, port: u16) -> ServiceKey {
     ServiceKey::new(ip(address), Port::new(port), 6)
@@ -44,7 +44,7 @@ fn sync(datapath: &mut Datapath, desired: &DesiredDatapath) -> u64 {
 }
 
 fn pins(config: &LoadConfig, part: &str) -> Vec<String> {
-    let path = config.bpffs.join("hawser/v2/hawser0").join(part);
+    let path = root(config).join(part);
     let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -149,7 +149,7 @@ fn what_an_agent_of_another_abi_left_goes_when_it_is_replaced_and_other_devices_
         let other = LoadConfig { device: "hawser1".into(), ..config.clone() };
         drop((old, Datapath::load(&other).unwrap()));
         let hawser = config.bpffs.join("hawser");
-        fs::rename(hawser.join("v2"), hawser.join("v1")).unwrap();
+        fs::rename(hawser.join(format!("v{ABI_VERSION}")), hawser.join("v1")).unwrap();
         let mut new = Datapath::load(config).unwrap();
         sync(&mut new, &desired());
         assert_eq!(new.attach_cgroups().len(), 0);
@@ -166,7 +166,7 @@ fn what_an_agent_of_another_abi_left_goes_when_it_is_replaced_and_other_devices_
 fn a_pinned_map_of_another_shape_is_refused_and_uninstall_leaves_nothing() {
     in_a_namespace(|config| {
         drop(Datapath::load(config).unwrap());
-        let maps = config.bpffs.join("hawser/v2/hawser0/maps");
+        let maps = root(config).join("maps");
         fs::rename(maps.join("slices"), maps.join("aside")).unwrap();
         fs::hard_link(maps.join("backends"), maps.join("slices")).unwrap();
         let refused = Datapath::load(config).unwrap_err().to_string();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hawser_ebpf::{LoadConfig, TcKind};
-use hawser_ebpf_abi::Addr;
+use hawser_ebpf_abi::{ABI_VERSION, Addr};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -42,6 +42,11 @@ pub(crate) fn in_a_namespace(test: impl FnOnce(&LoadConfig) + Send + 'static) {
         }
     };
     std::thread::spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// Where the device's maps and links are pinned.
+pub(crate) fn root(config: &LoadConfig) -> PathBuf {
+    config.bpffs.join(&config.directory).join(format!("v{ABI_VERSION}")).join(&config.device)
 }
 
 /// A cgroup is a directory that outlives its namespace, so it is removed in any case.

@@ -9,4 +9,5 @@ mod mss;
 mod packets;
 mod pins;
 mod reflect;
+mod reset;
 mod verdicts;

@@ -10,6 +10,7 @@ use hawser_ebpf_abi::{
 use hawser_ebpf_logic::mss::{Clamp, update_checksum};
 use hawser_ebpf_logic::packet::{ETH_P_IP, Ip, Packet, Transport};
 use hawser_ebpf_logic::reflect::Control;
+use hawser_ebpf_logic::reset::{Reset, TCP_LEN};
 use hawser_ebpf_logic::verdict::Hook;
 
 /// A packet from its network header on.
@@ -88,7 +89,11 @@ pub(crate) struct Node {
     pub(crate) ipcache: BTreeMap<PrefixKey, IpEntry>,
     pub(crate) endpoints: BTreeMap<Addr, Endpoint>,
     pub(crate) exported: BTreeSet<ServiceKey>,
-    pub(crate) flows: RefCell<BTreeSet<FlowKey>>,
+    pub(crate) flows: RefCell<BTreeMap<FlowKey, u32>>,
+    pub(crate) cluster_words: BTreeMap<u16, u32>,
+    pub(crate) node_words: BTreeMap<u32, u32>,
+    pub(crate) reset_wishes: BTreeMap<ServiceKey, u32>,
+    pub(crate) ticks: u32,
     pub(crate) packet: RefCell<Bytes>,
     pub(crate) notes: RefCell<Vec<Reason>>,
     pub(crate) turned: RefCell<Vec<(Ip, Transport, Control, Control)>>,
@@ -123,6 +128,10 @@ impl Node {
             endpoints: [(addr("10.1.0.5"), endpoint(5)), (addr("10.1.0.6"), endpoint(6))].into(),
             exported: BTreeSet::new(),
             flows: RefCell::default(),
+            cluster_words: BTreeMap::new(),
+            node_words: BTreeMap::new(),
+            reset_wishes: BTreeMap::new(),
+            ticks: 1_000_000,
             packet: RefCell::new(Bytes(Vec::new())),
             notes: RefCell::default(),
             turned: RefCell::default(),
@@ -181,11 +190,40 @@ impl Hook for Node {
     }
 
     fn knows_flow(&self, key: &FlowKey) -> bool {
-        self.flows.borrow().contains(key)
+        self.flows.borrow().contains_key(key)
     }
 
-    fn remember_flow(&self, key: &FlowKey) -> bool {
-        self.flows.borrow_mut().insert(*key);
+    fn flow_began(&self, key: &FlowKey) -> Option<u32> {
+        self.flows.borrow().get(key).copied()
+    }
+
+    fn cluster_word(&self, cluster: u16) -> u32 {
+        self.cluster_words.get(&cluster).copied().unwrap_or(0)
+    }
+
+    fn node_word(&self, slot: u32) -> u32 {
+        self.node_words.get(&slot).copied().unwrap_or(0)
+    }
+
+    fn reset_wish(&self, backend: &ServiceKey) -> Option<u32> {
+        self.reset_wishes.get(backend).copied()
+    }
+
+    fn ticks(&self) -> u32 {
+        self.ticks
+    }
+
+    fn remember_flow(&self, key: &FlowKey, first: bool) -> bool {
+        let mut flows = self.flows.borrow_mut();
+        match first {
+            true => drop(flows.insert(*key, self.ticks)),
+            false => drop(flows.entry(*key).or_insert(0)),
+        }
+        true
+    }
+
+    fn turn_into_reset(&self, ip: &Ip, reset: &Reset) -> bool {
+        end(&mut self.packet.borrow_mut().0, ip, reset);
         true
     }
 
@@ -199,6 +237,20 @@ impl Hook for Node {
 
     fn note(&self, reason: Reason) {
         self.notes.borrow_mut().push(reason);
+    }
+}
+
+/// What the kernel's helpers do with a reset.
+fn end(packet: &mut Vec<u8>, ip: &Ip, reset: &Reset) {
+    let (l4, at) = (ip.l4 as usize, reset.ip_len_at as usize);
+    packet.truncate(l4 + TCP_LEN as usize);
+    packet[l4..].copy_from_slice(reset.tcp.as_bytes());
+    packet[at..at + 2].copy_from_slice(&reset.ip_len.to_ne_bytes());
+    let (first, len) = if ip.src.is_v4() { (12, 4) } else { (8, 16) };
+    let (from, to) = packet[first..].split_at_mut(len);
+    from.swap_with_slice(&mut to[..len]);
+    if ip.src.is_v4() {
+        packet[10..12].copy_from_slice(&reset.ip_checksum.to_ne_bytes());
     }
 }
 
