@@ -219,8 +219,8 @@ impl Exporter {
     /// Cost: the services.
     fn tell_asked(&self) {
         let services = self.objects.services.values();
-        let asking = services.filter(|service| Wishes::read(&service.annotations).0.slices);
-        let asking = asking.map(|service| (service.key.clone(), service.uid.clone())).collect();
+        let asking = services.filter(|service| Wishes::read(&service.annotations.to_map()).0.slices);
+        let asking = asking.map(|service| (service.key.clone(), service.uid.to_string())).collect();
         let asking = Some(Arc::new(asking));
         self.asked.send_if_modified(|asked| {
             let news = *asked != asking;

@@ -44,7 +44,7 @@ pub fn exposures(objects: &Objects) -> Vec<Exposure> {
     }
     let pods = objects.pods_by_ip();
     for service in objects.services.values() {
-        if !Wishes::read(&service.annotations).0.exported() {
+        if !Wishes::read(&service.annotations.to_map()).0.exported() {
             continue;
         }
         let slices = objects.slices_of(&service.key);

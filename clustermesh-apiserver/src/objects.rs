@@ -48,14 +48,16 @@ impl Touched {
 
 #[derive(Debug, Default)]
 pub struct Objects {
-    pub namespaces: BTreeMap<String, Namespace>,
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
     pub nodes: BTreeMap<NodeName, Arc<Node>>,
     pub pods: BTreeMap<(String, String), Arc<Pod>>,
     pub services: BTreeMap<ServiceKey, Arc<Service>>,
-    pub service_exports: BTreeMap<ServiceKey, ServiceExport>,
+    pub service_exports: BTreeMap<ServiceKey, Arc<ServiceExport>>,
     slices: BTreeMap<SliceKey, Arc<Slice>>,
-    slices_of: BTreeMap<ServiceKey, BTreeSet<SliceKey>>,
-    pub policies: BTreeMap<(String, String), Policy>,
+    /// A set within the map would be a third of a kilobyte for nearly every service's one slice.
+    /// None stands before all: there a service's begin.
+    slices_of: BTreeSet<(ServiceKey, Option<SliceKey>)>,
+    pub policies: BTreeMap<(String, String), Arc<Policy>>,
     /// Files that cannot be read, and what is wrong with them.
     pub problems: BTreeMap<String, Problem>,
     pub synced: bool,
@@ -122,7 +124,7 @@ impl Objects {
             Object::EndpointSlice(o) => {
                 self.remove_slice(&o.key);
                 if let Some(service) = o.service() {
-                    self.slices_of.entry(service).or_default().insert(o.key.clone());
+                    self.slices_of.insert((service, Some(o.key.clone())));
                 }
                 self.slices.insert(o.key.clone(), o);
             }
@@ -130,9 +132,9 @@ impl Objects {
     }
 
     fn remove(&mut self, reference: &ObjectRef) {
-        let pair = || (reference.namespace.clone(), reference.name.clone());
+        let pair = || (reference.namespace.to_string(), reference.name.to_string());
         match reference.kind {
-            Kind::Namespace => _ = self.namespaces.remove(&reference.name),
+            Kind::Namespace => _ = self.namespaces.remove(&*reference.name),
             Kind::Pod => _ = self.pods.remove(&pair()),
             Kind::NetworkPolicy => _ = self.policies.remove(&pair()),
             // A name that does not parse was never inserted.
@@ -151,21 +153,15 @@ impl Objects {
     }
 
     fn remove_slice(&mut self, key: &SliceKey) {
-        let service = self.slices.remove(key).and_then(|slice| slice.service());
-        if let Some(service) = service
-            && let Some(slices) = self.slices_of.get_mut(&service)
-        {
-            slices.remove(key);
-            if slices.is_empty() {
-                self.slices_of.remove(&service);
-            }
+        if let Some(service) = self.slices.remove(key).and_then(|slice| slice.service()) {
+            self.slices_of.remove(&(service, Some(key.clone())));
         }
     }
 
     /// Cost: the slices of that service.
-    pub fn slices_of(&self, service: &ServiceKey) -> impl Iterator<Item = &Slice> {
-        let slices = self.slices_of.get(service).into_iter().flatten();
-        slices.filter_map(|key| self.slices.get(key).map(|slice| &**slice))
+    pub fn slices_of<'a>(&'a self, service: &'a ServiceKey) -> impl Iterator<Item = &'a Slice> {
+        let own = self.slices_of.range((service.clone(), None)..).take_while(move |(of, _)| of == service);
+        own.filter_map(|(_, key)| self.slices.get(key.as_ref()?).map(|slice| &**slice))
     }
 
     /// Pods by address; host-network pods have their node's. Cost: all pods.
@@ -189,7 +185,7 @@ mod tests {
         for object in shop {
             assert_eq!(objects.apply(SourceEvent::Upsert(object.clone())), Touched::default(), "{object:?}");
             if let Object::Node(mut node) = object {
-                Arc::make_mut(&mut node).labels.insert("a".into(), "b".into());
+                Arc::make_mut(&mut node).labels = [("a", "b")].into_iter().collect();
                 assert!(objects.apply(SourceEvent::Upsert(Object::Node(node))).nodes);
             }
         }

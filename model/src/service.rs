@@ -1,6 +1,6 @@
 //! Services, their ports and backends, as clusters share them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -37,6 +37,11 @@ impl ServiceKey {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Namespace and name, to be shared.
+    pub fn texts(&self) -> [&Arc<str>; 2] {
+        [&self.namespace, &self.name]
     }
 }
 
@@ -171,6 +176,8 @@ pub struct SharedService {
     pub key: ServiceKey,
     pub frontends: PortMap,
     pub backends: PortMap,
+    /// Those of the backends that take nothing new while another one is ready. Only Hawser writes and reads them.
+    pub draining: BTreeSet<IpAddr>,
     pub hostnames: BTreeMap<IpAddr, String>,
     pub zones: BTreeMap<IpAddr, String>,
     pub labels: BTreeMap<String, String>,
@@ -191,6 +198,9 @@ pub struct GlobalService {
     pub routing: Routing,
     pub shared: bool,
     pub backends: PortMap,
+    /// As in [`SharedService`].
+    pub draining: BTreeSet<IpAddr>,
+    pub zones: BTreeMap<IpAddr, String>,
 }
 
 /// A pod's address and who it is (`ip/v1`).

@@ -34,6 +34,11 @@ impl SliceKey {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Namespace and name, to be shared.
+    pub fn texts(&self) -> [&Arc<str>; 2] {
+        [&self.namespace, &self.name]
+    }
 }
 
 impl fmt::Display for SliceKey {
@@ -100,6 +105,11 @@ impl SliceEndpoint {
         let ready = self.ready.unwrap_or(true);
         ready || self.serving.unwrap_or(ready)
     }
+
+    /// Serves, but takes nothing new while somebody else is ready: it is about to end (KEP-1669).
+    pub fn is_draining(&self) -> bool {
+        self.is_backend() && !self.ready.unwrap_or(true)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,5 +148,7 @@ mod tests {
         assert!(end(Some(false), Some(true)).is_backend());
         assert!(!end(Some(false), None).is_backend());
         assert!(!end(Some(false), Some(false)).is_backend());
+        assert!(end(Some(false), Some(true)).is_draining());
+        assert!(!end(None, None).is_draining() && !end(Some(false), Some(false)).is_draining());
     }
 }

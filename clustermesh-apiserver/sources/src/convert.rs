@@ -6,16 +6,15 @@ use std::sync::Arc;
 
 use hawser_model::{
     AddressFamily, AddressKind, BootId, InternalTrafficPolicy, IpNet, NodeAddress, NodeName, PortName,
-    Protocol, ServiceKey, ServicePort, SessionAffinity, SliceEndpoint, SliceKey, SlicePort, Timestamp,
-    TrafficDistribution,
+    Protocol, ServiceKey, ServicePort, SessionAffinity, SliceKey, SlicePort, Timestamp, TrafficDistribution,
 };
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::fields::{self, Text};
+use crate::fields;
 use crate::{
-    Expression, Kind, Namespace, Node, Object, Pod, PodPhase, Policy, Selector, Service, ServiceExport,
-    Slice, Traffic,
+    Endpoint, Expression, Kind, Namespace, Node, Object, Pairs, Pod, PodPhase, Policy, Selector, Service,
+    ServiceExport, Slice, Traffic,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -60,11 +59,13 @@ fn names(meta: &fields::Meta) -> Result<(String, String), ConvertError> {
     Ok((namespace, name))
 }
 
-/// Without the copy of the whole object that `kubectl apply` leaves there.
-fn annotations(given: Option<Text>) -> Text {
-    let mut annotations = given.unwrap_or_default();
-    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-    annotations
+/// Those of our prefix and of Cilium's. The others are nobody's to read here, and among them is the copy of the whole
+/// object that `kubectl apply` leaves.
+fn annotations(given: Option<&Pairs>) -> Pairs {
+    let ours = |(name, _): &(&str, &str)| {
+        name.split_once('/').is_some_and(|(of, _)| of.ends_with("hawser.io") || of.ends_with("cilium.io"))
+    };
+    given.into_iter().flat_map(Pairs::iter).filter(ours).collect()
 }
 
 fn address(field: &'static str, text: &str) -> Result<IpAddr, ConvertError> {
@@ -85,7 +86,7 @@ fn protocol(field: &'static str, text: Option<&str>) -> Result<Protocol, Convert
 
 fn namespace(from: fields::Namespace) -> Result<Object, ConvertError> {
     let (_, name) = names(&from.metadata)?;
-    Ok(Object::Namespace(Namespace { name, labels: from.metadata.labels.unwrap_or_default() }))
+    Ok(Object::Namespace(Arc::new(Namespace { name, labels: from.metadata.labels.unwrap_or_default() })))
 }
 
 fn node(from: fields::Node) -> Result<Object, ConvertError> {
@@ -121,7 +122,6 @@ fn node(from: fields::Node) -> Result<Object, ConvertError> {
     Ok(Object::Node(Arc::new(Node {
         name: NodeName::parse(&name).map_err(value("metadata.name"))?,
         labels: from.metadata.labels.unwrap_or_default(),
-        annotations: annotations(from.metadata.annotations),
         addresses,
         pod_cidrs,
         boot_id,
@@ -189,12 +189,12 @@ fn service(from: fields::Service) -> Result<Object, ConvertError> {
     }
     Ok(Object::Service(Arc::new(Service {
         key: ServiceKey::new(&namespace, &name).map_err(value("metadata"))?,
-        uid: from.metadata.uid.unwrap_or_default(),
+        uid: from.metadata.uid.unwrap_or_default().into(),
         labels: from.metadata.labels.unwrap_or_default(),
-        annotations: annotations(from.metadata.annotations),
+        annotations: annotations(from.metadata.annotations.as_ref()),
         selector: spec.selector.take().unwrap_or_default(),
-        cluster_ips,
-        ports,
+        cluster_ips: cluster_ips.into(),
+        ports: ports.into_iter().collect(),
         external_name: spec.type_.as_deref() == Some("ExternalName"),
         traffic: traffic(&spec, app_protocols),
     })))
@@ -225,12 +225,12 @@ fn service_export(from: fields::ServiceExport) -> Result<Object, ConvertError> {
     let (namespace, name) = names(&from.metadata)?;
     let spec = from.spec.unwrap_or_default();
     let created = from.metadata.creation_timestamp.as_deref().map(Timestamp::parse);
-    Ok(Object::ServiceExport(ServiceExport {
+    Ok(Object::ServiceExport(Arc::new(ServiceExport {
         key: ServiceKey::new(&namespace, &name).map_err(value("metadata"))?,
         created: created.transpose().map_err(value("metadata.creationTimestamp"))?,
         labels: spec.exported_labels.unwrap_or_default(),
         annotations: spec.exported_annotations.unwrap_or_default(),
-    }))
+    })))
 }
 
 fn slice(from: fields::EndpointSlice) -> Result<Object, ConvertError> {
@@ -261,14 +261,13 @@ fn slice(from: fields::EndpointSlice) -> Result<Object, ConvertError> {
     Ok(Object::EndpointSlice(Arc::new(Slice {
         key: SliceKey::new(&namespace, &name).map_err(value("metadata"))?,
         labels: from.metadata.labels.unwrap_or_default(),
-        annotations: annotations(from.metadata.annotations),
         family,
-        endpoints,
-        ports,
+        endpoints: endpoints.into(),
+        ports: ports.into(),
     })))
 }
 
-fn slice_endpoint(from: fields::Endpoint, family: AddressFamily) -> Result<SliceEndpoint, ConvertError> {
+fn slice_endpoint(from: fields::Endpoint, family: AddressFamily) -> Result<Endpoint, ConvertError> {
     let mut addresses = Vec::new();
     for text in from.addresses.iter().flatten() {
         let ip = address("endpoints.addresses", text)?;
@@ -283,15 +282,15 @@ fn slice_endpoint(from: fields::Endpoint, family: AddressFamily) -> Result<Slice
     }
     let conditions = from.conditions.unwrap_or_default();
     let for_zones = from.hints.and_then(|hints| hints.for_zones).unwrap_or_default();
-    Ok(SliceEndpoint {
-        addresses,
+    Ok(Endpoint {
+        addresses: addresses.into(),
         ready: conditions.ready,
         serving: conditions.serving,
         terminating: conditions.terminating,
-        hostname: from.hostname,
-        node_name: from.node_name,
-        zone: from.zone,
-        hint_zones: for_zones.into_iter().map(|zone| zone.name).collect(),
+        hostname: from.hostname.map(Arc::from),
+        node_name: from.node_name.map(Arc::from),
+        zone: from.zone.map(Arc::from),
+        hint_zones: for_zones.into_iter().map(|zone| Arc::from(zone.name)).collect(),
     })
 }
 
@@ -302,15 +301,15 @@ fn policy(from: fields::NetworkPolicy) -> Result<Object, ConvertError> {
     let ingress =
         spec.policy_types.is_none_or(|types| types.is_empty() || types.iter().any(|t| t == "Ingress"));
     let pods = selector(spec.pod_selector.unwrap_or_default())?;
-    Ok(Object::NetworkPolicy(Policy { namespace, name, pods, ingress }))
+    Ok(Object::NetworkPolicy(Arc::new(Policy { namespace, name, pods, ingress })))
 }
 
 fn selector(from: fields::LabelSelector) -> Result<Selector, ConvertError> {
     let mut expressions: Vec<_> = from
         .match_labels
         .unwrap_or_default()
-        .into_iter()
-        .map(|(key, value)| Expression::In { key, values: vec![value] })
+        .iter()
+        .map(|(key, value)| Expression::In { key: key.to_owned(), values: vec![value.to_owned()] })
         .collect();
     for requirement in from.match_expressions.unwrap_or_default() {
         let (key, values) = (requirement.key, requirement.values.unwrap_or_default());

@@ -3,11 +3,9 @@
 //! Everything is optional: the API server's JSON says `null` for an empty list. What is not named here (managed fields,
 //! containers, images, conditions) is skipped by the parser without being held.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 
-pub(crate) type Text = BTreeMap<String, String>;
+use crate::Pairs;
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -16,8 +14,8 @@ pub(crate) struct Meta {
     pub namespace: Option<String>,
     pub uid: Option<String>,
     pub resource_version: Option<String>,
-    pub labels: Option<Text>,
-    pub annotations: Option<Text>,
+    pub labels: Option<Pairs>,
+    pub annotations: Option<Pairs>,
     pub creation_timestamp: Option<String>,
 }
 
@@ -112,7 +110,7 @@ pub(crate) struct ServiceSpec {
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Option<Vec<String>>,
     pub ports: Option<Vec<ServicePort>>,
-    pub selector: Option<Text>,
+    pub selector: Option<Pairs>,
     #[serde(rename = "sessionAffinity")]
     pub session_affinity: Option<String>,
     #[serde(rename = "sessionAffinityConfig")]
@@ -147,8 +145,8 @@ pub(crate) struct ServiceExport {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ServiceExportSpec {
-    pub exported_labels: Option<Text>,
-    pub exported_annotations: Option<Text>,
+    pub exported_labels: Option<Pairs>,
+    pub exported_annotations: Option<Pairs>,
 }
 
 #[derive(Deserialize)]
@@ -226,7 +224,7 @@ pub(crate) struct NetworkPolicySpec {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LabelSelector {
-    pub match_labels: Option<Text>,
+    pub match_labels: Option<Pairs>,
     pub match_expressions: Option<Vec<Requirement>>,
 }
 

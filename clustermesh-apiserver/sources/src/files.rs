@@ -22,7 +22,8 @@ pub enum Change {
 
 #[derive(Debug, Default)]
 struct File {
-    refs: BTreeSet<ObjectRef>,
+    /// What it states, in order.
+    refs: Box<[ObjectRef]>,
     /// Of its last reading; cleared by a good one.
     broken: Option<ManifestError>,
     /// Read well at least once.
@@ -111,9 +112,10 @@ impl Files {
         let file = self.files.entry(name.to_owned()).or_default();
         file.broken = None;
         file.good_once = !gone;
-        let refs: BTreeSet<_> = objects.iter().map(Object::reference).collect();
-        let old = std::mem::replace(&mut file.refs, refs.clone());
-        for reference in old.union(&refs) {
+        let mut refs: Box<[_]> = objects.iter().map(Object::reference).collect();
+        refs.sort_unstable();
+        let old = std::mem::replace(&mut file.refs, refs);
+        for reference in old.iter().chain(&file.refs) {
             before.entry(reference.clone()).or_insert_with(|| {
                 self.objects.get(reference).and_then(Statements::winner).map(|(_, object)| object.clone())
             });

@@ -11,6 +11,7 @@ mod files;
 mod kube;
 mod manifest;
 mod object;
+mod pairs;
 mod selector;
 mod source;
 
@@ -20,8 +21,9 @@ pub use event::{Problem, SourceEvent};
 pub use files::{Change, Files};
 pub use manifest::{ManifestError, parse};
 pub use object::{
-    Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, SOURCE_CLUSTER_LABEL, Service,
+    Endpoint, Kind, Namespace, Node, Object, ObjectRef, Pod, PodPhase, Policy, SOURCE_CLUSTER_LABEL, Service,
     ServiceExport, Slice, Traffic,
 };
-pub use selector::{Expression, Selector};
+pub use pairs::Pairs;
+pub use selector::{Expression, Labelled, Selector};
 pub use source::Source;

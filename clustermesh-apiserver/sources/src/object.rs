@@ -1,6 +1,6 @@
 //! Kubernetes objects reduced to what a mesh needs, with every address and name already parsed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use hawser_model::{
     TrafficDistribution,
 };
 
-use crate::Selector;
+use crate::{Pairs, Selector};
 
 /// MCS-API's label of an imported slice; Cilium's and ours carry it.
 pub const SOURCE_CLUSTER_LABEL: &str = "multicluster.kubernetes.io/source-cluster";
@@ -45,12 +45,12 @@ impl Kind {
     }
 }
 
-/// Kind, namespace (empty where the kind has none) and name.
+/// Kind, namespace (empty where the kind has none) and name. Copies share their texts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectRef {
     pub kind: Kind,
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 impl fmt::Display for ObjectRef {
@@ -63,44 +63,75 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// What there are many of is shared: the source and its consumer hold one copy.
+/// Shared: the source and its consumer hold one copy.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
-    Namespace(Namespace),
+    Namespace(Arc<Namespace>),
     Node(Arc<Node>),
     Pod(Arc<Pod>),
     Service(Arc<Service>),
     EndpointSlice(Arc<Slice>),
-    NetworkPolicy(Policy),
-    ServiceExport(ServiceExport),
+    NetworkPolicy(Arc<Policy>),
+    ServiceExport(Arc<ServiceExport>),
 }
 
 impl Object {
+    /// Shares the texts of a Service, an EndpointSlice and a ServiceExport; of the others it copies them.
     pub fn reference(&self) -> ObjectRef {
-        let (kind, namespace, name) = match self {
-            Self::Namespace(o) => (Kind::Namespace, "", o.name.as_str()),
-            Self::Node(o) => (Kind::Node, "", o.name.as_str()),
-            Self::Pod(o) => (Kind::Pod, o.namespace.as_str(), o.name.as_str()),
-            Self::Service(o) => (Kind::Service, o.key.namespace(), o.key.name()),
-            Self::EndpointSlice(o) => (Kind::EndpointSlice, o.key.namespace(), o.key.name()),
-            Self::NetworkPolicy(o) => (Kind::NetworkPolicy, o.namespace.as_str(), o.name.as_str()),
-            Self::ServiceExport(o) => (Kind::ServiceExport, o.key.namespace(), o.key.name()),
+        let (kind, [namespace, name]) = match self {
+            Self::Namespace(o) => (Kind::Namespace, ["".into(), o.name.as_str().into()]),
+            Self::Node(o) => (Kind::Node, ["".into(), o.name.as_str().into()]),
+            Self::Pod(o) => (Kind::Pod, [o.namespace.as_str().into(), o.name.as_str().into()]),
+            Self::Service(o) => (Kind::Service, o.key.texts().map(Arc::clone)),
+            Self::EndpointSlice(o) => (Kind::EndpointSlice, o.key.texts().map(Arc::clone)),
+            Self::NetworkPolicy(o) => {
+                (Kind::NetworkPolicy, [o.namespace.as_str().into(), o.name.as_str().into()])
+            }
+            Self::ServiceExport(o) => (Kind::ServiceExport, o.key.texts().map(Arc::clone)),
         };
-        ObjectRef { kind, namespace: namespace.into(), name: name.into() }
+        ObjectRef { kind, namespace, name }
+    }
+
+    /// Texts that many objects have become one that they share. Cost: its endpoints.
+    pub(crate) fn share(&mut self, names: &mut Names) {
+        let Self::EndpointSlice(slice) = self else { return };
+        let Some(slice) = Arc::get_mut(slice) else { return };
+        for endpoint in &mut slice.endpoints {
+            let texts = [&mut endpoint.node_name, &mut endpoint.zone].into_iter().flatten();
+            texts.chain(&mut endpoint.hint_zones).for_each(|text| names.share(text));
+        }
+    }
+}
+
+/// Texts that many objects have: a cluster has few nodes and fewer zones. Bounded, so that it holds no more than it saves.
+#[derive(Debug, Default)]
+pub(crate) struct Names(HashSet<Arc<str>>);
+
+impl Names {
+    const MOST: usize = 10_000;
+
+    fn share(&mut self, text: &mut Arc<str>) {
+        if let Some(known) = self.0.get(&**text) {
+            *text = Arc::clone(known);
+            return;
+        }
+        if self.0.len() >= Self::MOST {
+            self.0.clear();
+        }
+        self.0.insert(Arc::clone(text));
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     pub name: String,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Pairs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub name: NodeName,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
+    pub labels: Pairs,
     pub addresses: Vec<NodeAddress>,
     pub pod_cidrs: Vec<IpNet>,
     pub boot_id: Option<BootId>,
@@ -120,7 +151,7 @@ pub enum PodPhase {
 pub struct Pod {
     pub namespace: String,
     pub name: String,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Pairs,
     pub ips: Vec<IpAddr>,
     pub node: Option<NodeName>,
     pub service_account: String,
@@ -139,16 +170,24 @@ impl Pod {
 pub struct Service {
     pub key: ServiceKey,
     /// What an object that belongs to it names; empty where a manifest leaves it out.
-    pub uid: String,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
-    pub selector: BTreeMap<String, String>,
+    pub uid: Box<str>,
+    pub labels: Pairs,
+    /// Those that are for a mesh to read.
+    pub annotations: Pairs,
+    pub selector: Pairs,
     /// Empty for a headless service.
-    pub cluster_ips: Vec<IpAddr>,
-    pub ports: BTreeMap<PortName, ServicePort>,
+    pub cluster_ips: Box<[IpAddr]>,
+    /// In the order of their names, each once.
+    pub ports: Box<[(PortName, ServicePort)]>,
     /// A name elsewhere (`type: ExternalName`): there is nothing to share.
     pub external_name: bool,
     pub traffic: Traffic,
+}
+
+impl Service {
+    pub fn port_map(&self) -> BTreeMap<PortName, ServicePort> {
+        self.ports.iter().cloned().collect()
+    }
 }
 
 /// What the services of a clusterset take over of a Service that is exported to it (MCS-API).
@@ -170,19 +209,60 @@ pub struct ServiceExport {
     /// None where a manifest leaves it out: then nobody could say who was first.
     pub created: Option<Timestamp>,
     /// Those that go with it; its own never do.
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
+    pub labels: Pairs,
+    pub annotations: Pairs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     pub key: SliceKey,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
+    pub labels: Pairs,
     /// None for `addressType: FQDN`: its addresses are names, and no endpoint is kept.
     pub family: Option<AddressFamily>,
-    pub endpoints: Vec<SliceEndpoint>,
-    pub ports: Vec<SlicePort>,
+    pub endpoints: Box<[Endpoint]>,
+    pub ports: Box<[SlicePort]>,
+}
+
+/// A [`SliceEndpoint`] of which there are many: what is alike in them is one text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub addresses: Box<[IpAddr]>,
+    pub ready: Option<bool>,
+    pub serving: Option<bool>,
+    pub terminating: Option<bool>,
+    pub hostname: Option<Arc<str>>,
+    pub node_name: Option<Arc<str>>,
+    pub zone: Option<Arc<str>>,
+    pub hint_zones: Box<[Arc<str>]>,
+}
+
+impl Endpoint {
+    /// As [`SliceEndpoint::is_backend`].
+    pub fn is_backend(&self) -> bool {
+        let ready = self.ready.unwrap_or(true);
+        ready || self.serving.unwrap_or(ready)
+    }
+
+    /// As [`SliceEndpoint::is_draining`].
+    pub fn is_draining(&self) -> bool {
+        self.is_backend() && !self.ready.unwrap_or(true)
+    }
+}
+
+impl From<&Endpoint> for SliceEndpoint {
+    fn from(from: &Endpoint) -> Self {
+        let text = |text: &Option<Arc<str>>| text.as_deref().map(str::to_owned);
+        Self {
+            addresses: from.addresses.to_vec(),
+            ready: from.ready,
+            serving: from.serving,
+            terminating: from.terminating,
+            hostname: text(&from.hostname),
+            node_name: text(&from.node_name),
+            zone: text(&from.zone),
+            hint_zones: from.hint_zones.iter().map(|zone| zone.to_string()).collect(),
+        }
+    }
 }
 
 impl Slice {

@@ -2,6 +2,17 @@
 
 use std::collections::BTreeMap;
 
+/// What a selector is asked of.
+pub trait Labelled {
+    fn label(&self, key: &str) -> Option<&str>;
+}
+
+impl Labelled for BTreeMap<String, String> {
+    fn label(&self, key: &str) -> Option<&str> {
+        self.get(key).map(String::as_str)
+    }
+}
+
 /// A label selector. An empty one selects everything.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Selector {
@@ -17,13 +28,16 @@ pub enum Expression {
 }
 
 impl Selector {
-    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub fn matches(&self, labels: &impl Labelled) -> bool {
+        let has = |key: &str, values: &[String]| {
+            labels.label(key).is_some_and(|value| values.iter().any(|wanted| wanted == value))
+        };
         self.expressions.iter().all(|expression| match expression {
-            Expression::In { key, values } => labels.get(key).is_some_and(|v| values.contains(v)),
+            Expression::In { key, values } => has(key, values),
             // A label that is not there is not in the set either.
-            Expression::NotIn { key, values } => !labels.get(key).is_some_and(|v| values.contains(v)),
-            Expression::Exists { key } => labels.contains_key(key),
-            Expression::DoesNotExist { key } => !labels.contains_key(key),
+            Expression::NotIn { key, values } => !has(key, values),
+            Expression::Exists { key } => labels.label(key).is_some(),
+            Expression::DoesNotExist { key } => !labels.label(key).is_some(),
         })
     }
 }

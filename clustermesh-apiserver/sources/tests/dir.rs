@@ -23,7 +23,7 @@ async fn next(source: &mut DirSource) -> SourceEvent {
 fn word(event: &SourceEvent) -> String {
     match event {
         SourceEvent::Upsert(Object::Service(s)) => {
-            format!("upsert {} {}", s.key.name(), s.ports.values().next().unwrap().port)
+            format!("upsert {} {}", s.key.name(), s.ports[0].1.port)
         }
         SourceEvent::Upsert(other) => format!("upsert {}", other.reference()),
         SourceEvent::Remove(reference) => format!("remove {}", reference.name),

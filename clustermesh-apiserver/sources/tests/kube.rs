@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fake_api_server::{FakeApiServer, Fault};
-use hawser_sources::{KubeOptions, KubeSource, Object, ObjectRef, Pace, SourceEvent, connect, parse};
+use hawser_sources::{KubeOptions, KubeSource, Object, ObjectRef, Pace, Pairs, SourceEvent, connect, parse};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -138,7 +138,7 @@ async fn service_exports_are_followed_where_they_are_asked_for() {
     assert_eq!(consumer.names(), ["ServiceExport shop/cart"]);
     let Some(Object::ServiceExport(cart)) = consumer.objects.values().next() else { panic!("no export") };
     assert_eq!(cart.created.unwrap().to_string(), "2026-11-20T21:44:55Z", "the API server's time");
-    assert_eq!(cart.labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]), "and none of its own");
+    assert_eq!(cart.labels, Pairs::from_iter([("a", "b")]), "and none of its own");
     server.apply(export("till", json!(null)));
     consumer.until("another", |consumer| consumer.objects.len() == 2).await;
 

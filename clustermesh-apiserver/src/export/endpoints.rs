@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_model::{AddressKind, Endpoint, Identity, Time};
-use hawser_sources::Pod;
+use hawser_sources::{Pairs, Pod};
 use hawser_wire::Entry;
 
 use super::{Export, Part};
@@ -18,7 +18,7 @@ impl Export {
     pub(super) fn export_endpoints(&mut self, objects: &Objects, settle: bool, now: Time) -> Part {
         let mut part = Part::default();
         let mut carried = BTreeSet::new();
-        let no_labels = BTreeMap::new();
+        let no_labels = Pairs::default();
         let mut owners: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
         for pod in objects.pods.values().filter(|pod| !pod.host_network && pod.holds_its_addresses()) {
             if pod.ips.is_empty() {

@@ -71,7 +71,7 @@ impl Export {
             pod_cidrs: given.pod_cidrs.clone(),
             boot_id: report.and_then(|r| r.boot_id.clone()).or_else(|| given.boot_id.clone()),
             wireguard_key,
-            labels: given.labels.clone(),
+            labels: given.labels.to_map(),
             annotations,
         }
     }

@@ -1,7 +1,7 @@
 //! ServiceExports (MCS-API): what the clusterset is told of a Service, and the global service that carries its endpoints.
 
 use hawser_model::{EndpointSlice, ExportedPort, ImportKind, ServiceExport, ServiceKey, SliceKey, Timestamp};
-use hawser_sources::{Service, Slice};
+use hawser_sources::{Pairs, Service, Slice};
 use hawser_wire::{Entry, derived};
 
 use super::services::backends;
@@ -51,7 +51,7 @@ impl Export {
         created: Timestamp,
     ) -> ServiceExport {
         let traffic = &service.traffic;
-        let port = |(name, port): (&hawser_model::PortName, &hawser_model::ServicePort)| ExportedPort {
+        let port = |(name, port): &(hawser_model::PortName, hawser_model::ServicePort)| ExportedPort {
             name: name.clone(),
             protocol: port.protocol,
             app_protocol: traffic.app_protocols.get(name).cloned(),
@@ -60,8 +60,8 @@ impl Export {
         ServiceExport {
             cluster: self.cluster.clone(),
             key: service.key.clone(),
-            annotations: export.annotations.clone(),
-            labels: export.labels.clone(),
+            annotations: export.annotations.to_map(),
+            labels: export.labels.to_map(),
             created,
             ports: service.ports.iter().map(port).collect(),
             kind: match service.cluster_ips.is_empty() {
@@ -81,10 +81,11 @@ impl Export {
         let slices: Vec<Slice> =
             objects.slices_of(&service.key).map(|slice| self.admissible(slice, part)).collect();
         // The Service's own, too: a peer's export filter selects by them.
-        let mut labels = service.labels.clone();
+        let mut labels = service.labels.to_map();
         labels.insert(SERVICE_NAME_LABEL.to_owned(), service.key.name().to_owned());
         // It has no address of its own here.
-        let as_derived = Service { key: key.clone(), cluster_ips: Vec::new(), labels, ..service.clone() };
+        let labels = Pairs::from(&labels);
+        let as_derived = Service { key: key.clone(), cluster_ips: Box::default(), labels, ..service.clone() };
         let shared = self.shared_service(&as_derived, backends(&slices), &slices);
         part.add(&self.record, &Entry::Service(shared));
         for slice in slices {
@@ -104,7 +105,7 @@ impl Export {
 fn derived_slice(service: &ServiceKey, slice: Slice) -> Result<Slice, String> {
     let name = format!("{}-{}", service.name(), slice.key.name());
     let key = SliceKey::new(service.namespace(), &name).map_err(|error| error.to_string())?;
-    let mut labels = slice.labels;
+    let mut labels = slice.labels.to_map();
     labels.insert(EndpointSlice::SERVICE_LABEL.to_owned(), service.name().to_owned());
-    Ok(Slice { key, labels, ..slice })
+    Ok(Slice { key, labels: Pairs::from(&labels), ..slice })
 }

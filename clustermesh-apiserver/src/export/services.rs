@@ -1,10 +1,13 @@
 //! Global services: what other clusters see of them, twice (services v1 and EndpointSlices), and what agents here need.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use hawser_model::{EndpointSlice, GlobalService, PortMap, PortName, ServicePort, SharedService};
-use hawser_sources::{Service, Slice};
+use hawser_model::{
+    EndpointSlice, GlobalService, PortMap, PortName, ServicePort, SharedService, ZoneAffinity,
+};
+use hawser_sources::{Endpoint, Service, Slice};
 use hawser_wire::Entry;
 
 use super::{Export, Part};
@@ -18,7 +21,7 @@ impl Export {
             self.export_service_exports(objects, &mut part);
         }
         for service in objects.services.values() {
-            let (wishes, problems) = Wishes::read(&service.annotations);
+            let (wishes, problems) = Wishes::read(&service.annotations.to_map());
             part.problems.extend(problems.iter().map(|text| format!("service {}: {text}", service.key)));
             if !wishes.global {
                 continue;
@@ -31,7 +34,7 @@ impl Export {
             let slices: Vec<Slice> =
                 objects.slices_of(&service.key).map(|slice| self.admissible(slice, &mut part)).collect();
             let backends = backends(&slices);
-            let local = self.local_service(service, &wishes, &backends);
+            let local = self.local_service(service, &wishes, &backends, &slices);
             part.add(&self.record, &Entry::LocalService(local));
             if !wishes.shared {
                 continue;
@@ -48,11 +51,12 @@ impl Export {
 
     /// Without the endpoints that no peer would admit: one stray address must not take the whole service away.
     pub(super) fn admissible(&self, slice: &Slice, part: &mut Part) -> Slice {
-        let mut slice = slice.clone();
         let name = slice.key.to_string();
         let ranges = || self.record.pod_cidrs.iter().chain(&self.record.node_cidrs);
-        for endpoint in &mut slice.endpoints {
-            endpoint.addresses.retain(|ip| {
+        let mut endpoints = slice.endpoints.to_vec();
+        for endpoint in &mut endpoints {
+            let mut addresses = std::mem::take(&mut endpoint.addresses).into_vec();
+            addresses.retain(|ip| {
                 let inside = ranges().any(|net| net.contains(ip));
                 if !inside {
                     part.problems.push(format!(
@@ -62,20 +66,34 @@ impl Export {
                 }
                 inside
             });
+            endpoint.addresses = addresses.into();
         }
-        slice.endpoints.retain(|endpoint| !endpoint.addresses.is_empty());
-        slice
+        endpoints.retain(|endpoint| !endpoint.addresses.is_empty());
+        Slice { endpoints: endpoints.into(), ..slice.clone() }
     }
 
-    fn local_service(&self, service: &Service, wishes: &Wishes, backends: &PortMap) -> GlobalService {
+    fn local_service(
+        &self,
+        service: &Service,
+        wishes: &Wishes,
+        backends: &PortMap,
+        slices: &[Slice],
+    ) -> GlobalService {
+        let routing = wishes.routing(service.traffic.session_affinity);
+        let zones = match routing.zone_affinity {
+            ZoneAffinity::None => BTreeMap::new(),
+            ZoneAffinity::Local => of_each(slices, |endpoint| endpoint.zone.as_ref()),
+        };
         GlobalService {
             cluster: self.cluster.clone(),
             key: service.key.clone(),
-            cluster_ips: service.cluster_ips.clone(),
-            ports: service.ports.clone(),
-            routing: wishes.routing(service.traffic.session_affinity),
+            cluster_ips: service.cluster_ips.to_vec(),
+            ports: service.port_map(),
+            routing,
             shared: wishes.shared,
             backends: backends.clone(),
+            draining: draining(slices),
+            zones,
         }
     }
 
@@ -85,23 +103,16 @@ impl Export {
         backends: PortMap,
         slices: &[Slice],
     ) -> SharedService {
-        let endpoints = || slices.iter().flat_map(|slice| &slice.endpoints).filter(|e| e.is_backend());
-        let of_each = |text: fn(&hawser_model::SliceEndpoint) -> Option<&String>| {
-            let pairs = endpoints().flat_map(|endpoint| {
-                let text = text(endpoint).cloned();
-                endpoint.addresses.iter().filter_map(move |ip| Some((*ip, text.clone()?)))
-            });
-            pairs.collect::<BTreeMap<IpAddr, String>>()
-        };
         SharedService {
             cluster: self.cluster.clone(),
             key: service.key.clone(),
-            frontends: service.cluster_ips.iter().map(|ip| (*ip, service.ports.clone())).collect(),
-            hostnames: of_each(|endpoint| endpoint.hostname.as_ref()),
-            zones: of_each(|endpoint| endpoint.zone.as_ref()),
+            frontends: service.cluster_ips.iter().map(|ip| (*ip, service.port_map())).collect(),
+            hostnames: of_each(slices, |endpoint| endpoint.hostname.as_ref()),
+            zones: of_each(slices, |endpoint| endpoint.zone.as_ref()),
             backends,
-            labels: service.labels.clone(),
-            selector: service.selector.clone(),
+            draining: draining(slices),
+            labels: service.labels.to_map(),
+            selector: service.selector.to_map(),
             include_external: true,
             shared: true,
         }
@@ -111,13 +122,36 @@ impl Export {
         Some(EndpointSlice {
             cluster: self.cluster.clone(),
             key: slice.key.clone(),
-            labels: slice.labels.clone(),
+            labels: slice.labels.to_map(),
             annotations: BTreeMap::new(),
             family: slice.family?,
-            endpoints: slice.endpoints.clone(),
-            ports: slice.ports.clone(),
+            endpoints: slice.endpoints.iter().map(Into::into).collect(),
+            ports: slice.ports.to_vec(),
         })
     }
+}
+
+/// A text of each backend that has it, by address.
+fn of_each(slices: &[Slice], text: fn(&Endpoint) -> Option<&Arc<str>>) -> BTreeMap<IpAddr, String> {
+    let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).filter(|e| e.is_backend());
+    let pairs = endpoints.flat_map(|endpoint| {
+        let text = text(endpoint);
+        endpoint.addresses.iter().filter_map(move |ip| Some((*ip, text?.to_string())))
+    });
+    pairs.collect()
+}
+
+/// The backends that take nothing new while another one is ready. An address that another slice calls ready is.
+fn draining(slices: &[Slice]) -> BTreeSet<IpAddr> {
+    let endpoints = || slices.iter().flat_map(|slice| &slice.endpoints).filter(|e| e.is_backend());
+    let addresses = |draining: bool| {
+        endpoints().filter(move |e| e.is_draining() == draining).flat_map(|e| e.addresses.iter().copied())
+    };
+    let mut found: BTreeSet<IpAddr> = addresses(true).collect();
+    if !found.is_empty() {
+        addresses(false).for_each(|ready| drop(found.remove(&ready)));
+    }
+    found
 }
 
 /// The backends that take traffic. Cost: the endpoints of these slices times their ports.

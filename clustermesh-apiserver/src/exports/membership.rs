@@ -206,7 +206,8 @@ impl Membership {
     fn selects(&self, identity: &Identity) -> bool {
         let Some(selector) = &self.filter.pods else { return false };
         let labels = identity.labels.iter().filter(|(_, label)| label.source == Labels::K8S);
-        selector.matches(&labels.map(|(key, label)| (key.to_owned(), label.value.clone())).collect())
+        let labels = labels.map(|(key, label)| (key.to_owned(), label.value.clone()));
+        selector.matches(&labels.collect::<BTreeMap<_, _>>())
     }
 
     fn set(&mut self, key: Key, entry: Option<Entry>, touched: &mut Vec<Bytes>) {

@@ -1,10 +1,8 @@
 //! Which labels make an identity: Cilium's default filter (`pkg/labelsfilter/filter.go`), so that equal pods are equal
 //! in both worlds.
 
-use std::collections::BTreeMap;
-
 use hawser_model::{ClusterName, Labels};
-use hawser_sources::Pod;
+use hawser_sources::{Pairs, Pod};
 
 /// How a rule finds its text in a key. The length of what it matched decides between rules.
 enum Rule {
@@ -64,7 +62,7 @@ fn reserved(key: &str) -> bool {
 }
 
 /// The labels of a pod's identity: its own, its namespace's, and what the cluster vouches for.
-pub fn identity_labels(cluster: &ClusterName, namespace: &BTreeMap<String, String>, pod: &Pod) -> Labels {
+pub fn identity_labels(cluster: &ClusterName, namespace: &Pairs, pod: &Pod) -> Labels {
     let mut labels = Labels::default();
     let mut add = |key: &str, value: &str| {
         if relevant(key) {
@@ -74,7 +72,7 @@ pub fn identity_labels(cluster: &ClusterName, namespace: &BTreeMap<String, Strin
     for (key, value) in pod.labels.iter().filter(|(key, _)| !reserved(key)) {
         add(key, value);
     }
-    for (key, value) in namespace {
+    for (key, value) in namespace.iter() {
         add(&format!("{}{key}", Labels::NAMESPACE_LABEL_PREFIX), value);
     }
     add(Labels::NAMESPACE_KEY, &pod.namespace);
@@ -90,8 +88,8 @@ mod tests {
     use super::*;
     use hawser_sources::PodPhase;
 
-    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    fn map(pairs: &[(&str, &str)]) -> Pairs {
+        pairs.iter().copied().collect()
     }
 
     fn pod(labels: &[(&str, &str)]) -> Pod {
@@ -151,7 +149,7 @@ mod tests {
             (Labels::SERVICE_ACCOUNT_KEY, "admin"),
             ("io.cilium.k8s.namespace.labels.trusted", "yes"),
         ]);
-        let labels = identity_labels(&cluster, &BTreeMap::new(), &pod);
+        let labels = identity_labels(&cluster, &Pairs::default(), &pod);
         assert_eq!(labels.cluster(), Some("us-east"));
         assert_eq!(labels.get(Labels::NAMESPACE_KEY).unwrap().value, "shop");
         assert_eq!(labels.get(Labels::SERVICE_ACCOUNT_KEY).unwrap().value, "default");

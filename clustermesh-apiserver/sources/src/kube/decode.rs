@@ -57,7 +57,7 @@ pub(crate) fn item(kind: Kind, text: &[u8]) -> Result<Listed, Failure> {
 fn name_of(object: &Object) -> Box<str> {
     let reference = object.reference();
     match reference.namespace.is_empty() {
-        true => reference.name.into(),
+        true => (*reference.name).into(),
         false => format!("{}/{}", reference.namespace, reference.name).into(),
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::object::Names;
 use crate::{Kind, Object, ObjectRef, Problem, SourceEvent};
 
 /// Objects in one answer to a list.
@@ -118,6 +119,7 @@ pub(crate) struct Follow {
     not_before: Option<Instant>,
     problem: Option<Problem>,
     outputs: VecDeque<Output>,
+    names: Names,
 }
 
 impl Follow {
@@ -136,6 +138,7 @@ impl Follow {
             not_before: None,
             problem: None,
             outputs: VecDeque::new(),
+            names: Names::default(),
         }
     }
 
@@ -256,7 +259,8 @@ impl Follow {
         entry.list = self.list;
         let was_unreadable = std::mem::replace(&mut entry.unreadable, object.is_err());
         match object {
-            Ok(object) => {
+            Ok(mut object) => {
+                object.share(&mut self.names);
                 entry.told = true;
                 self.outputs.push_back(Output::Say(SourceEvent::Upsert(object)));
                 if was_unreadable {
