@@ -1,7 +1,8 @@
 //! The API server of one cluster: exports its objects, mirrors its peers, serves both as etcd, and lets nodes join.
 //!
 //! The pure parts (`annotations`, `config`, `export`, `exposure`, `identity`, `nodes`, `objects`) decide; the rest
-//! carries out. It is a library so that tests can hold it by its parts; only the binary of the same name uses it.
+//! carries out. It is a library so that tests can hold it by its parts; beside them only the binary of the same name uses it, and the
+//! benchmark that mirrors clusters on Cilium as it does.
 
 pub mod admin;
 pub mod agent;

@@ -30,6 +30,18 @@ fn every_row_of_bench_store_is_measured_with_small_sizes() -> Result<()> {
     ] {
         ensure!(rows.iter().any(|row| row["key"].to_string().contains(what)), "{what:?} is not measured");
     }
+    for what in [
+        "first sync, 4 clusters",
+        "first sync, 2 large",
+        "MeshView",
+        "500 changes/s",
+        "10,000 changes/s",
+        "bulk",
+    ] {
+        let row = rows.iter().find(|row| row["key"].as_str().is_some_and(|key| key.contains(what)));
+        let cached = row.and_then(|row| row["peers"]["from a real etcd, cached layout"].as_f64());
+        ensure!(cached.is_some_and(f64::is_finite), "{what:?} has no second column");
+    }
     let picture = std::fs::read_to_string(dir.join("store-quick.svg"))?;
     ensure!(picture.matches("<circle").count() == 32, "four points of two lines in four panels");
     Ok(())

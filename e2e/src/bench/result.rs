@@ -44,8 +44,12 @@ impl Row {
     }
 
     pub(super) fn beside(mut self, peer: &'static str, value: f64) -> Self {
-        self.peers.insert(peer, value);
+        self.add(peer, value);
         self
+    }
+
+    pub(super) fn add(&mut self, peer: &'static str, value: f64) {
+        self.peers.insert(peer, value);
     }
 }
 

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use hawser_kvstore::{Identity, KeyRange, KeyValue, Snapshot};
 use hawser_model::{
-    AddressKind, ClusterConfig, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Endpoint, ExportMode,
-    IdentityId, Labels, Node, NodeAddress, NodeName, Peer, PeerKind, PortName, Protocol, ServerUrl,
-    ServiceKey, ServicePort, SharedService, Timestamp,
+    AddressKind, CiliumPeer, ClusterConfig, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Endpoint,
+    ExportMode, IdentityId, Labels, Node, NodeAddress, NodeName, Peer, PeerKind, PortName, Protocol,
+    ServerUrl, ServiceKey, ServicePort, SharedService, Timestamp,
 };
 use hawser_wire::{Entry, Key, Resource, prefix};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,15 @@ pub(super) struct Shape {
     pub(super) endpoints: u32,
     pub(super) services: u32,
     pub(super) backends: u32,
+}
+
+/// What stands for the remotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Origins {
+    /// API servers like ours, one for each.
+    Hawser,
+    /// One etcd with all of them, as KVStoreMesh leaves clusters on Cilium in it.
+    Cached,
 }
 
 /// Remote `n`, from 1.
@@ -87,6 +97,7 @@ fn service(of: &ClusterRef, cluster: u32, n: u32, backends: u32) -> Result<Entry
         key: ServiceKey::new(&format!("team-{}", n % 20), &format!("service-{n}"))?,
         frontends: BTreeMap::from([(service_ip.into(), ports(80))]),
         backends: (0..backends).map(|b| (pod(cluster, n * backends + b), ports(8080))).collect(),
+        draining: Default::default(),
         hostnames: BTreeMap::new(),
         zones: BTreeMap::new(),
         labels: BTreeMap::new(),
@@ -149,8 +160,39 @@ pub(super) fn snapshot(n: u32, shape: &Shape) -> Result<Snapshot> {
     Ok(Snapshot { identity, revision, kvs, leases: Vec::new() })
 }
 
+/// The same as KVStoreMesh writes it into an etcd that holds many clusters: every key names its cluster, what only Hawser
+/// has is not there, and of all clusters there is one heartbeat, which is not among them.
+pub(super) fn cached(n: u32, shape: &Shape) -> Result<Vec<(String, Bytes)>> {
+    let of = cluster(n)?;
+    let mut all = Vec::new();
+    for entry in entries(n, shape)? {
+        match entry {
+            Entry::Heartbeat(_) | Entry::Synced { resource: Resource::TunnelNodes, .. } => {}
+            Entry::ClusterConfig(config) => {
+                let config = Entry::ClusterConfig(ClusterConfig { cached: true, ..config });
+                all.push((config.key(&of).to_string(), config.encode()));
+            }
+            entry => all.push((cached_key(&of, &entry)?, entry.encode())),
+        }
+    }
+    Ok(all)
+}
+
+/// Where KVStoreMesh has an entry of `of`.
+pub(super) fn cached_key(of: &ClusterRef, entry: &Entry) -> Result<String> {
+    let key = entry.key(of).to_string();
+    if let Entry::Synced { .. } = entry {
+        return Ok(key.replacen(prefix::STATE, prefix::CACHE, 1));
+    }
+    let cached = Resource::ALL.iter().find_map(|kind| {
+        let rest = key.strip_prefix(&kind.prefix(&of.name))?;
+        Some(format!("{}{rest}", kind.cached_prefix(&of.name)))
+    });
+    cached.with_context(|| format!("{key} is not cached"))
+}
+
 /// Remote `n` as it was admitted.
-pub(super) fn peer(n: u32) -> Result<Peer> {
+pub(super) fn peer(n: u32, origins: Origins) -> Result<Peer> {
     Ok(Peer {
         cluster: cluster(n)?,
         endpoints: vec![ServerUrl::parse("https://127.0.0.1:2379")?],
@@ -158,7 +200,10 @@ pub(super) fn peer(n: u32) -> Result<Peer> {
         node_cidrs: vec![format!("172.16.{n}.0/24").parse()?],
         ca: "PEM".into(),
         admitted: Timestamp::parse(WHEN)?,
-        kind: PeerKind::Hawser,
+        kind: match origins {
+            Origins::Hawser => PeerKind::Hawser,
+            Origins::Cached => PeerKind::Cilium(CiliumPeer::default()),
+        },
     })
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
 /// A server under comparison, with its data on the same disk.
 pub(super) struct Server {
     pub(super) name: &'static str,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     pki: Pki,
     process: Process,
     _data: TempDir,
@@ -69,6 +69,8 @@ impl Server {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("home={peer}")])
+            // Its default of 2 GB is too small for a million keys and their revisions.
+            .args(["--quota-backend-bytes", "8589934592"])
             .arg("--cert-file")
             .arg(pki.certificate())
             .arg("--key-file")

@@ -3,24 +3,33 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
+use super::data::Origins;
 use super::delays::Seen;
+use super::etcd::Server;
 use super::growth::grown;
 use super::part::Part;
 use super::remote::{Middle, Wire};
 use super::wire::Pki;
-use super::{Shape, Sizes, median, origins, replica, view};
+use super::{Shape, Sizes, cache, median, origins, replica, view};
 use crate::bench::result::{Row, turn};
 
 /// Remotes that change at once, at the fast rate and in bulk.
 const CHANGING: u32 = 16;
 
+/// The second column's name.
+const CACHED: &str = "from a real etcd, cached layout";
+
 pub(super) struct Mesh<'a> {
     pki: &'a Pki,
     pub(super) shape: Shape,
+    /// Writes: into itself, or into `etcd`.
     origins: Part,
+    etcd: Option<Server>,
     pub(super) up: origins::Up,
+    /// What the origins had used when everything was in them.
+    filled_s: f64,
 }
 
 /// A mirroring API server, and how it came up.
@@ -50,9 +59,32 @@ pub(super) struct Changes {
 
 impl<'a> Mesh<'a> {
     pub(super) fn start(pki: &'a Pki, shape: Shape) -> Result<Self> {
-        let mut origins = Part::start("origins", &origins::Args { shape, pki: pki.clone() })?;
+        let origins = Part::start("origins", &origins::Args { shape, pki: pki.clone() })?;
+        Self::filled(pki, shape, origins, None)
+    }
+
+    /// The same remotes, left in a real etcd by KVStoreMesh.
+    fn cached(pki: &'a Pki, shape: Shape) -> Result<Self> {
+        let etcd = super::runtime()?.block_on(Server::etcd(pki))?;
+        let args = cache::Args { shape, pki: pki.clone(), etcd: etcd.address };
+        Self::filled(pki, shape, Part::start("cache", &args)?, Some(etcd))
+    }
+
+    fn filled(pki: &'a Pki, shape: Shape, mut origins: Part, etcd: Option<Server>) -> Result<Self> {
         let up = origins.hear()?;
-        Ok(Self { pki, shape, origins, up })
+        let mut mesh = Self { pki, shape, origins, etcd, up, filled_s: 0.0 };
+        mesh.filled_s = mesh.origins_cpu()?;
+        Ok(mesh)
+    }
+
+    /// Of whoever serves the remotes: a real etcd without its writer.
+    fn origins_cpu(&self) -> Result<f64> {
+        let used = self.etcd.as_ref().map_or_else(|| self.origins.usage(), Server::usage)?;
+        Ok(used.cpu_s - self.filled_s)
+    }
+
+    fn remotes(&self) -> Origins {
+        if self.etcd.is_some() { Origins::Cached } else { Origins::Hawser }
     }
 
     /// `last`: where the last remote is dialled, if not at the origins.
@@ -61,6 +93,7 @@ impl<'a> Mesh<'a> {
             pki: self.pki.clone(),
             origins: self.up.address,
             clusters: self.shape.clusters,
+            remotes: self.remotes(),
             last,
             keep: keep.map(Path::to_owned),
         };
@@ -72,8 +105,12 @@ impl<'a> Mesh<'a> {
     }
 
     pub(super) fn agent(&self, replica: &Replica) -> Result<Agent> {
-        let clusters = self.shape.clusters;
-        let args = view::Args { pki: self.pki.clone(), server: replica.up.address, clusters };
+        let args = view::Args {
+            pki: self.pki.clone(),
+            server: replica.up.address,
+            clusters: self.shape.clusters,
+            remotes: self.remotes(),
+        };
         let mut part = Part::start("view", &args)?;
         let up: view::Up = part.hear()?;
         ensure!(up.refused == 0, "the view refused {} entries", up.refused);
@@ -116,13 +153,27 @@ impl<'a> Mesh<'a> {
 }
 
 /// 50 clusters of 20,000 pods each.
-pub(super) fn large(sizes: &Sizes, pki: &Pki) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    let mesh = Mesh::start(pki, sizes.large)?;
-    let replica = mesh.replica(None, None)?;
-    let what = format!("first sync, {} clusters, {} keys", sizes.large.clusters, mesh.up.keys);
-    synced(&what, &mesh, &replica, [15.0, 900.0], &mut rows)?;
-    Ok(rows)
+pub(super) fn large(sizes: &Sizes, pki: &Pki, rows: &mut Vec<Row>) -> Result<()> {
+    let what = |mesh: &Mesh<'_>| format!("first sync, {} large clusters", mesh.shape.clusters);
+    let measured = |mesh: &Mesh<'_>| {
+        let (replica, mut rows) = (mesh.replica(None, None)?, Vec::new());
+        synced(&what(mesh), mesh, &replica, [15.0, 900.0], &mut rows)?;
+        Ok::<_, anyhow::Error>(rows)
+    };
+    let of_hawser = measured(&Mesh::start(pki, sizes.large)?)?;
+    let at = rows.len();
+    rows.extend(of_hawser);
+    let cached = measured(&Mesh::cached(pki, sizes.large)?).context(CACHED)?;
+    beside(&mut rows[at..], cached)
+}
+
+/// The same rows, of the second column.
+fn beside(rows: &mut [Row], cached: Vec<Row>) -> Result<()> {
+    for (row, cached) in rows.iter_mut().zip(cached) {
+        ensure!(row.key == cached.key, "{} and {} are not one row", row.key, cached.key);
+        row.add(CACHED, cached.value);
+    }
+    Ok(())
 }
 
 fn synced(
@@ -137,13 +188,10 @@ fn synced(
     rows.push(Row::plain(what, replica.up.seconds, "s", "lower", Some(wall)));
     rows.push(Row::plain("  peak RSS", replica.peak_mib, "MiB", "lower", Some(rss)));
     rows.push(Row::plain("  its CPU", replica.cpu_s, "s", "lower", None));
-    rows.push(Row::plain(
-        "  the origins' CPU, data made included",
-        mesh.origins.usage()?.cpu_s,
-        "s",
-        "lower",
-        None,
-    ));
+    rows.push(Row::plain("  the origins' CPU", mesh.origins_cpu()?, "s", "lower", None));
+    rows.push(Row::plain("  keys", replica.up.keys as f64, "", "lower", None));
+    let per_key = mesh.up.bytes as f64 / mesh.up.keys as f64;
+    rows.push(Row::plain("  a key and its value, at the origins", per_key, "B", "lower", None));
     Ok(())
 }
 
@@ -156,7 +204,7 @@ fn many_changes(
     rows: &mut Vec<Row>,
 ) -> Result<()> {
     let [_, fast] = sizes.changes;
-    let before = [mesh.origins.usage()?.cpu_s, replica.part.usage()?.cpu_s, agent.part.usage()?.cpu_s];
+    let before = [mesh.origins_cpu()?, replica.part.usage()?.cpu_s, agent.part.usage()?.cpu_s];
     let changes = Changes { clusters: CHANGING, count: fast, rate: 10_000 };
     let (wrote, mirrored, viewed) = mesh.changes(replica, Some(agent), changes)?;
     let rate = f64::from(fast) / wrote.seconds;
@@ -164,7 +212,7 @@ fn many_changes(
     rows.push(Row::plain("  visible in the mirror, p50", mirrored.p50_ms, "ms", "lower", None));
     rows.push(Row::plain("  in the agent's view, p50", viewed.p50_ms, "ms", "lower", Some(2.0)));
     rows.push(Row::plain("  in the agent's view, p99", viewed.p99_ms, "ms", "lower", Some(10.0)));
-    let after = [mesh.origins.usage()?.cpu_s, replica.part.usage()?.cpu_s, agent.part.usage()?.cpu_s];
+    let after = [mesh.origins_cpu()?, replica.part.usage()?.cpu_s, agent.part.usage()?.cpu_s];
     for (at, who) in ["origins", "API server", "agent"].iter().enumerate() {
         let cpu = (after[at] - before[at]) * 1e6 / f64::from(fast);
         rows.push(Row::plain(&format!("  CPU of the {who} per change"), cpu, "us", "lower", None));
@@ -208,20 +256,28 @@ fn warm_restart(sizes: &Sizes, mesh: &mut Mesh<'_>, keep: &Path, rows: &mut Vec<
     Ok(())
 }
 
-/// 254 clusters, one after the other: first sync, an agent, changes, a restart.
-pub(super) fn whole(sizes: &Sizes, pki: &Pki, keep: &Path) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+/// 254 clusters, one after the other: first sync, an agent, changes, a restart. Then, without the restart, from a real etcd.
+pub(super) fn whole(sizes: &Sizes, pki: &Pki, keep: &Path, rows: &mut Vec<Row>) -> Result<()> {
     let mut mesh = Mesh::start(pki, sizes.mesh)?;
+    let at = rows.len();
+    rows.extend(followed(sizes, &mut mesh)?);
+    warm_restart(sizes, &mut mesh, keep, rows)?;
+    drop(mesh);
+    let cached = followed(sizes, &mut Mesh::cached(pki, sizes.mesh)?).context(CACHED)?;
+    beside(&mut rows[at..], cached)
+}
+
+/// From the first sync to the bulk, of remotes whatever they are.
+fn followed(sizes: &Sizes, mesh: &mut Mesh<'_>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
     let mut replica = mesh.replica(None, None)?;
-    let what = format!("first sync, {} clusters, {} keys", sizes.mesh.clusters, mesh.up.keys);
-    synced(&what, &mesh, &replica, [5.0, 350.0], &mut rows)?;
-    let per_key = mesh.up.bytes as f64 / mesh.up.keys as f64;
-    rows.push(Row::plain("  a key and its value", per_key, "B", "lower", None));
+    let what = format!("first sync, {} clusters", sizes.mesh.clusters);
+    synced(&what, mesh, &replica, [5.0, 350.0], &mut rows)?;
 
     let mut agent = mesh.agent(&replica)?;
     rows.push(Row::plain("the same into an agent's MeshView", agent.up.seconds, "s", "lower", Some(4.0)));
     rows.push(Row::plain("  its peak RSS", agent.peak_mib, "MiB", "lower", Some(300.0)));
-    grown(&mut mesh, &mut replica, &mut agent, &mut rows)?;
+    grown(mesh, &mut replica, &mut agent, &mut rows)?;
 
     let [slow, _] = sizes.changes;
     let (mut p50, mut p99) = (Vec::new(), Vec::new());
@@ -233,10 +289,6 @@ pub(super) fn whole(sizes: &Sizes, pki: &Pki, keep: &Path) -> Result<Vec<Row>> {
     }
     rows.push(Row::plain("500 changes/s, visible in the mirror, p50", median(p50), "ms", "lower", Some(0.3)));
     rows.push(Row::plain("  p99", median(p99), "ms", "lower", Some(1.0)));
-
-    many_changes(sizes, &mut mesh, &mut replica, &mut agent, &mut rows)?;
-    drop(agent);
-    drop(replica);
-    warm_restart(sizes, &mut mesh, keep, &mut rows)?;
+    many_changes(sizes, mesh, &mut replica, &mut agent, &mut rows)?;
     Ok(rows)
 }

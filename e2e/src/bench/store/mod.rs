@@ -1,5 +1,6 @@
 //! `make bench-store`: what a mesh costs its control plane, each part a process, a real etcd beside it in the same run.
 
+mod cache;
 mod data;
 mod delays;
 mod etcd;
@@ -105,18 +106,19 @@ pub(super) fn measure(quick: bool, only: Option<Share>) -> Result<(BenchResult, 
     let (mut rows, mut complete) = (Vec::new(), true);
     for share in Share::value_variants().iter().filter(|share| only.is_none_or(|only| only == **share)) {
         let measured = match share {
-            Share::Growth => growth::measure(&sizes, &pki),
-            Share::Mesh => mirroring::whole(&sizes, &pki, &dir.path().join("mirrors")),
-            Share::Large => mirroring::large(&sizes, &pki),
-            Share::Export => runtime()?.block_on(export::measure(&sizes, dir.path())),
-            Share::Servers => runtime()?.block_on(servers(&sizes, &pki)),
-        };
-        match measured {
-            Ok(measured) => rows.extend(measured),
-            Err(error) => {
-                eprintln!("{share:?} was not measured: {error:#}");
-                complete = false;
+            Share::Growth => growth::measure(&sizes, &pki).map(|measured| rows.extend(measured)),
+            Share::Mesh => mirroring::whole(&sizes, &pki, &dir.path().join("mirrors"), &mut rows),
+            Share::Large => mirroring::large(&sizes, &pki, &mut rows),
+            Share::Export => {
+                runtime()?.block_on(export::measure(&sizes, dir.path())).map(|measured| rows.extend(measured))
             }
+            Share::Servers => {
+                runtime()?.block_on(servers(&sizes, &pki)).map(|measured| rows.extend(measured))
+            }
+        };
+        if let Err(error) = measured {
+            eprintln!("{share:?} was not measured: {error:#}");
+            complete = false;
         }
     }
     let name = match (quick, only) {
@@ -179,6 +181,7 @@ pub fn run_part(role: &str, args: &str) -> Result<()> {
     }
     let runtime = runtime()?;
     match role {
+        "cache" => runtime.block_on(cache::run(parse(args)?)),
         "origins" => runtime.block_on(origins::run(parse(args)?)),
         "replica" => runtime.block_on(replica::run(parse(args)?)),
         "view" => runtime.block_on(view::run(parse(args)?)),

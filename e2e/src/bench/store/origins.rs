@@ -21,8 +21,9 @@ pub(super) struct Args {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Up {
     pub(super) address: SocketAddr,
+    /// That mirrors of them all have to hold.
     pub(super) keys: u64,
-    /// Of keys and values.
+    /// Of keys and values, at the origins.
     pub(super) bytes: u64,
 }
 

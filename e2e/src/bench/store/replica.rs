@@ -7,8 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use clustermesh_apiserver::chart::CiliumChart;
 use hawser_etcd::client::{Client, Pace};
-use hawser_etcd::mirror::{Admit, Intake, Mirror, MirrorConfig, MirrorDir, MirrorState, Refusal};
+use hawser_etcd::mirror::{
+    Admit, ForeignConfig, Intake, Mirror, MirrorConfig, MirrorDir, MirrorState, Refusal,
+};
 use hawser_etcd::server::{KeyspaceHandle, Keyspaces, MemoryWriter, SharedKeyspace};
 use hawser_kvstore::{Identity, KeyRange, Keyspace, Limits, PullLimits, Pulled};
 use hawser_model::MeshPlan;
@@ -16,7 +19,7 @@ use hawser_wire::{Key, PeerRecord, admit, decode, prefix};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::data::{self, WIDTH};
+use super::data::{self, Origins, WIDTH};
 use super::delays::Delays;
 use super::part;
 use super::wire::{self, Pki};
@@ -26,6 +29,7 @@ pub(super) struct Args {
     pub(super) pki: Pki,
     pub(super) origins: SocketAddr,
     pub(super) clusters: u32,
+    pub(super) remotes: Origins,
     /// The last remote is dialled here instead.
     pub(super) last: Option<SocketAddr>,
     /// Where mirrors outlive the process.
@@ -53,8 +57,8 @@ pub(super) enum Command {
     Received,
 }
 
-fn admission(n: u32) -> Result<Arc<dyn Admit>> {
-    let record = PeerRecord::new(&data::peer(n)?, WIDTH, MeshPlan::default());
+fn admission(n: u32, remotes: Origins) -> Result<Arc<dyn Admit>> {
+    let record = PeerRecord::new(&data::peer(n, remotes)?, WIDTH, MeshPlan::default());
     let context = record.context();
     Ok(Arc::new(move |key: &[u8], value: &[u8]| {
         let refuse = |reason, detail: String| Err(Refusal { reason, detail });
@@ -77,26 +81,10 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let keep = args.keep.as_deref().map(MirrorDir::take).transpose()?;
     let own = SharedKeyspace::new(Keyspace::new(Identity::new("home", 1, 0), Limits::default()));
     let keyspaces = Keyspaces::new(KeyspaceHandle::new("home", own.clone(), MemoryWriter::spawn(own)));
-    let tls = args.pki.client()?;
-    let mut configs = Vec::new();
-    for n in 1..=args.clusters {
-        let of = data::cluster(n)?;
-        let address = args.last.filter(|_| n == args.clusters).unwrap_or(args.origins);
-        let channel = wire::channel(address, &format!("{}.mesh.hawser.io", of.name), Arc::clone(&tls))?;
-        configs.push(MirrorConfig {
-            cluster: of.name.to_string(),
-            client: Client::new(channel),
-            ranges: data::ranges(&of.name),
-            admit: admission(n)?,
-            limits: Limits::default(),
-            intake: Intake::default(),
-            afresh: false,
-            pace: Pace::default(),
-            keep: keep.clone(),
-        });
-    }
-    let mirrors = Mirror::start_all(configs, &keyspaces);
-    let mirrors = mirrors.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mirrors = match args.remotes {
+        Origins::Hawser => follow(&args, keep.as_ref(), &keyspaces)?,
+        Origins::Cached => follow_cached(&args, keep.as_ref(), &keyspaces)?,
+    };
     let address = wire::serve(&args.pki, keyspaces.clone()).await?;
     // A dead remote is served from disk alone.
     let served = |n: u32| data::cluster(n).is_ok_and(|of| keyspaces.get(of.name.as_str()).is_some());
@@ -128,6 +116,52 @@ pub(super) async fn run(args: Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A connection to each remote, as to a Hawser API server of its own.
+fn follow(args: &Args, keep: Option<&MirrorDir>, keyspaces: &Keyspaces) -> Result<Vec<Mirror>> {
+    let tls = args.pki.client()?;
+    let mut configs = Vec::new();
+    for n in 1..=args.clusters {
+        let of = data::cluster(n)?;
+        let address = args.last.filter(|_| n == args.clusters).unwrap_or(args.origins);
+        let channel = wire::channel(address, &format!("{}.mesh.hawser.io", of.name), Arc::clone(&tls))?;
+        configs.push(MirrorConfig {
+            cluster: of.name.to_string(),
+            client: Client::new(channel),
+            ranges: data::ranges(&of.name),
+            admit: admission(n, args.remotes)?,
+            limits: Limits::default(),
+            intake: Intake::default(),
+            afresh: false,
+            pace: Pace::default(),
+            keep: keep.cloned(),
+        });
+    }
+    let mirrors = Mirror::start_all(configs, keyspaces);
+    Ok(mirrors.into_iter().collect::<Result<Vec<_>, _>>()?)
+}
+
+/// A connection for each remote, too: all lead to the one etcd, as Cilium's client configurations do beside KVStoreMesh.
+fn follow_cached(args: &Args, keep: Option<&MirrorDir>, keyspaces: &Keyspaces) -> Result<Vec<Mirror>> {
+    let tls = args.pki.client()?;
+    let mut mirrors = Vec::new();
+    for n in 1..=args.clusters {
+        let cluster = data::cluster(n)?;
+        let channel = wire::channel(args.origins, "localhost", Arc::clone(&tls))?;
+        let config = ForeignConfig {
+            cluster: cluster.name.to_string(),
+            connect: Box::new(move || Client::new(channel.clone())),
+            chart: Box::new(CiliumChart { cluster, width: WIDTH }),
+            admit: admission(n, args.remotes)?,
+            limits: Limits::default(),
+            intake: Intake::default(),
+            pace: Pace::default(),
+            keep: keep.cloned(),
+        };
+        mirrors.push(Mirror::start_foreign(config, keyspaces));
+    }
+    Ok(mirrors)
 }
 
 /// What is visible in the mirrors, to a reader that is woken as a watch stream is.

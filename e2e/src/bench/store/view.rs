@@ -11,7 +11,7 @@ use hawser_wire::Entry;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::data::{self, WIDTH};
+use super::data::{self, Origins, WIDTH};
 use super::delays::Delays;
 use super::part;
 use super::wire::{self, Pki};
@@ -24,6 +24,7 @@ pub(super) struct Args {
     pub(super) pki: Pki,
     pub(super) server: SocketAddr,
     pub(super) clusters: u32,
+    pub(super) remotes: Origins,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,7 +51,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let (sender, mut heard) = mpsc::channel::<(ClusterName, FollowEvent)>(QUEUE);
     for n in 1..=args.clusters {
         let name = data::cluster(n)?.name;
-        let mut peer = data::peer(n)?;
+        let mut peer = data::peer(n, args.remotes)?;
         peer.admitted = Timestamp::from_system(SystemTime::now());
         let entry = Entry::LocalPeer(peer);
         view.upsert(&data::home()?.name, entry.key(&data::home()?).to_string().as_bytes(), &entry.encode());
