@@ -5,18 +5,19 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use aws_lc_rs::agreement::{self, X25519};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use boringtun::x25519;
 use hawser_model::PublicKey;
-use rand::TryRngCore;
-use rand::rngs::OsRng;
+use zeroize::Zeroizing;
 
-/// A Curve25519 private key. Never printed.
+/// A Curve25519 private key. Never printed, wiped when it is dropped.
 #[derive(Clone)]
 pub struct PrivateKey {
-    secret: x25519::StaticSecret,
+    secret: Arc<agreement::PrivateKey>,
+    bytes: Zeroizing<[u8; 32]>,
     public: PublicKey,
 }
 
@@ -38,8 +39,9 @@ impl PrivateKey {
         if mode & 0o077 != 0 {
             return Err(KeyError::Exposed { path: path.into(), mode });
         }
-        let text = fs::read_to_string(path).map_err(read)?;
-        let bytes = STANDARD.decode(text.trim()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        let text = Zeroizing::new(fs::read_to_string(path).map_err(read)?);
+        let bytes = STANDARD.decode(text.trim()).ok().map(Zeroizing::new);
+        let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
         bytes.and_then(Self::from_bytes).ok_or_else(|| KeyError::Malformed { path: path.into() })
     }
 
@@ -48,21 +50,23 @@ impl PrivateKey {
         if bytes == [0; 32] {
             return None;
         }
-        let secret = x25519::StaticSecret::from(bytes);
-        let public = PublicKey::new(x25519::PublicKey::from(&secret).to_bytes()).ok()?;
-        Some(Self { secret, public })
+        let bytes = Zeroizing::new(bytes);
+        let secret = agreement::PrivateKey::from_private_key(&X25519, bytes.as_slice()).ok()?;
+        let public = secret.compute_public_key().ok()?;
+        let public = PublicKey::new(public.as_ref().try_into().ok()?).ok()?;
+        Some(Self { secret: Arc::new(secret), bytes, public })
     }
 
     pub fn public(&self) -> PublicKey {
         self.public
     }
 
-    pub(crate) fn secret(&self) -> &x25519::StaticSecret {
+    pub(crate) fn secret(&self) -> &agreement::PrivateKey {
         &self.secret
     }
 
     pub(crate) fn to_bytes(&self) -> [u8; 32] {
-        self.secret.to_bytes()
+        *self.bytes
     }
 }
 
@@ -75,8 +79,8 @@ impl fmt::Debug for PrivateKey {
 /// A temporary file that is linked into place: the name never shows half a key, and an existing key is never replaced.
 fn create(path: &Path) -> Result<(), KeyError> {
     let write = |source| KeyError::Write { path: path.into(), source };
-    let mut bytes = [0; 32];
-    OsRng.try_fill_bytes(&mut bytes).map_err(|error| write(io::Error::other(error)))?;
+    let mut bytes = Zeroizing::new([0; 32]);
+    aws_lc_rs::rand::fill(&mut bytes[..]).map_err(|error| write(io::Error::other(error)))?;
     // Clamped as `wg genkey` does (RFC 7748 §5).
     bytes[0] &= 248;
     bytes[31] = bytes[31] & 127 | 64;
@@ -86,7 +90,7 @@ fn create(path: &Path) -> Result<(), KeyError> {
     let temporary = path.with_file_name(name);
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(STANDARD.encode(bytes).as_bytes())?;
+        file.write_all(Zeroizing::new(STANDARD.encode(&bytes[..])).as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_all()?;
         match fs::hard_link(&temporary, path) {

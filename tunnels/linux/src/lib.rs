@@ -9,10 +9,12 @@
 //! ```
 //! Stop is not remove: dropping a driver leaves device, routes and rules in place, and the next start adopts them.
 
+mod clock;
 mod driver;
 mod engine;
 mod key;
 mod net;
+mod noise;
 mod offload;
 mod tun;
 mod uapi;

@@ -16,6 +16,8 @@ pub(crate) enum Reason {
     NoEndpoint,
     /// From the TUN: the peer's queue is full, no handshake has succeeded yet.
     QueueFull,
+    /// From the TUN: waited for a handshake that the peer has not answered in 90 seconds.
+    Unanswered,
     /// The underlay did not take a datagram.
     SendFailed,
     /// From the underlay: not a WireGuard message.
@@ -42,12 +44,13 @@ pub(crate) enum Reason {
     Panicked,
 }
 
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "not-ip",
     "too-big",
     "no-peer-for-destination",
     "no-endpoint",
     "queue-full",
+    "unanswered",
     "send-failed",
     "malformed",
     "truncated",

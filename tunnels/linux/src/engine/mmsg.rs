@@ -1,6 +1,5 @@
 //! Many datagrams in one system call, and many of one peer in one message, in buffers that are made once.
 
-use std::io;
 use std::mem;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd;
@@ -38,11 +37,12 @@ pub(crate) struct SendBatch {
     used: usize,
     /// Largest datagram that `space` must offer.
     largest: usize,
-    to: Vec<SockaddrStorage>,
+    to: Vec<SocketAddr>,
     lengths: Vec<usize>,
     /// Some device on the way does not segment: each datagram is a message of its own from then on.
     single: bool,
     messages: Vec<Message>,
+    names: Vec<SockaddrStorage>,
     iovecs: Vec<libc::iovec>,
     controls: Vec<Control>,
     headers: Vec<libc::mmsghdr>,
@@ -69,6 +69,7 @@ impl SendBatch {
             lengths: Vec::with_capacity(BATCH),
             single: false,
             messages: Vec::with_capacity(BATCH),
+            names: Vec::with_capacity(BATCH),
             iovecs: Vec::with_capacity(BATCH),
             controls: Vec::with_capacity(BATCH),
             headers: Vec::with_capacity(BATCH),
@@ -80,6 +81,12 @@ impl SendBatch {
         self.to.len() < BATCH && self.buffer.len() - self.used >= self.largest
     }
 
+    /// Whether the segments of another superpacket fit, so that they leave as one message.
+    pub(crate) fn has_room_for_message(&self) -> bool {
+        self.to.len() + MOST_SEGMENTS <= BATCH
+            && self.buffer.len() - self.used >= LARGEST_MESSAGE + self.largest
+    }
+
     /// Where the next datagram is to be written.
     pub(crate) fn space(&mut self) -> &mut [u8] {
         &mut self.buffer[self.used..]
@@ -88,25 +95,43 @@ impl SendBatch {
     /// Takes in the first `length` bytes of `space`. There must be room.
     pub(crate) fn push(&mut self, length: usize, to: SocketAddr) {
         self.lengths.push(length);
-        self.to.push(to.into());
+        self.to.push(to);
         self.used += length;
+    }
+
+    /// Everything that a flush would send.
+    #[cfg(test)]
+    pub(crate) fn take(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut rest = self.buffer.as_slice();
+        let sent = self.to.iter().zip(&self.lengths).map(|(to, length)| {
+            let (datagram, after) = rest.split_at(*length);
+            rest = after;
+            (*to, datagram.to_vec())
+        });
+        let sent = sent.collect();
+        self.clear();
+        sent
+    }
+
+    fn clear(&mut self) {
+        self.used = 0;
+        self.to.clear();
+        self.lengths.clear();
     }
 
     /// Sends everything, in order; what the underlay refuses is counted and left behind. Blocks while a socket is full.
     pub(crate) fn flush(&mut self, sockets: &Sockets, counters: &Counters) {
         let mut from = 0;
         while from < self.to.len() {
-            let v6 = is_v6(&self.to[from]);
-            let run = self.to[from..].iter().take_while(|to| is_v6(to) == v6).count();
+            let v6 = self.to[from].is_ipv6();
+            let run = self.to[from..].iter().take_while(|to| to.is_ipv6() == v6).count();
             match sockets.of(v6) {
                 Some(socket) => self.send(socket, from, from + run, counters),
                 None => (0..run).for_each(|_| counters.count(Reason::SendFailed)),
             }
             from += run;
         }
-        self.used = 0;
-        self.to.clear();
-        self.lengths.clear();
+        self.clear();
     }
 
     fn send(&mut self, socket: &impl AsRawFd, mut from: usize, to: usize, counters: &Counters) {
@@ -155,6 +180,7 @@ impl SendBatch {
 
     /// Sends the messages; the one that failed, and why, when one did: those before it are sent.
     fn send_messages(&mut self, socket: &impl AsRawFd) -> Result<(), (usize, Errno)> {
+        self.names.clear();
         self.iovecs.clear();
         self.controls.clear();
         self.headers.clear();
@@ -163,10 +189,10 @@ impl SendBatch {
             let bytes = &mut self.buffer[message.start..message.start + message.length];
             self.iovecs.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
             self.controls.push(segment_control(self.lengths[message.first]));
+            self.names.push(self.to[message.first].into());
         }
-        for ((message, iovec), control) in self.messages.iter().zip(&mut self.iovecs).zip(&mut self.controls)
-        {
-            let to = &self.to[message.first];
+        let parts = self.iovecs.iter_mut().zip(&mut self.controls).zip(&self.names);
+        for (message, ((iovec, control), to)) in self.messages.iter().zip(parts) {
             // SAFETY: `mmsghdr` is plain integers and pointers, for all of which zero is a value.
             let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
             header.msg_hdr.msg_name = to.as_ptr().cast_mut().cast();
@@ -202,7 +228,8 @@ impl SendBatch {
     fn send_one_by_one(&self, socket: &impl AsRawFd, message: Message, counters: &Counters) {
         let mut start = message.start;
         for at in message.first..message.first + message.count {
-            let (bytes, to) = (&self.buffer[start..start + self.lengths[at]], &self.to[at]);
+            let (bytes, to) =
+                (&self.buffer[start..start + self.lengths[at]], SockaddrStorage::from(self.to[at]));
             start += bytes.len();
             loop {
                 // SAFETY: both pointers are to whole values with their lengths, which outlive the call.
@@ -242,10 +269,6 @@ fn segment_control(size: usize) -> Control {
     control
 }
 
-fn is_v6(to: &SockaddrStorage) -> bool {
-    to.as_sockaddr_in6().is_some()
-}
-
 /// Room for a batch of messages from the underlay.
 pub(crate) struct ReceiveBatch {
     buffer: Vec<u8>,
@@ -256,7 +279,19 @@ pub(crate) struct ReceiveBatch {
 }
 
 /// The largest message that UDP has.
-const SLOT: usize = 1 << 16;
+const LARGEST: usize = 1 << 16;
+/// From one slot to the next. Not a power of two, so that small messages do not all fall on the same sets of a cache.
+const SLOT: usize = LARGEST + 33 * 64;
+
+/// One message of a batch: its datagrams lie end to end in the batch's bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    /// Of every datagram but the last.
+    pub(crate) size: usize,
+    pub(crate) from: SocketAddr,
+}
 
 impl ReceiveBatch {
     /// The kernel gives memory only to what was once written.
@@ -277,7 +312,7 @@ impl ReceiveBatch {
         let slots = self.buffer.chunks_exact_mut(SLOT);
         let parts = self.iovecs.iter_mut().zip(&mut self.from).zip(&mut self.controls).zip(slots);
         for (header, (((iovec, from), control), slot)) in self.headers.iter_mut().zip(parts) {
-            *iovec = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
+            *iovec = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: LARGEST };
             header.msg_hdr.msg_name = ptr::from_mut(from).cast();
             header.msg_hdr.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
             header.msg_hdr.msg_iov = iovec;
@@ -288,8 +323,8 @@ impl ReceiveBatch {
             header.msg_len = 0;
         }
         let count = self.headers.len() as libc::c_uint;
-        // SAFETY: each header points to its own address, iovec, control and slot of this batch, which outlive the call;
-        // nothing else refers to them meanwhile; the count is the vector's length.
+        // SAFETY: each header points to its own address, iovec, control and slot of this batch, which outlive the call
+        // and are longer than their iovec says; nothing else refers to them meanwhile; the count is the vector's length.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -302,15 +337,21 @@ impl ReceiveBatch {
         Errno::result(received).map(|received| received as usize)
     }
 
-    /// The datagrams of message `at` of the last batch and where they came from; none if it was cut off or has no address.
-    pub(crate) fn datagrams(&self, at: usize) -> Option<(impl Iterator<Item = &[u8]>, SocketAddr)> {
+    /// Message `at` of the last batch; none if it was cut off or has no address.
+    pub(crate) fn message(&self, at: usize) -> Option<Received> {
         let header = self.headers.get(at)?;
         if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
             return None;
         }
-        let data = self.buffer.get(at * SLOT..)?.get(..header.msg_len as usize)?;
-        let size = gro_size(&header.msg_hdr).filter(|size| *size > 0).unwrap_or(SLOT);
-        Some((data.chunks(size), address(&self.from[at], header.msg_hdr.msg_namelen)?))
+        let (start, length) = (at * SLOT, (header.msg_len as usize).min(LARGEST));
+        let size = gro_size(&header.msg_hdr).filter(|size| *size > 0).unwrap_or(LARGEST);
+        let from = address(&self.from[at], header.msg_hdr.msg_namelen)?;
+        Some(Received { start, end: start + length, size, from })
+    }
+
+    /// What the messages are made of; to be decrypted in place.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        &mut self.buffer
     }
 }
 
@@ -338,13 +379,69 @@ fn address(storage: &libc::sockaddr_storage, length: libc::socklen_t) -> Option<
     v4.or_else(|| storage.as_sockaddr_in6().map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6))))
 }
 
-/// Sends one datagram outside any batch.
-pub(crate) fn send_one(sockets: &Sockets, data: &[u8], to: SocketAddr, counters: &Counters) {
-    let sent = match sockets.of(to.is_ipv6()) {
-        Some(socket) => socket.send_to(data, to),
-        None => Err(io::ErrorKind::AddrNotAvailable.into()),
-    };
-    if sent.is_err() {
-        counters.count(Reason::SendFailed);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::time::{Duration, Instant};
+
+    fn bound(at: &str) -> (UdpSocket, SocketAddr) {
+        let socket = UdpSocket::bind(at).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let at = socket.local_addr().unwrap();
+        (socket, at)
+    }
+
+    fn push(batch: &mut SendBatch, datagram: &[u8], to: SocketAddr) {
+        batch.space()[..datagram.len()].copy_from_slice(datagram);
+        batch.push(datagram.len(), to);
+    }
+
+    #[test]
+    fn a_datagram_that_is_refused_costs_no_other() {
+        let (sockets, counters) = (Sockets::bind(0, 0).expect("this test needs root"), Counters::default());
+        let (here, at) = bound("127.0.0.1:0");
+        // Broadcast without leave: EACCES, in the middle of one sendmmsg.
+        let refused: SocketAddr = "255.255.255.255:9".parse().unwrap();
+        let mut batch = SendBatch::new(2000);
+        for n in 0..30u8 {
+            push(&mut batch, &[n; 100], if n % 7 == 3 { refused } else { at });
+        }
+        batch.flush(&sockets, &counters);
+        let mut buffer = [0; 200];
+        let arrived: Vec<u8> = (0..26).map(|_| (here.recv(&mut buffer).unwrap(), buffer[0]).1).collect();
+        let expected: Vec<u8> = (0..30).filter(|n| n % 7 != 3).collect();
+        assert_eq!(arrived, expected, "all of them, in order");
+        let failed = counters.list().into_iter().find(|(name, _)| *name == "send-failed").unwrap();
+        assert_eq!(failed.1, 4);
+    }
+
+    #[test]
+    fn each_datagram_comes_out_as_it_went_in_and_from_where_it_came_in_both_families() {
+        let counters = Counters::default();
+        for local in ["127.0.0.1", "::1"] {
+            let (here, there) = (Sockets::bind(0, 0).unwrap(), Sockets::bind(0, 0).unwrap());
+            let local = local.parse().unwrap();
+            let (from, to) = (SocketAddr::new(local, here.port()), SocketAddr::new(local, there.port()));
+            let mut batch = SendBatch::new(2000);
+            // Trains of one length, which become messages, their shorter ends, and a few by themselves.
+            let lengths = [vec![1452; 45], vec![300, 1452, 40, 40, 7], vec![1452; 10]].concat();
+            let sent: Vec<Vec<u8>> =
+                lengths.iter().enumerate().map(|(n, length)| vec![n as u8; *length]).collect();
+            sent.iter().for_each(|datagram| push(&mut batch, datagram, to));
+            batch.flush(&here, &counters);
+            let (mut got, mut receive) = (Vec::new(), ReceiveBatch::new());
+            let patience = Instant::now() + Duration::from_secs(10);
+            while got.len() < sent.len() && Instant::now() < patience {
+                let socket = there.of(local.is_ipv6()).unwrap();
+                for at in 0..receive.receive(socket).unwrap_or(0) {
+                    let message = receive.message(at).unwrap();
+                    assert_eq!(message.from, from);
+                    let bytes = &receive.bytes()[message.start..message.end];
+                    got.extend(bytes.chunks(message.size).map(<[u8]>::to_vec));
+                }
+            }
+            assert_eq!(got, sent);
+        }
     }
 }

@@ -1,30 +1,38 @@
-//! WireGuard in user space: boringtun's handshakes and sessions between a persistent TUN and a marked UDP port.
+//! WireGuard in user space: peers and their sessions ([`crate::noise`]) between a persistent TUN and a marked UDP port.
 //!
 //! ```text
-//! thread `tun`     TUN ──lookup destination──> peer ──cut──encrypt──> batch ──sendmmsg──> underlay
-//! thread `udp`     underlay ──recvmmsg──> index ──> peer ──decrypt──> lookup source ──join──> TUN
+//! threads `tun0..` TUN queue ──lookup destination──> peer ──cut──seal──> batch ──sendmmsg──> underlay
+//! thread `udp`     underlay ──recvmmsg──> index ──> session ──open──> lookup source ──join──> TUN
 //! thread `timers`  every 250 ms: handshakes, keepalives, expiry
 //! thread `uapi`    one client at a time; a whole `set` under one lock
 //! ```
 //! One read or write of the TUN is up to 64 KiB of a TCP stream ([`crate::offload`]), and one message on the underlay is
 //! as many datagrams as `UDP_SEGMENT` and `UDP_GRO` allow; where the kernel or a device does neither, each goes alone.
-//! No allocation per packet. A peer's session is behind one mutex, so both directions of one peer share it.
+//!
+//! No allocation, no copy but the cutting and no lock per packet: the configuration, the table of sessions, a peer's way
+//! and a session's replay window are locked once for each batch or run. Locks are taken in this order: configuration,
+//! a peer's control, then its way or the table.
 
 mod counters;
+mod handshake;
 mod mmsg;
 mod peer;
 mod receive;
+mod sessions;
 mod sockets;
 mod state;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod transmit;
 
 use std::io::{self, PipeReader, PipeWriter, Write};
+use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, available_parallelism};
 use std::time::Duration;
 
 use hawser_tunnels::DeviceName;
@@ -32,14 +40,21 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::PrivateKey;
+use crate::clock::Millis;
 use crate::tun::Tun;
 use crate::uapi::{self, SetDevice, Snapshot};
 use counters::{Counters, Reason};
+use mmsg::SendBatch;
+use peer::Context;
+use sessions::Sessions;
 use sockets::Sockets;
 use state::State;
 
 /// The largest MTU of the TUN: jumbo frames less the overhead fit, and buffers stay small.
 pub const MAX_MTU: u16 = 9000;
+
+/// More queues than this have shown no gain.
+const MOST_QUEUES: usize = 8;
 
 /// What an engine starts with; the rest comes by UAPI.
 #[derive(Clone, Debug)]
@@ -71,6 +86,10 @@ pub enum EngineError {
     Listen { path: String, source: io::Error },
     #[error("cannot start the threads of {device}: {source}")]
     Threads { device: DeviceName, source: io::Error },
+    #[error(
+        "no random numbers for the handshakes of {device}. fix: see what getrandom(2) says on this machine"
+    )]
+    Random { device: DeviceName },
 }
 
 /// A running engine. Dropping it stops the threads and closes the TUN, which stays.
@@ -92,10 +111,15 @@ impl Engine {
         let listener = uapi::Listener::bind(&device)?;
         let bind = |source| EngineError::Bind { device: device.clone(), port, source };
         let sockets = Sockets::bind(port, mark).map_err(bind)?;
-        let tun = Tun::open(&device).map_err(|source| EngineError::Tun { device: device.clone(), source })?;
+        let queues = available_parallelism().map_or(1, NonZero::get).min(MOST_QUEUES);
+        let tun = Tun::open(&device, queues)
+            .map_err(|source| EngineError::Tun { device: device.clone(), source })?;
+        let sessions = Arc::<Sessions>::default();
+        let state = State::new(key, mark, Arc::clone(&sessions))
+            .map_err(|_| EngineError::Random { device: device.clone() })?;
         let threads = |source| EngineError::Threads { device: device.clone(), source };
         let mut pipes = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..queues + 3 {
             pipes.push(io::pipe().map_err(threads)?);
         }
         let (readers, wakers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
@@ -103,7 +127,9 @@ impl Engine {
             device: device.clone(),
             tun: RwLock::new(Arc::new(tun)),
             sockets: RwLock::new(Arc::new(sockets)),
-            state: RwLock::new(State::new(key, mark)),
+            queues,
+            state: RwLock::new(state),
+            sessions,
             counters: Counters::default(),
             mtu: AtomicUsize::new(mtu.into()),
             running: AtomicBool::new(true),
@@ -111,7 +137,10 @@ impl Engine {
         });
         let mut engine = Self { shared, threads: Vec::new() };
         let mut readers = readers.into_iter();
-        engine.spawn("tun", readers.next(), transmit::run)?;
+        for queue in 0..queues {
+            let run = move |shared: &Shared, wake: &PipeReader| transmit::run(shared, queue, wake);
+            engine.spawn(&format!("tun{queue}"), readers.next(), run)?;
+        }
         engine.spawn("udp", readers.next(), receive::run)?;
         engine.spawn("timers", readers.next(), timers::run)?;
         engine.spawn("uapi", readers.next(), move |shared, wake| listener.run(shared, wake))?;
@@ -162,7 +191,8 @@ impl Engine {
             return Ok(());
         }
         let device = self.shared.device.clone();
-        let tun = Tun::open(&device).map_err(|source| EngineError::Tun { device, source })?;
+        let tun =
+            Tun::open(&device, self.shared.queues).map_err(|source| EngineError::Tun { device, source })?;
         *write(&self.shared.tun) = Arc::new(tun);
         self.shared.wake_all();
         Ok(())
@@ -195,8 +225,11 @@ impl Drop for Engine {
 pub(crate) struct Shared {
     device: DeviceName,
     tun: RwLock<Arc<Tun>>,
+    /// How many threads read the TUN.
+    queues: usize,
     sockets: RwLock<Arc<Sockets>>,
     state: RwLock<State>,
+    sessions: Arc<Sessions>,
     counters: Counters,
     mtu: AtomicUsize,
     running: AtomicBool,
@@ -225,6 +258,16 @@ impl Shared {
         self.mtu.load(Ordering::Relaxed)
     }
 
+    fn context<'a>(
+        &'a self,
+        own: &'a PrivateKey,
+        out: &'a mut SendBatch,
+        sockets: &'a Sockets,
+        now: Millis,
+    ) -> Context<'a> {
+        Context { own, sessions: &self.sessions, out, sockets, counters: &self.counters, now }
+    }
+
     fn wake_all(&self) {
         self.wakers.iter().for_each(|mut waker| drop(waker.write(&[0])));
     }
@@ -250,7 +293,7 @@ impl Shared {
         }
         state.mark = mark;
         if let Some(key) = set.private_key {
-            state.set_key(key);
+            state.set_key(key).map_err(|_| Errno::EIO)?;
         }
         if set.replace_peers {
             state.remove_all();
@@ -263,16 +306,16 @@ impl Shared {
         let state = self.state();
         let mut owned = state.owned();
         let peers = state.peers.values().map(|peer| {
-            let noise = peer.lock();
+            let control = peer.lock();
             let (rx_bytes, tx_bytes) = peer.bytes();
             uapi::PeerSnapshot {
                 public_key: peer.key,
-                preshared_key: noise.preshared,
-                endpoint: noise.endpoint,
-                last_handshake: noise.last_handshake,
+                preshared_key: control.preshared(),
+                endpoint: control.endpoint,
+                last_handshake: control.last_handshake,
                 rx_bytes,
                 tx_bytes,
-                keepalive: noise.keepalive,
+                keepalive: control.keepalive,
                 allowed: owned.remove(&peer.key).unwrap_or_default(),
             }
         });

@@ -1,210 +1,411 @@
-//! One peer: boringtun's noise state, where the peer is, and what it costs to reach it.
+//! One peer: its sessions, its handshake, where it is, and what waits for it.
+//!
+//! Packets touch only `path` (read once per batch) and `activity` (atomics); everything that is rare is `control`,
+//! behind one lock. Sessions are made before they are broken: one is sent by, and a packet of an older or of the next one
+//! is taken, too.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
-use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Tunn, TunnResult};
-use boringtun::x25519;
 use hawser_model::PublicKey;
+use zeroize::Zeroizing;
 
 use super::counters::{Counters, Reason};
+use super::handshake::Pending;
 use super::mmsg::SendBatch;
+use super::sessions::Sessions;
+use super::sockets::Sockets;
 use crate::PrivateKey;
+use crate::clock::Millis;
+use crate::noise::cookie::Jar;
+use crate::noise::handshake::Stamp;
+use crate::noise::primitives::{Forged, Key, agree};
+use crate::noise::session::Session;
+use crate::noise::{
+    DATA_HEADER, DATA_OVERHEAD, KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT,
+};
 
-/// boringtun holds this many packets for a peer while a handshake runs, and drops the rest in silence.
-const QUEUE: u32 = 256;
+/// Sessions that are only received by. Two ends that ask at the same time leave two a time, and each may still be the one
+/// that the other end sends by.
+const OLDER: usize = 3;
 
-/// The smallest buffer that boringtun may write any message into.
-pub(crate) const LARGEST_HANDSHAKE: usize = 148;
-
-/// Around a packet in a data message.
-pub(crate) const DATA_OVERHEAD: usize = 32;
+/// Packets that wait for a session. The oldest goes first when there are more: what is new is still wanted.
+const QUEUE: usize = 128;
 
 pub(crate) struct Peer {
     pub(crate) key: PublicKey,
-    /// The upper 24 bits of every session index this end gives out: a packet names its peer by it.
-    pub(crate) index: u32,
-    noise: Mutex<Noise>,
-    rx_bytes: AtomicU64,
-    tx_bytes: AtomicU64,
+    control: Mutex<Control>,
+    /// None: packets wait. Written under the lock of `control`.
+    path: RwLock<Option<Arc<Path>>>,
+    activity: Activity,
 }
 
-pub(crate) struct Noise {
-    tunn: Tunn,
+/// All that a packet needs on its way out.
+pub(crate) struct Path {
+    pub(crate) session: Arc<Session>,
+    pub(crate) to: SocketAddr,
+}
+
+/// Written per batch, read by the timers. Times are milliseconds; zero is never.
+#[derive(Default)]
+struct Activity {
+    rx_bytes: AtomicU64,
+    tx_bytes: AtomicU64,
+    /// Anything authenticated.
+    sent: AtomicU64,
+    received: AtomicU64,
+    /// Since when packets have been sent and nothing at all has come back.
+    unanswered: AtomicU64,
+    /// Since when packets have come and nothing at all was sent back.
+    owed: AtomicU64,
+}
+
+pub(crate) struct Control {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) keepalive: Option<u16>,
-    pub(crate) preshared: Option<[u8; 32]>,
     pub(crate) last_handshake: Option<SystemTime>,
-    /// Packets that boringtun holds until a session exists.
-    queued: u32,
-    last_sent: Instant,
+    preshared: Key,
+    /// What both static keys agree on, and which own one that is; none until it is needed.
+    statics: Option<(PublicKey, Key)>,
+    pub(super) jar: Jar,
+    pub(super) pending: Option<Box<Pending>>,
+    /// Of the last initiation of ours, and of the peer's.
+    pub(super) stamped: Stamp,
+    pub(super) newest: Stamp,
+    pub(super) asked: Millis,
+    pub(super) was_asked: Millis,
+    current: Option<Arc<Session>>,
+    older: VecDeque<Arc<Session>>,
+    /// Made by the peer's handshake; used once a packet of it shows that the peer has it.
+    next: Option<Arc<Session>>,
+    queue: VecDeque<Box<[u8]>>,
+    /// Somebody may still hold this peer, but it is none any more.
+    removed: bool,
 }
 
 impl Peer {
-    pub(crate) fn new(own: &PrivateKey, key: PublicKey, index: u32) -> Self {
-        let noise = Noise {
-            tunn: new_tunn(own, key, index, None),
+    pub(crate) fn new(key: PublicKey) -> Self {
+        let control = Control {
             endpoint: None,
             keepalive: None,
-            preshared: None,
             last_handshake: None,
-            queued: 0,
-            last_sent: Instant::now(),
+            preshared: Zeroizing::default(),
+            statics: None,
+            jar: Jar::new(&key),
+            pending: None,
+            stamped: Stamp::default(),
+            newest: Stamp::default(),
+            asked: Millis::default(),
+            was_asked: Millis::default(),
+            current: None,
+            older: VecDeque::new(),
+            next: None,
+            queue: VecDeque::new(),
+            removed: false,
         };
-        Self { key, index, noise: Mutex::new(noise), rx_bytes: 0.into(), tx_bytes: 0.into() }
+        Self { key, control: Mutex::new(control), path: RwLock::default(), activity: Activity::default() }
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Noise> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Control> {
         // A thread that panicked half-way leaves at worst one lost session, which the next handshake replaces.
-        self.noise.lock().unwrap_or_else(PoisonError::into_inner)
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// boringtun cannot change a preshared key in place, so the session goes with the old one.
-    pub(crate) fn set_preshared(&self, own: &PrivateKey, preshared: Option<[u8; 32]>) {
-        let mut noise = self.lock();
-        if noise.preshared != preshared {
-            noise.preshared = preshared;
-            noise.tunn = new_tunn(own, self.key, self.index, preshared);
-            noise.queued = 0;
+    /// Counts from the next handshake on; the session that is stays. Zero is none.
+    pub(crate) fn set_preshared(&self, preshared: [u8; 32]) {
+        self.lock().preshared = Zeroizing::new(preshared);
+    }
+
+    pub(crate) fn set_endpoint(&self, endpoint: SocketAddr) {
+        self.relocate(&mut self.lock(), endpoint);
+    }
+
+    pub(super) fn relocate(&self, control: &mut Control, endpoint: SocketAddr) {
+        if control.endpoint != Some(endpoint) {
+            control.endpoint = Some(endpoint);
+            self.publish(control);
         }
     }
 
-    pub(crate) fn set_own_key(&self, own: &PrivateKey) {
-        let mut noise = self.lock();
-        noise.tunn = new_tunn(own, self.key, self.index, noise.preshared);
-        noise.queued = 0;
+    /// Sessions end with the key that they were made with.
+    pub(crate) fn forget_keys(&self, sessions: &Sessions) {
+        self.end(&mut self.lock(), sessions);
+    }
+
+    pub(crate) fn remove(&self, sessions: &Sessions) {
+        let mut control = self.lock();
+        control.removed = true;
+        control.queue.clear();
+        self.end(&mut control, sessions);
+    }
+
+    fn end(&self, control: &mut Control, sessions: &Sessions) {
+        control.statics = None;
+        control.drop_pending(sessions);
+        let all = [control.current.take(), control.next.take()].into_iter().flatten();
+        all.chain(control.older.drain(..)).for_each(|session| sessions.remove(session.local));
+        self.publish(control);
     }
 
     pub(crate) fn bytes(&self) -> (u64, u64) {
-        (self.rx_bytes.load(Ordering::Relaxed), self.tx_bytes.load(Ordering::Relaxed))
+        (self.activity.rx_bytes.load(Ordering::Relaxed), self.activity.tx_bytes.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn count_received(&self, length: usize) {
-        self.rx_bytes.fetch_add(length as u64, Ordering::Relaxed);
+    /// The way to the peer, if there is one now.
+    pub(crate) fn path(&self, now: Millis) -> Option<Arc<Path>> {
+        let path = self.path.read().unwrap_or_else(PoisonError::into_inner);
+        path.as_ref().filter(|path| !path.session.is_over(now)).cloned()
     }
 
-    /// Encrypts a packet into the batch, which must have room. Without a session boringtun keeps a copy of the packet and
-    /// what goes into the batch is a handshake.
-    pub(crate) fn send(&self, packet: &[u8], out: &mut SendBatch, counters: &Counters) {
-        self.encrypt(&mut self.lock(), packet, out, counters);
+    fn publish(&self, control: &Control) {
+        let path = control.current.as_ref().zip(control.endpoint);
+        let path = path.map(|(session, to)| Arc::new(Path { session: Arc::clone(session), to }));
+        *self.path.write().unwrap_or_else(PoisonError::into_inner) = path;
     }
 
-    fn encrypt(&self, noise: &mut Noise, packet: &[u8], out: &mut SendBatch, counters: &Counters) {
-        let Some(to) = noise.endpoint else { return counters.count(Reason::NoEndpoint) };
-        let (is_data, length) = match noise.tunn.encapsulate(packet, out.space()) {
-            TunnResult::WriteToNetwork(message) => (message[0] == DATA_TYPE, message.len()),
-            // Queued behind a handshake that is under way.
-            _ => (false, 0),
-        };
-        if !is_data {
-            noise.enqueued(counters);
-        }
-        if length > 0 {
-            self.sent(noise, length, to, out);
+    /// After messages of `bytes` were put on their way.
+    pub(crate) fn note_sent(&self, bytes: usize, data: bool, now: Millis) {
+        let Activity { tx_bytes, sent, unanswered, owed, .. } = &self.activity;
+        tx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        sent.store(now.0, Ordering::Relaxed);
+        owed.store(0, Ordering::Relaxed);
+        if data && unanswered.load(Ordering::Relaxed) == 0 {
+            unanswered.store(now.0, Ordering::Relaxed);
         }
     }
 
-    /// Sends what waited for a session. Stops when the batch is full; the next authenticated message goes on.
-    pub(crate) fn send_queued(&self, noise: &mut Noise, out: &mut SendBatch) {
-        let Some(to) = noise.endpoint else { return };
-        while noise.queued > 0 && out.has_room() {
-            let TunnResult::WriteToNetwork(message) = noise.tunn.decapsulate(None, &[], out.space()) else {
-                noise.queued = 0;
-                return;
-            };
-            let (is_data, length) = (message[0] == DATA_TYPE, message.len());
-            self.sent(noise, length, to, out);
-            if !is_data {
-                return;
+    /// After authentic messages of `bytes` came in. A keepalive is not `data`, or two idle peers would answer each other
+    /// for ever.
+    pub(crate) fn note_received(&self, bytes: usize, data: bool, now: Millis) {
+        let Activity { rx_bytes, received, unanswered, owed, .. } = &self.activity;
+        rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        received.store(now.0, Ordering::Relaxed);
+        unanswered.store(0, Ordering::Relaxed);
+        if data && owed.load(Ordering::Relaxed) == 0 {
+            owed.store(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps a packet until there is a session, and asks for one.
+    pub(crate) fn enqueue(self: &Arc<Self>, context: &mut Context<'_>, packet: &[u8]) {
+        let mut control = self.lock();
+        if control.endpoint.is_none() {
+            return context.counters.count(Reason::NoEndpoint);
+        }
+        // It may have come into being since the caller looked.
+        if control.usable(context.now).is_some() {
+            return self.seal(&control, context, packet);
+        }
+        if control.queue.len() >= QUEUE {
+            control.queue.pop_front();
+            context.counters.count(Reason::QueueFull);
+        }
+        control.queue.push_back(packet.into());
+        if control.pending.is_none() && context.now.since(control.asked) >= REKEY_TIMEOUT {
+            self.initiate(&mut control, context);
+        }
+    }
+
+    /// One packet, or none for a keepalive, with the current session.
+    fn seal(&self, control: &Control, context: &mut Context<'_>, packet: &[u8]) {
+        let Some((session, to)) = control.usable(context.now).zip(control.endpoint) else { return };
+        let out = context.room();
+        let length = packet.len() + DATA_OVERHEAD;
+        let message = &mut out.space()[..length];
+        message[DATA_HEADER..DATA_HEADER + packet.len()].copy_from_slice(packet);
+        if session.seal(message).is_ok() {
+            out.push(length, to);
+            self.note_sent(length, !packet.is_empty(), context.now);
+        }
+    }
+
+    /// An authentic message came in over `session` from `from`: it confirms a session that the peer asked for, and says
+    /// where the peer is (§2.1).
+    pub(crate) fn heard(&self, context: &mut Context<'_>, session: &Session, from: SocketAddr) {
+        let mut control = self.lock();
+        if control.removed {
+            return;
+        }
+        let moved = control.endpoint != Some(from);
+        control.endpoint = Some(from);
+        if control.next.as_ref().is_some_and(|next| next.local == session.local) {
+            session.confirm();
+            let (before, next) = (control.current.take(), control.next.take());
+            control.retire(before, context.sessions);
+            control.current = next;
+            control.drop_pending(context.sessions);
+            self.established(&mut control, context);
+        } else if moved {
+            self.publish(&control);
+        }
+    }
+
+    /// The peer has answered our handshake.
+    pub(super) fn begin(&self, control: &mut Control, context: &mut Context<'_>, session: Arc<Session>) {
+        // The peer has asked, too, and sends by what it asked for. We send by ours, and so each end renews its own.
+        let (before, theirs) = (control.current.replace(session), control.next.take());
+        control.retire(before, context.sessions);
+        if let Some(theirs) = theirs {
+            theirs.confirm();
+            control.retire(Some(theirs), context.sessions);
+        }
+        if control.queue.is_empty() {
+            // The peer waits for a packet before it uses the session.
+            self.seal(control, context, &[]);
+        }
+        self.established(control, context);
+    }
+
+    /// The peer has asked, and was answered.
+    pub(super) fn offer(&self, control: &mut Control, sessions: &Sessions, session: Arc<Session>) {
+        if let Some(unused) = control.next.replace(session) {
+            sessions.remove(unused.local);
+        }
+    }
+
+    /// What waited goes before anything that comes later.
+    fn established(&self, control: &mut Control, context: &mut Context<'_>) {
+        control.last_handshake = Some(SystemTime::now());
+        while let Some(packet) = control.queue.pop_front() {
+            self.seal(control, context, &packet);
+        }
+        self.publish(control);
+    }
+
+    /// What is due without a packet: renewal, retries, keepalives, the end of sessions.
+    pub(crate) fn tick(self: &Arc<Self>, context: &mut Context<'_>) {
+        let mut control = self.lock();
+        if control.removed {
+            return;
+        }
+        let now = context.now;
+        self.expire(&mut control, context);
+        match &control.pending {
+            Some(pending) if now.since(pending.first) >= REKEY_ATTEMPT_TIME => {
+                control.drop_pending(context.sessions);
+                while control.queue.pop_front().is_some() {
+                    context.counters.count(Reason::Unanswered);
+                }
             }
-            noise.queued -= 1;
+            Some(pending) if now >= pending.again => self.initiate(&mut control, context),
+            Some(_) => {}
+            None if self.wants_session(&control, now) => self.initiate(&mut control, context),
+            None => {}
         }
-    }
-
-    /// boringtun's timers, and the persistent keepalive, which boringtun cannot change on a live peer and gives up when
-    /// a handshake expires. The batch must have room for two.
-    pub(crate) fn tick(&self, now: Instant, out: &mut SendBatch, counters: &Counters) {
-        let mut noise = self.lock();
-        match (noise.tunn.update_timers(out.space()), noise.endpoint) {
-            (TunnResult::WriteToNetwork(message), Some(to)) => {
-                let length = message.len();
-                self.sent(&mut noise, length, to, out);
+        if self.owes_keepalive(&control, now) {
+            if control.usable(now).is_some() {
+                self.seal(&control, context, &[]);
+            } else if control.pending.is_none() && now.since(control.asked) >= REKEY_TIMEOUT {
+                self.initiate(&mut control, context);
             }
-            // boringtun threw its queue away.
-            (TunnResult::Err(_), _) => noise.queued = 0,
-            _ => {}
         }
-        if noise.keepalive_due(now) && noise.endpoint.is_some() && out.has_room() {
-            noise.last_sent = now;
-            self.encrypt(&mut noise, &[], out, counters);
-        }
-        noise.note_handshake();
     }
 
-    fn sent(&self, noise: &mut Noise, length: usize, to: SocketAddr, out: &mut SendBatch) {
-        out.push(length, to);
-        noise.last_sent = Instant::now();
-        self.tx_bytes.fetch_add(length as u64, Ordering::Relaxed);
+    fn expire(&self, control: &mut Control, context: &Context<'_>) {
+        let over = |session: &mut Arc<Session>| session.is_over(context.now);
+        let ended = control.current.take_if(over);
+        let is_current = ended.is_some();
+        for gone in [ended, control.next.take_if(over)].into_iter().flatten() {
+            context.sessions.remove(gone.local);
+        }
+        while let Some(gone) = control.older.pop_front_if(over) {
+            context.sessions.remove(gone.local);
+        }
+        if is_current {
+            self.publish(control);
+        }
+    }
+
+    fn wants_session(&self, control: &Control, now: Millis) -> bool {
+        if control.endpoint.is_none() || now.since(control.asked) < REKEY_TIMEOUT {
+            return false;
+        }
+        let at = |time: &AtomicU64| Some(Millis(time.load(Ordering::Relaxed))).filter(|time| time.0 > 0);
+        let unanswered = at(&self.activity.unanswered)
+            .is_some_and(|since| now.since(since) >= KEEPALIVE_TIMEOUT + REKEY_TIMEOUT);
+        let renew = control.current.as_ref().is_some_and(|session| {
+            let sent = at(&self.activity.sent).is_some_and(|sent| session.is_old(sent));
+            // So late that a peer which only listens would lose the session (§6.2).
+            let late = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT;
+            let received = at(&self.activity.received).is_some_and(|at| at.since(session.made) >= late);
+            session.is_worn() || session.initiator && (sent || received)
+        });
+        unanswered || renew || !control.queue.is_empty()
+    }
+
+    fn owes_keepalive(&self, control: &Control, now: Millis) -> bool {
+        let owed = self.activity.owed.load(Ordering::Relaxed);
+        let passive =
+            owed > 0 && now.since(Millis(owed)) >= KEEPALIVE_TIMEOUT && control.usable(now).is_some();
+        let idle = now.since(Millis(self.activity.sent.load(Ordering::Relaxed)));
+        let persistent = control.keepalive.is_some_and(|seconds| idle >= Duration::from_secs(seconds.into()));
+        control.endpoint.is_some() && (passive || persistent)
     }
 }
 
-/// First byte of a data message.
-pub(crate) const DATA_TYPE: u8 = 4;
-
-impl Noise {
-    pub(crate) fn decapsulate<'a>(&mut self, datagram: &[u8], out: &'a mut [u8]) -> TunnResult<'a> {
-        self.tunn.decapsulate(None, datagram, out)
+impl Control {
+    pub(super) fn usable(&self, now: Millis) -> Option<&Arc<Session>> {
+        self.current.as_ref().filter(|session| !session.is_over(now))
     }
 
-    fn enqueued(&mut self, counters: &Counters) {
-        if self.queued < QUEUE {
-            self.queued += 1;
-        } else {
-            counters.count(Reason::QueueFull);
+    pub(crate) fn preshared(&self) -> Option<[u8; 32]> {
+        Some(*self.preshared).filter(|key| *key != [0; 32])
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed
+    }
+
+    /// Both keys of a handshake: what the static ones agree on (one curve operation, once) and the preshared one.
+    pub(super) fn keys(&mut self, own: &PrivateKey, peer: &PublicKey) -> Result<(Key, Key), Forged> {
+        if self.statics.as_ref().is_none_or(|(of, _)| *of != own.public()) {
+            self.statics = Some((own.public(), agree(own.secret(), peer.as_bytes())?));
+        }
+        let (_, statics) = self.statics.as_ref().ok_or(Forged)?;
+        Ok((statics.clone(), self.preshared.clone()))
+    }
+
+    fn retire(&mut self, session: Option<Arc<Session>>, sessions: &Sessions) {
+        self.older.extend(session);
+        while self.older.len() > OLDER {
+            if let Some(gone) = self.older.pop_front() {
+                sessions.remove(gone.local);
+            }
         }
     }
 
-    pub(crate) fn has_queued(&self) -> bool {
-        self.queued > 0
-    }
-
-    fn keepalive_due(&self, now: Instant) -> bool {
-        let idle = now.saturating_duration_since(self.last_sent);
-        self.keepalive.is_some_and(|seconds| idle >= Duration::from_secs(seconds.into()))
-    }
-
-    /// boringtun forgets the time with the session; `wg show` does not.
-    pub(crate) fn note_handshake(&mut self) {
-        let Some(ago) = self.tunn.time_since_last_handshake() else { return };
-        let Some(at) = SystemTime::now().checked_sub(ago) else { return };
-        let newer = |last: SystemTime| at.duration_since(last).is_ok_and(|by| by > Duration::from_secs(1));
-        if self.last_handshake.is_none_or(newer) {
-            self.last_handshake = Some(at);
+    pub(super) fn drop_pending(&mut self, sessions: &Sessions) {
+        if let Some(pending) = self.pending.take() {
+            sessions.remove(pending.initiated.index);
         }
     }
 }
 
-/// Handshakes are limited once for the whole device, before a peer is known; the limiter that boringtun wants for each
-/// peer never says no.
-fn new_tunn(own: &PrivateKey, key: PublicKey, index: u32, preshared: Option<[u8; 32]>) -> Tunn {
-    let public = x25519::PublicKey::from(*own.public().as_bytes());
-    let unlimited = Arc::new(RateLimiter::new(&public, u64::MAX));
-    let theirs = x25519::PublicKey::from(*key.as_bytes());
-    Tunn::new(own.secret().clone(), theirs, preshared, None, index, Some(unlimited))
+/// What changes of sessions need around them.
+pub(crate) struct Context<'a> {
+    pub(crate) own: &'a PrivateKey,
+    pub(crate) sessions: &'a Sessions,
+    pub(crate) out: &'a mut SendBatch,
+    pub(crate) sockets: &'a Sockets,
+    pub(crate) counters: &'a Counters,
+    pub(crate) now: Millis,
 }
 
-/// The name under which a refused datagram is counted.
-pub(crate) fn reason(error: &WireGuardError) -> Reason {
-    match error {
-        WireGuardError::InvalidAeadTag => Reason::BadTag,
-        WireGuardError::InvalidCounter | WireGuardError::DuplicateCounter => Reason::Replayed,
-        WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => Reason::NoSession,
-        WireGuardError::InvalidPacket | WireGuardError::IncorrectPacketLength => Reason::InnerNotIp,
-        WireGuardError::UnderLoad => Reason::RateLimited,
-        _ => Reason::HandshakeRefused,
+impl Context<'_> {
+    /// A batch with room for another datagram.
+    pub(super) fn room(&mut self) -> &mut SendBatch {
+        if !self.out.has_room() {
+            self.out.flush(self.sockets, self.counters);
+        }
+        self.out
+    }
+
+    pub(super) fn put(&mut self, message: &[u8], to: SocketAddr) {
+        let out = self.room();
+        out.space()[..message.len()].copy_from_slice(message);
+        out.push(message.len(), to);
     }
 }

@@ -1,34 +1,38 @@
 //! From the underlay to the TUN: whose datagram is it, does it prove so, and may its inner source speak.
+//!
+//! Datagrams are opened where they were received, many of one session at a time, and go on to the TUN from there.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::Arc;
-
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, Tunn, TunnResult};
-use boringtun::x25519;
-use hawser_model::PublicKey;
+use std::sync::{Arc, RwLockReadGuard};
 
 use super::counters::Reason;
-use super::mmsg::{ReceiveBatch, SendBatch, send_one};
-use super::peer::{DATA_TYPE, Noise, Peer, reason};
+use super::mmsg::{ReceiveBatch, Received, SendBatch};
+use super::peer::Peer;
+use super::sessions::{Entry, Table};
 use super::sockets::Sockets;
 use super::state::State;
 use super::transmit::LARGEST_DATAGRAM;
-use super::{Shared, wait};
+use super::{Shared, handshake, wait};
+use crate::PrivateKey;
+use crate::clock::Millis;
+use crate::noise::session::Session;
+use crate::noise::{DATA_HEADER, Kind, TAG, kind, receiver};
 use crate::offload::join::Joiner;
+use crate::offload::packet::{addresses, flow, inner_length};
 use crate::tun::Tun;
 
-/// `REJECT_AFTER_MESSAGES` (whitepaper §6.1). boringtun does not know it, and its replay window would overflow on a
-/// counter beyond it: a peer that holds a session could end this process.
-const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-
-const SMALLEST_IPV4: usize = 20;
-const SMALLEST_IPV6: usize = 40;
+/// Datagrams that are opened between two looks at the replay window.
+const RUN: usize = 64;
 
 pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
-    let mut receiver =
-        Receiver { shared, plain: Joiner::new(LARGEST_DATAGRAM), out: SendBatch::new(LARGEST_DATAGRAM) };
+    let mut receiver = Receiver {
+        shared,
+        plain: Joiner::default(),
+        out: SendBatch::new(LARGEST_DATAGRAM),
+        opened: Vec::with_capacity(RUN),
+        heard: None,
+    };
     let mut batch = ReceiveBatch::new();
     while shared.running() {
         let (tun, sockets) = (shared.tun(), shared.sockets());
@@ -36,8 +40,8 @@ pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
         let ready = wait(&fds, wake, None);
         for (socket, _) in sockets.both().zip(ready).filter(|(_, ready)| *ready) {
             if let Ok(count @ 1..) = batch.receive(socket) {
-                receiver.take(&batch, count, &tun, &sockets);
-                receiver.deliver(&tun);
+                receiver.take(&mut batch, count, &sockets);
+                receiver.deliver(&mut batch, &tun);
                 receiver.out.flush(&sockets, &shared.counters);
             }
         }
@@ -46,154 +50,193 @@ pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
 
 struct Receiver<'a> {
     shared: &'a Shared,
-    /// Decrypted, and on its way to the TUN.
+    /// On its way to the TUN, in the batch.
     plain: Joiner,
     out: SendBatch,
+    opened: Vec<Opened>,
+    /// The session that was last heard of in this batch, and from where: its peer needs no second telling.
+    heard: Option<(u32, SocketAddr)>,
 }
 
-impl Receiver<'_> {
-    /// The configuration is locked for one batch.
-    fn take(&mut self, batch: &ReceiveBatch, count: usize, tun: &Tun, sockets: &Sockets) {
+/// A datagram that has proved authentic.
+struct Opened {
+    counter: u64,
+    /// The packet and its padding.
+    start: usize,
+    end: usize,
+}
+
+/// What a run of datagrams leaves to be done while no table is locked.
+struct Heard {
+    peer: Arc<Peer>,
+    session: Arc<Session>,
+    from: SocketAddr,
+}
+
+/// What stays as it is for one batch.
+struct Frame<'a> {
+    state: &'a State,
+    own: &'a PrivateKey,
+    sockets: &'a Sockets,
+    now: Millis,
+}
+
+impl<'a> Receiver<'a> {
+    /// The configuration and the table of sessions are locked for one batch; the table not during a handshake.
+    fn take(&mut self, batch: &mut ReceiveBatch, count: usize, sockets: &Sockets) {
         let state = self.shared.state();
+        let frame = Frame { state: &state, own: &state.key, sockets, now: Millis::now() };
+        self.heard = None;
+        let shared = self.shared;
+        let mut table = shared.sessions.read();
         for at in 0..count {
-            let Some((datagrams, from)) = batch.datagrams(at) else {
+            let Some(message) = batch.message(at) else {
                 self.shared.counters.count(Reason::Truncated);
                 continue;
             };
-            for datagram in datagrams {
-                if !self.out.has_room() {
-                    self.out.flush(sockets, &self.shared.counters);
-                }
-                if !self.plain.has_room() {
-                    self.deliver(tun);
-                }
-                if let Err(why) = self.datagram(&state, datagram, from, sockets) {
-                    self.shared.counters.count(why);
-                }
+            let mut start = message.start;
+            while start < message.end {
+                (start, table) = self.datagrams(&frame, batch.bytes(), start, &message, table);
             }
         }
     }
 
-    fn deliver(&mut self, tun: &Tun) {
-        self.plain.drain(|packet| {
-            if tun.write(packet).is_err() {
+    fn deliver(&mut self, batch: &mut ReceiveBatch, tun: &Tun) {
+        self.plain.drain(batch.bytes(), |packet| {
+            let queue = packet.get(1).map_or(0, |packet| flow(packet));
+            if tun.write(queue, packet).is_err() {
                 self.shared.counters.count(Reason::TunFailed);
             }
         });
     }
 
-    fn datagram(
+    /// One handshake message, or as many data messages of one session as follow each other. Returns where to go on.
+    fn datagrams(
         &mut self,
-        state: &State,
-        datagram: &[u8],
-        from: SocketAddr,
-        sockets: &Sockets,
-    ) -> Result<(), Reason> {
-        if datagram.len() > LARGEST_DATAGRAM {
-            return Err(Reason::Truncated);
-        }
-        let peer = match Tunn::parse_incoming_packet(datagram).map_err(|_| Reason::Malformed)? {
-            Packet::PacketData(data) => {
-                let counter = datagram[8..16].try_into().map_or(u64::MAX, u64::from_le_bytes);
-                if counter > REJECT_AFTER_MESSAGES {
-                    return Err(Reason::Replayed);
+        frame: &Frame<'_>,
+        bytes: &mut [u8],
+        start: usize,
+        message: &Received,
+        table: RwLockReadGuard<'a, Table>,
+    ) -> (usize, RwLockReadGuard<'a, Table>) {
+        let end = message.end.min(start.saturating_add(message.size));
+        let datagram = &bytes[start..end];
+        let shared = self.shared;
+        let counters = &shared.counters;
+        match kind(datagram) {
+            _ if datagram.len() > LARGEST_DATAGRAM => counters.count(Reason::Truncated),
+            None => counters.count(Reason::Malformed),
+            Some(kind @ Kind::Data) => {
+                let Some(Entry { peer, session: Some(session) }) = table.get(&receiver(datagram, kind))
+                else {
+                    counters.count(Reason::NoSession);
+                    return (end, table);
+                };
+                let (end, heard) = self.run(frame, bytes, start, message, peer, session);
+                let Some(heard) = heard else { return (end, table) };
+                drop(table);
+                self.heard = Some((heard.session.local, heard.from));
+                let mut context = shared.context(frame.own, &mut self.out, frame.sockets, frame.now);
+                heard.peer.heard(&mut context, &heard.session, heard.from);
+                return (end, shared.sessions.read());
+            }
+            Some(kind) => {
+                drop(table);
+                let mut context = shared.context(frame.own, &mut self.out, frame.sockets, frame.now);
+                let received = handshake::receive(frame.state, &mut context, kind, datagram, message.from);
+                if let Err(why) = received {
+                    counters.count(why);
                 }
-                by_index(state, data.receiver_idx)?
+                return (end, shared.sessions.read());
             }
-            Packet::PacketCookieReply(reply) => by_index(state, reply.receiver_idx)?,
-            _ => match self.handshake(state, datagram, from, sockets)? {
-                Some(peer) => peer,
-                None => return Ok(()),
+        }
+        (end, table)
+    }
+
+    /// Opens what follows from `start` on for one session, looks at the counters under one lock, and passes on what may
+    /// pass. Returns where to go on, and what to tell the peer.
+    fn run(
+        &mut self,
+        frame: &Frame<'_>,
+        bytes: &mut [u8],
+        start: usize,
+        message: &Received,
+        peer: &Arc<Peer>,
+        session: &Arc<Session>,
+    ) -> (usize, Option<Heard>) {
+        let counters = &self.shared.counters;
+        let over = session.is_over(frame.now);
+        self.opened.clear();
+        let mut names = [0; 8];
+        names.copy_from_slice(&bytes[start..start + 8]);
+        let (mut at, mut total) = (start, 0);
+        while at < message.end && self.opened.len() < RUN {
+            let end = message.end.min(at.saturating_add(message.size));
+            let datagram = &mut bytes[at..end];
+            if datagram.len() > LARGEST_DATAGRAM || kind(datagram).is_none() || datagram[..8] != names {
+                break;
+            }
+            if over {
+                counters.count(Reason::NoSession);
+            } else if let Ok(counter) = session.open(datagram) {
+                total += datagram.len();
+                self.opened.push(Opened { counter, start: at + DATA_HEADER, end: end - TAG });
+            } else {
+                counters.count(Reason::BadTag);
+            }
+            at = end;
+        }
+        let (mut any, mut data) = (false, false);
+        let (plain, state) = (&mut self.plain, frame.state);
+        let mut spoke = None;
+        session.admit(
+            &self.opened,
+            |opened| opened.counter,
+            |opened, fresh| {
+                if !fresh {
+                    return counters.count(Reason::Replayed);
+                }
+                any = true;
+                // A keepalive.
+                if opened.start == opened.end {
+                    return;
+                }
+                data = true;
+                match admit(state, peer, &bytes[opened.start..opened.end], &mut spoke) {
+                    Ok(length) => plain.push(bytes, opened.start..opened.start + length),
+                    Err(why) => counters.count(why),
+                }
             },
-        };
-        let mut noise = peer.lock();
-        let result = noise.decapsulate(datagram, self.plain.space());
-        if let TunnResult::Err(error) = &result {
-            return Err(reason(error));
+        );
+        if !any {
+            return (at, None);
         }
-        peer.count_received(datagram.len());
-        if datagram[0] != COOKIE_REPLY_TYPE && noise.endpoint != Some(from) {
-            // Whoever can write this is the peer, so this is where the peer is (whitepaper §2.1).
-            noise.endpoint = Some(from);
-        }
-        let inner = match result {
-            TunnResult::WriteToTunnelV4(packet, source) => Some((packet, IpAddr::V4(source), SMALLEST_IPV4)),
-            TunnResult::WriteToTunnelV6(packet, source) => Some((packet, IpAddr::V6(source), SMALLEST_IPV6)),
-            TunnResult::WriteToNetwork(message) => {
-                self.out.space()[..message.len()].copy_from_slice(message);
-                self.out.push(message.len(), from);
-                None
-            }
-            _ => None,
-        };
-        if let Some((packet, source, smallest)) = inner {
-            let length = packet.len();
-            admit(state, &peer, length, source, smallest)?;
-            self.plain.push(length);
-        }
-        self.proven(&peer, &mut noise, datagram[0]);
-        Ok(())
-    }
-
-    /// A session may have come into being: what waited for it goes now.
-    fn proven(&mut self, peer: &Peer, noise: &mut Noise, message: u8) {
-        if noise.has_queued() {
-            peer.send_queued(noise, &mut self.out);
-        }
-        if message != DATA_TYPE {
-            noise.note_handshake();
-        }
-    }
-
-    /// The peer behind a handshake message; none if a cookie was asked for instead. Costs two curve operations for an
-    /// initiation, and only for one whose sender knows our public key.
-    fn handshake(
-        &self,
-        state: &State,
-        datagram: &[u8],
-        from: SocketAddr,
-        sockets: &Sockets,
-    ) -> Result<Option<Arc<Peer>>, Reason> {
-        let mut cookie = [0; LARGEST_COOKIE];
-        match state.limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
-            Ok(Packet::HandshakeInit(init)) => {
-                let public = x25519::PublicKey::from(*state.key.public().as_bytes());
-                let half = parse_handshake_anon(state.key.secret(), &public, &init)
-                    .map_err(|_| Reason::HandshakeRefused)?;
-                let key = PublicKey::new(half.peer_static_public).map_err(|_| Reason::HandshakeRefused)?;
-                state.peers.get(&key).map(|peer| Some(Arc::clone(peer))).ok_or(Reason::HandshakeRefused)
-            }
-            Ok(Packet::HandshakeResponse(response)) => by_index(state, response.receiver_idx).map(Some),
-            Err(TunnResult::WriteToNetwork(reply)) => {
-                self.shared.counters.count(Reason::RateLimited);
-                send_one(sockets, reply, from, &self.shared.counters);
-                Ok(None)
-            }
-            _ => Err(Reason::HandshakeRefused),
-        }
+        peer.note_received(total, data, frame.now);
+        let known = session.is_confirmed() && self.heard == Some((session.local, message.from));
+        let heard = (!known).then(|| Heard {
+            peer: Arc::clone(peer),
+            session: Arc::clone(session),
+            from: message.from,
+        });
+        (at, heard)
     }
 }
 
-const COOKIE_REPLY_TYPE: u8 = 3;
-const LARGEST_COOKIE: usize = 64;
-
-fn by_index(state: &State, receiver: u32) -> Result<Arc<Peer>, Reason> {
-    state.by_index.get(&(receiver >> 8)).cloned().ok_or(Reason::NoSession)
-}
-
-/// Cryptokey routing: the longest prefix over the inner source must be this peer's.
+/// Cryptokey routing: the longest prefix over the inner source must be this peer's. Gives the packet's length without its
+/// padding. `spoke` is the source that was last found to be this peer's.
 fn admit(
     state: &State,
     peer: &Arc<Peer>,
-    length: usize,
-    source: IpAddr,
-    smallest: usize,
-) -> Result<(), Reason> {
-    if length < smallest {
-        return Err(Reason::InnerNotIp);
+    packet: &[u8],
+    spoke: &mut Option<IpAddr>,
+) -> Result<usize, Reason> {
+    let length = inner_length(packet).ok_or(Reason::InnerNotIp)?;
+    let (source, _) = addresses(packet).ok_or(Reason::InnerNotIp)?;
+    if *spoke != Some(source) {
+        match state.owners.lookup(source) {
+            Some(owner) if Arc::ptr_eq(owner, peer) => *spoke = Some(source),
+            _ => return Err(Reason::BadSource),
+        }
     }
-    match state.owners.lookup(source) {
-        Some(owner) if Arc::ptr_eq(owner, peer) => Ok(()),
-        _ => Err(Reason::BadSource),
-    }
+    Ok(length)
 }

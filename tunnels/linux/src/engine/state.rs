@@ -3,49 +3,44 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::x25519;
 use hawser_model::PublicKey;
 use hawser_tunnels::PrefixTable;
 use ipnet::IpNet;
 
 use super::peer::Peer;
+use super::sessions::Sessions;
 use crate::PrivateKey;
+use crate::clock::Millis;
+use crate::noise::cookie::Guard;
+use crate::noise::primitives::Forged;
 use crate::uapi::SetPeer;
-
-/// Handshakes per second before cookies are asked for: a whole mesh of a thousand nodes may start at once.
-const HANDSHAKES_PER_SECOND: u64 = 1000;
 
 pub(crate) struct State {
     pub(crate) key: PrivateKey,
     pub(crate) mark: u32,
-    pub(crate) limiter: Arc<RateLimiter>,
+    pub(crate) guard: Guard,
     pub(crate) peers: BTreeMap<PublicKey, Arc<Peer>>,
-    pub(crate) by_index: HashMap<u32, Arc<Peer>>,
     pub(crate) owners: PrefixTable<Arc<Peer>>,
+    sessions: Arc<Sessions>,
 }
 
 impl State {
-    pub(crate) fn new(key: PrivateKey, mark: u32) -> Self {
-        Self {
-            limiter: limiter(&key),
-            key,
-            mark,
-            peers: BTreeMap::new(),
-            by_index: HashMap::new(),
-            owners: PrefixTable::default(),
-        }
+    /// Fails when the machine has no random numbers.
+    pub(crate) fn new(key: PrivateKey, mark: u32, sessions: Arc<Sessions>) -> Result<Self, Forged> {
+        let guard = Guard::new(&key.public(), Millis::now())?;
+        let (peers, owners) = (BTreeMap::new(), PrefixTable::default());
+        Ok(Self { key, mark, guard, peers, owners, sessions })
     }
 
     /// Every session ends with the key it was made with.
-    pub(crate) fn set_key(&mut self, key: PrivateKey) {
-        if key.public() == self.key.public() {
-            return;
+    pub(crate) fn set_key(&mut self, key: PrivateKey) -> Result<(), Forged> {
+        if key.public() != self.key.public() {
+            self.guard = Guard::new(&key.public(), Millis::now())?;
+            self.remove(key.public());
+            self.peers.values().for_each(|peer| peer.forget_keys(&self.sessions));
+            self.key = key;
         }
-        self.remove(key.public());
-        self.limiter = limiter(&key);
-        self.peers.values().for_each(|peer| peer.set_own_key(&key));
-        self.key = key;
+        Ok(())
     }
 
     /// As `wg set` means it: what is not mentioned stays.
@@ -63,14 +58,14 @@ impl State {
             None => self.add(set.public_key),
         };
         if let Some(preshared) = set.preshared_key {
-            peer.set_preshared(&self.key, (preshared != [0; 32]).then_some(preshared));
+            peer.set_preshared(preshared);
         }
-        let mut noise = peer.lock();
-        noise.endpoint = set.endpoint.or(noise.endpoint);
+        if let Some(endpoint) = set.endpoint {
+            peer.set_endpoint(endpoint);
+        }
         if let Some(seconds) = set.keepalive {
-            noise.keepalive = (seconds > 0).then_some(seconds);
+            peer.lock().keepalive = (seconds > 0).then_some(seconds);
         }
-        drop(noise);
         if set.replace_allowed {
             self.disown(&peer);
         }
@@ -84,14 +79,13 @@ impl State {
     }
 
     pub(crate) fn remove_all(&mut self) {
-        self.peers.clear();
-        self.by_index.clear();
         self.owners = PrefixTable::default();
+        std::mem::take(&mut self.peers).values().for_each(|peer| peer.remove(&self.sessions));
     }
 
     pub(crate) fn remove(&mut self, key: PublicKey) {
         if let Some(peer) = self.peers.remove(&key) {
-            self.by_index.remove(&peer.index);
+            peer.remove(&self.sessions);
             self.disown(&peer);
         }
     }
@@ -105,17 +99,8 @@ impl State {
     }
 
     fn add(&mut self, key: PublicKey) -> Arc<Peer> {
-        // Random, so that indices of one run say nothing about another's; 24 bits, because boringtun counts sessions in
-        // the lower eight.
-        let index = loop {
-            let index = rand::random::<u32>() >> 8;
-            if !self.by_index.contains_key(&index) {
-                break index;
-            }
-        };
-        let peer = Arc::new(Peer::new(&self.key, key, index));
+        let peer = Arc::new(Peer::new(key));
         self.peers.insert(key, Arc::clone(&peer));
-        self.by_index.insert(index, Arc::clone(&peer));
         peer
     }
 
@@ -124,9 +109,4 @@ impl State {
         let owned: Vec<IpNet> = owned.map(|(prefix, _)| prefix).collect();
         owned.iter().for_each(|prefix| drop(self.owners.remove(prefix)));
     }
-}
-
-fn limiter(key: &PrivateKey) -> Arc<RateLimiter> {
-    let public = x25519::PublicKey::from(*key.public().as_bytes());
-    Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND))
 }

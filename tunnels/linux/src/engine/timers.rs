@@ -1,30 +1,26 @@
-//! What happens without a packet: handshakes again, keepalives, sessions that end, the limiter's second.
+//! What happens without a packet: handshakes again, keepalives, sessions that end.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::mmsg::SendBatch;
 use super::transmit::LARGEST_DATAGRAM;
 use super::{Shared, wait};
+use crate::clock::Millis;
 
-/// boringtun's clock moves only when it is asked; WireGuard's shortest timer has 333 ms of jitter.
+/// WireGuard's shortest timer has 333 ms of jitter.
 const TICK: Duration = Duration::from_millis(250);
 
 pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
     let mut out = SendBatch::new(LARGEST_DATAGRAM);
     while shared.running() {
         wait(&[], wake, Some(TICK));
-        let (limiter, peers): (_, Vec<_>) = {
+        let (own, peers): (_, Vec<_>) = {
             let state = shared.state();
-            (Arc::clone(&state.limiter), state.peers.values().cloned().collect())
+            (state.key.clone(), state.peers.values().cloned().collect())
         };
-        limiter.reset_count();
-        let (now, sockets) = (Instant::now(), shared.sockets());
+        let (now, sockets) = (Millis::now(), shared.sockets());
         for peer in peers {
-            if !out.has_room() {
-                out.flush(&sockets, &shared.counters);
-            }
-            peer.tick(now, &mut out, &shared.counters);
+            peer.tick(&mut shared.context(&own, &mut out, &sockets, now));
         }
         out.flush(&sockets, &shared.counters);
     }

@@ -1,18 +1,22 @@
-//! From the TUN to the underlay: read until there is nothing left, cut to the MTU, encrypt into one batch, send it with
-//! one call.
+//! From the TUN to the underlay: read until there is nothing left, cut to the MTU right behind the room for a header, seal
+//! in place, send with one call.
 
+use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
-use boringtun::noise::Tunn;
 use nix::errno::Errno;
 
 use super::counters::Reason;
 use super::mmsg::SendBatch;
-use super::peer::{DATA_OVERHEAD, LARGEST_HANDSHAKE, Peer};
+use super::peer::{Path, Peer};
 use super::sockets::Sockets;
 use super::state::State;
 use super::{MAX_MTU, Shared, wait};
-use crate::offload::split::{Unsplit, split};
+use crate::clock::Millis;
+use crate::noise::{DATA_HEADER, DATA_OVERHEAD, INITIATION_LENGTH, TAG};
+use crate::offload::packet::addresses;
+use crate::offload::split::{Split, Unsplit, split};
 use crate::offload::vnet::Header;
 use crate::tun::{LARGEST_READ, Tun};
 
@@ -20,19 +24,20 @@ use crate::tun::{LARGEST_READ, Tun};
 const PADDING: usize = 16;
 
 pub(crate) const LARGEST_DATAGRAM: usize = MAX_MTU as usize + PADDING + DATA_OVERHEAD;
-const _: () = assert!(LARGEST_DATAGRAM > LARGEST_HANDSHAKE);
+const _: () = assert!(LARGEST_DATAGRAM > INITIATION_LENGTH);
 
-pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
-    let mut sender = Sender {
-        shared,
-        read: Box::new([0; LARGEST_READ]),
-        segment: vec![0; LARGEST_DATAGRAM],
-        out: SendBatch::new(LARGEST_DATAGRAM),
-    };
+pub(crate) fn run(shared: &Shared, queue: usize, wake: &std::io::PipeReader) {
+    let mut read = Box::new([0; LARGEST_READ]);
+    let mut sender = Sender { shared, out: SendBatch::new(LARGEST_DATAGRAM), last: None };
     while shared.running() {
         let (tun, sockets) = (shared.tun(), shared.sockets());
-        if wait(&[tun.as_fd()], wake, None)[0] {
-            sender.fill(&tun, &sockets);
+        // A device that is adopted may have fewer queues than this machine has cores.
+        let Some(ready) = tun.queue(queue) else {
+            wait(&[], wake, None);
+            continue;
+        };
+        if wait(&[ready.as_fd()], wake, None)[0] {
+            sender.fill(&tun, queue, &mut read, &sockets);
             sender.out.flush(&sockets, &shared.counters);
         }
     }
@@ -40,68 +45,113 @@ pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
 
 struct Sender<'a> {
     shared: &'a Shared,
-    read: Box<[u8; LARGEST_READ]>,
-    segment: Vec<u8>,
     out: SendBatch,
+    /// Of the batch: the last peer, and the way to it.
+    last: Option<(Arc<Peer>, Arc<Path>)>,
 }
 
 impl Sender<'_> {
-    /// Until the TUN is empty or the batch is full. The configuration is locked for one batch, and not while sending;
-    /// but a superpacket that does not fit into what is left of a batch is sent in two.
-    fn fill(&mut self, tun: &Tun, sockets: &Sockets) {
+    /// Until the TUN is empty or the batch is full. The configuration is locked for one batch, and not while sending.
+    fn fill(&mut self, tun: &Tun, queue: usize, read: &mut [u8; LARGEST_READ], sockets: &Sockets) {
         let state = self.shared.state();
-        let mtu = self.shared.mtu();
-        while self.out.has_room() {
-            let (header, packet) = match tun.read(&mut self.read) {
+        let (mtu, now) = (self.shared.mtu(), Millis::now());
+        // Looked up again: it may have been renewed, or be over.
+        self.last = None;
+        while self.out.has_room_for_message() {
+            match tun.read(queue, read) {
                 Ok((_, [])) | Err(Errno::EAGAIN) => return,
-                Ok(read) => read,
-                Err(Errno::EINTR) => continue,
+                Ok((header, packet)) => {
+                    if let Err(why) = self.send(&state, &header, packet, mtu, sockets, now) {
+                        self.shared.counters.count(why);
+                    }
+                }
+                Err(Errno::EINTR) => {}
                 Err(_) => {
                     // The device was deleted under us (EBADFD): rest until the driver opens another.
                     self.shared.counters.count(Reason::TunFailed);
                     drop(state);
                     return self.shared.rest();
                 }
-            };
-            let sent = send(&state, &header, packet, mtu, &mut self.segment, |peer, segment| {
-                if !self.out.has_room() {
-                    self.out.flush(sockets, &self.shared.counters);
-                }
-                peer.send(segment, &mut self.out, &self.shared.counters);
-            });
-            if let Err(why) = sent {
-                self.shared.counters.count(why);
             }
         }
     }
-}
 
-/// One packet of the TUN, cut to the MTU and padded, for the peer that owns its destination.
-fn send(
-    state: &State,
-    header: &Header,
-    packet: &mut [u8],
-    mtu: usize,
-    segment: &mut [u8],
-    mut each: impl FnMut(&Peer, &[u8]),
-) -> Result<(), Reason> {
-    let destination = Tunn::dst_address(packet).ok_or(Reason::NotIp)?;
-    let peer = state.owners.lookup(destination).ok_or(Reason::NoPeerForDestination)?;
-    let mut segments = split(header, packet, mtu).map_err(|unsplit| match unsplit {
-        Unsplit::Malformed => Reason::NotIp,
-        Unsplit::TooBig => Reason::TooBig,
-    })?;
-    while let Some(length) = segments.next(segment) {
-        let padded = padded(length, mtu);
-        segment[length..padded].fill(0);
-        each(peer, &segment[..padded]);
+    /// One packet of the TUN, cut to the MTU and padded, for the peer that owns its destination.
+    fn send(
+        &mut self,
+        state: &State,
+        header: &Header,
+        packet: &mut [u8],
+        mtu: usize,
+        sockets: &Sockets,
+        now: Millis,
+    ) -> Result<(), Reason> {
+        let (_, destination): (IpAddr, IpAddr) = addresses(packet).ok_or(Reason::NotIp)?;
+        let peer = state.owners.lookup(destination).ok_or(Reason::NoPeerForDestination)?;
+        let segments = split(header, packet, mtu).map_err(|unsplit| match unsplit {
+            Unsplit::Malformed => Reason::NotIp,
+            Unsplit::TooBig => Reason::TooBig,
+        })?;
+        if self.last.as_ref().is_none_or(|(last, _)| !Arc::ptr_eq(last, peer)) {
+            self.last = peer.path(now).map(|path| (Arc::clone(peer), path));
+        }
+        match &self.last {
+            Some((_, path)) => {
+                let path = Arc::clone(path);
+                self.seal(peer, &path, segments, mtu, sockets, now);
+            }
+            None => {
+                let mut context = self.shared.context(&state.key, &mut self.out, sockets, now);
+                hold(&mut context, peer, segments, mtu);
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn seal(
+        &mut self,
+        peer: &Peer,
+        path: &Path,
+        mut segments: Split<'_>,
+        mtu: usize,
+        sockets: &Sockets,
+        now: Millis,
+    ) {
+        let mut bytes = 0;
+        loop {
+            if !self.out.has_room() {
+                self.out.flush(sockets, &self.shared.counters);
+            }
+            let space = self.out.space();
+            let Some(length) = segments.next(&mut space[DATA_HEADER..]) else { break };
+            let length = pad(&mut space[DATA_HEADER..], length, mtu) + DATA_HEADER + TAG;
+            // Only without counters: the timers have asked for another session long before.
+            if path.session.seal(&mut space[..length]).is_err() {
+                self.shared.counters.count(Reason::NoSession);
+                continue;
+            }
+            self.out.push(length, path.to);
+            bytes += length;
+        }
+        peer.note_sent(bytes, true, now);
+    }
 }
 
-/// Never past the MTU, so that padding never makes a datagram too long for its path.
-fn padded(length: usize, mtu: usize) -> usize {
-    length.next_multiple_of(PADDING).min(mtu.max(length))
+/// Without a session each segment waits, and the first asks for one.
+fn hold(context: &mut super::peer::Context<'_>, peer: &Arc<Peer>, mut segments: Split<'_>, mtu: usize) {
+    let mut segment = [0; LARGEST_DATAGRAM];
+    while let Some(length) = segments.next(&mut segment) {
+        let padded = pad(&mut segment, length, mtu);
+        peer.enqueue(context, &segment[..padded]);
+    }
+}
+
+/// Zeros behind a packet of `length`, to the next sixteen. Never past the MTU, so that padding never makes a datagram too
+/// long for its path.
+fn pad(packet: &mut [u8], length: usize, mtu: usize) -> usize {
+    let padded = length.next_multiple_of(PADDING).min(mtu.max(length));
+    packet[length..padded].fill(0);
+    padded
 }
 
 #[cfg(test)]
@@ -110,10 +160,13 @@ mod tests {
 
     #[test]
     fn padding_reaches_the_next_sixteen_but_not_past_the_mtu() {
+        let mut packet = [7; 2000];
+        let mut padded = |length, mtu| pad(&mut packet, length, mtu);
         assert_eq!(padded(40, 1420), 48);
         assert_eq!(padded(48, 1420), 48);
         assert_eq!(padded(1409, 1420), 1420);
         assert_eq!(padded(1420, 1420), 1420);
         assert_eq!(padded(1500, 1420), 1500);
+        assert_eq!(packet[40..49], [0, 0, 0, 0, 0, 0, 0, 0, 7]);
     }
 }

@@ -5,17 +5,16 @@
 //! packet of the stream does, too. The order within a stream is kept; nothing waits longer than its batch.
 
 use std::io::IoSlice;
+use std::ops::Range;
 
 use super::checksum;
 use super::packet::{Layout, Transport, layout};
 use super::vnet::{self, GSO_TCPV4, GSO_TCPV6, Header, NEEDS_CSUM};
 
-/// Decrypted bytes of one batch: four of the largest superpackets, which a cache holds.
-const ARENA: usize = 256 << 10;
 /// IP's length field.
 const LARGEST: usize = 65535;
-/// What one `writev` takes (`UIO_MAXIOV`), less the header.
-const MOST_PIECES: usize = 1023;
+/// Packets that one write carries: of 512 bytes and more as many as fit.
+const MOST: usize = 128;
 /// Groups that may still grow are looked for among so many of the newest.
 const NEWEST: usize = 16;
 
@@ -24,13 +23,10 @@ const FLAGS: usize = 13;
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
 
-/// Nothing is allocated for a packet once it has seen its largest batch.
-#[derive(Debug)]
+/// Refers to packets where they lie and copies nothing. Nothing is allocated for a packet once it has seen its largest
+/// batch.
+#[derive(Debug, Default)]
 pub(crate) struct Joiner {
-    arena: Vec<u8>,
-    used: usize,
-    /// The room that every packet must be offered.
-    largest: usize,
     groups: Vec<Group>,
     /// Payloads that follow a group's first packet.
     pieces: Vec<Piece>,
@@ -39,7 +35,7 @@ pub(crate) struct Joiner {
 #[derive(Debug)]
 struct Group {
     header: [u8; vnet::LENGTH],
-    /// The first packet, in the arena.
+    /// The first packet's place.
     start: usize,
     end: usize,
     /// None: not a packet that others could follow.
@@ -70,37 +66,22 @@ struct Piece {
 }
 
 impl Joiner {
-    pub(crate) fn new(largest: usize) -> Self {
-        Self { arena: vec![0; ARENA + largest], used: 0, largest, groups: Vec::new(), pieces: Vec::new() }
-    }
-
-    pub(crate) fn has_room(&self) -> bool {
-        self.arena.len() - self.used >= self.largest
-    }
-
-    /// Where the next packet is to be written.
-    pub(crate) fn space(&mut self) -> &mut [u8] {
-        &mut self.arena[self.used..]
-    }
-
-    /// Takes in the first `length` bytes of [`Joiner::space`], one IP packet. Cost: its checksum and a look at
-    /// [`NEWEST`] groups.
-    pub(crate) fn push(&mut self, length: usize) {
-        let (start, end) = (self.used, self.used + length);
-        self.used = end;
-        let packet = &self.arena[start..end];
+    /// Takes in `buffer[packet]`, one IP packet. All packets until [`Joiner::drain`] lie in one buffer. Cost: its checksum
+    /// and a look at [`NEWEST`] groups.
+    pub(crate) fn push(&mut self, buffer: &[u8], place: Range<usize>) {
+        let Range { start, end } = place;
+        let packet = &buffer[place];
         let Some(layout) = layout(packet).filter(|layout| layout.transport == Transport::Tcp) else {
             return self.groups.push(Group::new(start, end, None));
         };
-        let arena = &self.arena;
         let newest = self.groups.iter_mut().rev().take(NEWEST);
         let grows = newest.filter(|group| group.stream.as_ref().is_some_and(|stream| stream.open));
         let same =
-            grows.into_iter().find(|group| same_stream(&arena[group.start..group.end], packet, &layout));
+            grows.into_iter().find(|group| same_stream(&buffer[group.start..group.end], packet, &layout));
         if let Some(group) = same
             && let Some(stream) = &mut group.stream
         {
-            if group.count < MOST_PIECES && stream.takes(&arena[group.start..group.end], packet, &layout) {
+            if group.count < MOST && stream.takes(&buffer[group.start..group.end], packet, &layout) {
                 stream.grow(packet, &layout);
                 let piece = Piece { start: start + layout.headers, end, next: None };
                 let index = self.pieces.len();
@@ -119,25 +100,23 @@ impl Joiner {
     }
 
     /// Gives each group as what one `writev` takes, a [`Header`] first, and forgets them all.
-    pub(crate) fn drain(&mut self, mut write: impl FnMut(&[IoSlice<'_>])) {
+    pub(crate) fn drain(&mut self, buffer: &mut [u8], mut write: impl FnMut(&[IoSlice<'_>])) {
         for group in &mut self.groups {
-            group.seal(&mut self.arena);
+            group.seal(buffer);
         }
-        let mut slices = Vec::with_capacity(64);
+        let mut slices = [IoSlice::new(&[]); MOST + 1];
         for group in &self.groups {
-            slices.clear();
-            slices.push(IoSlice::new(&group.header));
-            slices.push(IoSlice::new(&self.arena[group.start..group.end]));
-            let mut next = group.first_piece;
+            slices[0] = IoSlice::new(&group.header);
+            slices[1] = IoSlice::new(&buffer[group.start..group.end]);
+            let (mut count, mut next) = (2, group.first_piece);
             while let Some(piece) = next.map(|index| &self.pieces[index]) {
-                slices.push(IoSlice::new(&self.arena[piece.start..piece.end]));
-                next = piece.next;
+                slices[count] = IoSlice::new(&buffer[piece.start..piece.end]);
+                (count, next) = (count + 1, piece.next);
             }
-            write(&slices);
+            write(&slices[..count]);
         }
         self.groups.clear();
         self.pieces.clear();
-        self.used = 0;
     }
 }
 
@@ -148,11 +127,11 @@ impl Group {
     }
 
     /// Makes of the first packet's headers those of the whole.
-    fn seal(&mut self, arena: &mut [u8]) {
+    fn seal(&mut self, buffer: &mut [u8]) {
         let Some(stream) = self.stream.as_ref().filter(|_| self.count > 1) else { return };
         let layout = &stream.layout;
         let total = layout.headers + stream.payload;
-        let headers = &mut arena[self.start..self.start + layout.headers];
+        let headers = &mut buffer[self.start..self.start + layout.headers];
         layout.set_length(headers, total);
         if stream.push {
             headers[layout.ip + FLAGS] |= PSH;

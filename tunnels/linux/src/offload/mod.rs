@@ -6,7 +6,7 @@
 
 mod checksum;
 pub(crate) mod join;
-mod packet;
+pub(crate) mod packet;
 pub(crate) mod split;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,6 @@
-//! Where the headers of a TCP or UDP packet end.
+//! Where the headers of a packet end, and what they say.
+
+use std::net::IpAddr;
 
 /// IP protocol numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,4 +67,43 @@ impl Layout {
             super::checksum::set_ipv4(&mut header[..self.ip]);
         }
     }
+}
+
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+
+/// Source and destination of an IP packet that has a whole header.
+pub(crate) fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match packet.first()? >> 4 {
+        4 => {
+            let address = |at| Some(IpAddr::V4((*packet.get(at..)?.first_chunk::<4>()?).into()));
+            Some((address(12)?, address(16)?))
+        }
+        6 => {
+            let address = |at| Some(IpAddr::V6((*packet.get(at..)?.first_chunk::<16>()?).into()));
+            Some((address(8)?, address(24)?))
+        }
+        _ => None,
+    }
+}
+
+/// How long a packet is that may have padding behind it; none if it says that it is longer, or not even a header.
+pub(crate) fn inner_length(packet: &[u8]) -> Option<usize> {
+    let word = |at: usize| Some(usize::from(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?])));
+    let (length, least) = match packet.first()? >> 4 {
+        4 => (word(2)?, IPV4),
+        6 => (IPV6 + word(4)?, IPV6),
+        _ => return None,
+    };
+    (least..=packet.len()).contains(&length).then_some(length)
+}
+
+/// A number that is the same for all packets of a flow. Addresses and ports stand in the same place in all of them.
+pub(crate) fn flow(packet: &[u8]) -> usize {
+    let end = if packet.first().is_some_and(|first| first >> 4 == 6) { 44 } else { 24 };
+    let fields = packet.get(8..end).map(|fields| &fields[4 * usize::from(end == 24)..]).unwrap_or_default();
+    let words = fields.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+    // A multiplication carries low bits up; the upper ones of the product depend on all.
+    let mixed = words.fold(0u32, |sum, word| (sum ^ word).wrapping_mul(0x9e37_79b1).rotate_left(15));
+    mixed as usize
 }

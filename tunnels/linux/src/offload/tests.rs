@@ -69,14 +69,13 @@ fn segments(header: &Header, mut packet: Vec<u8>, mtu: usize) -> Result<Vec<Vec<
 }
 
 fn joined(segments: &[Vec<u8>]) -> Vec<(Header, Vec<u8>)> {
-    let mut joiner = Joiner::new(9000);
+    let (mut joiner, mut buffer, mut end) = (Joiner::default(), segments.concat(), 0);
     for segment in segments {
-        assert!(joiner.has_room());
-        joiner.space()[..segment.len()].copy_from_slice(segment);
-        joiner.push(segment.len());
+        joiner.push(&buffer, end..end + segment.len());
+        end += segment.len();
     }
     let mut out = Vec::new();
-    joiner.drain(|slices| {
+    joiner.drain(&mut buffer, |slices| {
         let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
         let header: [u8; LENGTH] = bytes[..LENGTH].try_into().unwrap();
         out.push((Header::parse(&header), bytes[LENGTH..].to_vec()));
@@ -100,7 +99,7 @@ fn bytes(count: usize) -> Vec<u8> {
 proptest! {
     #[test]
     fn a_stream_that_is_cut_and_joined_is_the_stream(
-        v6: bool, length in 1..62_000usize, size in 200..9000usize, options in 0..=10usize, push: bool
+        v6: bool, length in 1..62_000usize, size in 600..9000usize, options in 0..=10usize, push: bool
     ) {
         let flags = if push { 0x18 } else { 0x10 };
         let kernel = superpacket(v6, flags, options * 4, &bytes(length));
