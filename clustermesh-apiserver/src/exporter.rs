@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 use crate::annotations::Wishes;
 use crate::board::{Board, NodeFacts};
 use crate::config::Config;
-use crate::export::{self, Export, Held, PREFIXES, RESOURCES, Step, diff};
+use crate::export::{self, Export, Held, RESOURCES, Section, Step};
 use crate::exposure::{Exposure, exposures, named};
 use crate::identity::Allocator;
 use crate::leader::{Leading, Term};
@@ -36,8 +36,6 @@ const REASSERT: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(1);
 /// Source events taken at once before they are written.
 const BATCH: usize = 100_000;
-/// Steps written before what they wrote is let go here.
-const WRITTEN_AT_ONCE: usize = 5_000;
 /// What the work of one turn may take, writes not counted; a million keys take a few seconds.
 const STUCK: Duration = Duration::from_secs(60);
 
@@ -294,61 +292,50 @@ impl Exporter {
         Ok(())
     }
 
-    /// What the keyspace holds of what export owns, without a copy.
-    fn held(&self) -> Held {
-        let kvs = PREFIXES.iter().flat_map(|prefix| self.own.list(prefix));
-        kvs.map(|kv| (kv.key.clone(), kv.value.clone())).collect()
-    }
-
     async fn reconcile(&mut self, touched: Touched) -> Result<(), ExportError> {
         let Some(term) = self.term.filter(|_| self.objects.synced) else { return Ok(()) };
-        self.pulse.busy();
-        let settle = self.objects.complete() && self.withheld.is_none();
-        let now = self.now();
-        self.export.update(&self.objects, touched, settle, now);
-        let mut steps = {
-            let held = self.held();
-            let steps = diff(&held, self.export.entries());
-            self.withheld = self.why_withhold(&steps, held.len());
-            steps
-        };
-        if self.withheld.is_some() {
-            steps.retain(|step| matches!(step, Step::Put { .. }));
-        }
-        // How long a write takes is the store's affair.
-        self.pulse.idle();
-        let result = self.write(steps, term).instrument(span!("store.commit")).await;
+        // What is withheld may be of any section.
+        let touched = if self.withheld.is_some() { Touched::ALL } else { touched };
+        let result = self.write_changes(touched, term).await;
         self.pulse.busy();
         self.store_problem = result.as_ref().err().map(ToString::to_string);
         result
     }
 
-    async fn write(&mut self, steps: Vec<Step>, term: Term) -> Result<(), ExportError> {
-        if !steps.is_empty() {
-            tracing::debug!(steps = steps.len(), "export");
-            for step in &steps {
-                tracing::trace!(?step, "export");
+    /// Puts, section by section and piece by piece; then deletions; then, once, that all is there.
+    async fn write_changes(&mut self, touched: Touched, term: Term) -> Result<(), ExportError> {
+        let settle = self.objects.complete() && self.withheld.is_none();
+        let now = self.now();
+        let mut deletes = Vec::new();
+        for section in Section::ALL.into_iter().filter(|section| section.is_touched(touched)) {
+            self.pulse.busy();
+            let mut held = Held::of(section.prefixes().iter().flat_map(|prefix| self.own.list(prefix)));
+            for piece in self.export.pieces(section, &self.objects, settle, now) {
+                // How long a write takes is the store's affair.
+                self.pulse.idle();
+                write(&self.own, held.puts(piece), term).await?;
+                self.pulse.busy();
             }
+            deletes.extend(held.deletes());
         }
-        let mut steps = steps.into_iter();
-        while steps.len() > 0 {
-            let some: Vec<Step> = steps.by_ref().take(WRITTEN_AT_ONCE).collect();
-            let put = |step: &Step| matches!(step, Step::Put { .. }).then(|| step.key().to_owned());
-            let puts: Vec<String> = some.iter().filter_map(put).collect();
-            self.own.write(some, term).await?;
-            for key in puts {
-                if let Some(kv) = self.own.get(&key) {
-                    self.export.share(&key, &kv.value);
-                }
-            }
+        self.withheld = self.why_withhold(deletes.len());
+        self.pulse.idle();
+        if self.withheld.is_none() {
+            write(&self.own, deletes, term).await?;
         }
         if !self.announced {
             self.announce(term).await?;
             self.announced = true;
             self.board.update(|facts| facts.exported = true);
-            tracing::info!(keys = self.export.entries().count(), "the source is exported");
+            tracing::info!(keys = self.exported(), "the source is exported");
         }
         Ok(())
+    }
+
+    /// How many keys export has in the keyspace. Cost: these keys.
+    fn exported(&self) -> usize {
+        let prefixes = Section::ALL.into_iter().flat_map(Section::prefixes);
+        prefixes.map(|prefix| self.own.count(prefix) as usize).sum()
     }
 
     /// Cluster config and canaries: written last, and never taken back.
@@ -363,8 +350,7 @@ impl Exporter {
         self.own.write(steps, term).await
     }
 
-    fn why_withhold(&self, steps: &[Step], held: usize) -> Option<String> {
-        let deletes = steps.iter().filter(|step| matches!(step, Step::Delete { .. })).count();
+    fn why_withhold(&self, deletes: usize) -> Option<String> {
         if deletes == 0 {
             return None;
         }
@@ -377,6 +363,7 @@ impl Exporter {
                  since the start; fix: repair or remove it"
             ));
         }
+        let held = self.exported();
         if deletes * 2 > held && !self.accept_mass_delete {
             return Some(format!(
                 "{deletes} of {held} exported keys would be deleted at once and are kept; fix: bring the manifests \
@@ -408,7 +395,7 @@ impl Exporter {
         ))
     }
 
-    /// Problems are logged when they come and when they go, and shown while they last. Cost: the nodes.
+    /// Problems are logged when they come and when they go, and shown while they last. Cost: the nodes, and counting keys.
     fn tell(&mut self) {
         let source = bounded(self.objects.problems.values().map(ToString::to_string));
         let own = self.withheld.iter().chain(&self.store_problem).cloned();
@@ -422,7 +409,9 @@ impl Exporter {
         }
         self.told = told;
         let exposed = self.exposed();
-        let (identities, endpoints, services) = self.export.counts();
+        let of = |prefix| self.own.count(prefix);
+        let (identities, endpoints, services) =
+            (of(prefix::IDENTITIES), of(prefix::IPS), of(prefix::LOCAL_SERVICES));
         let plan = self.config.plan;
         let cluster = self.config.cluster.id;
         self.board.update(|facts| {
@@ -439,6 +428,17 @@ impl Exporter {
             }
         });
     }
+}
+
+async fn write(own: &Own, steps: Vec<Step>, term: Term) -> Result<(), ExportError> {
+    if steps.is_empty() {
+        return Ok(());
+    }
+    tracing::debug!(steps = steps.len(), "export");
+    for step in &steps {
+        tracing::trace!(?step, "export");
+    }
+    own.write(steps, term).instrument(span!("store.commit")).await
 }
 
 /// What a person can read of a list that one mistake can make as long as the cluster.

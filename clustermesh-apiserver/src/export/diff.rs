@@ -1,14 +1,7 @@
 //! What differs between what is held and what should be: the only thing that is ever written.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use bytes::Bytes;
-use hawser_wire::prefix;
-
-use crate::exports::NAMESPACES;
-
-/// What the own keyspace holds of what export owns.
-pub type Held = BTreeMap<Bytes, Bytes>;
+use hawser_kvstore::SharedKv;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -17,12 +10,6 @@ pub enum Step {
 }
 
 impl Step {
-    pub fn key(&self) -> &str {
-        match self {
-            Self::Put { key, .. } | Self::Delete { key } => key,
-        }
-    }
-
     /// Bytes of key and value.
     pub fn size(&self) -> usize {
         match self {
@@ -32,57 +19,80 @@ impl Step {
     }
 }
 
-/// What export writes and deletes, whoever wrote it before. Peers, tokens, canaries and what Cilium may add are not.
-pub const PREFIXES: [&str; 9] = [
-    prefix::NODES,
-    prefix::IDENTITIES,
-    prefix::IPS,
-    prefix::SERVICES,
-    prefix::ENDPOINT_SLICES,
-    prefix::SERVICE_EXPORTS,
-    prefix::TUNNEL_NODES,
-    prefix::LOCAL_SERVICES,
-    NAMESPACES,
-];
+/// What the keyspace holds of a section, and which of it was asked for. Two words a key; the bytes are the keyspace's.
+#[derive(Debug)]
+pub struct Held {
+    /// By key.
+    kvs: Vec<SharedKv>,
+    wanted: Vec<bool>,
+}
 
-/// Puts first, so that what moved is never away (an address that changes hands is PUT before the old one goes).
-/// Cost: both sides once.
-pub fn diff<'a>(held: &Held, wanted: impl Iterator<Item = (&'a str, &'a Bytes)>) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (key, value) in wanted {
-        seen.insert(key);
-        if held.get(key.as_bytes()) != Some(value) {
-            steps.push(Step::Put { key: key.to_owned(), value: value.clone() });
-        }
+impl Held {
+    pub fn of(kvs: impl IntoIterator<Item = SharedKv>) -> Self {
+        let mut kvs: Vec<_> = kvs.into_iter().collect();
+        kvs.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        let wanted = vec![false; kvs.len()];
+        Self { kvs, wanted }
     }
-    let gone = held.keys().map(|key| String::from_utf8_lossy(key)).filter(|key| !seen.contains(&**key));
-    steps.extend(gone.map(|key| Step::Delete { key: key.into_owned() }));
-    steps
+
+    /// Of these entries those that are not held so. Of a key that is asked for twice the first counts.
+    /// Cost: a binary search for each.
+    pub fn puts(&mut self, entries: Vec<(String, Bytes)>) -> Vec<Step> {
+        let differs = |(key, value): (String, Bytes)| {
+            let Ok(at) = self.kvs.binary_search_by(|kv| (*kv.key).cmp(key.as_bytes())) else {
+                return Some(Step::Put { key, value });
+            };
+            let again = std::mem::replace(&mut self.wanted[at], true);
+            (!again && self.kvs[at].value != value).then_some(Step::Put { key, value })
+        };
+        entries.into_iter().filter_map(differs).collect()
+    }
+
+    /// What is held and was not asked for: to be deleted after everything is put, so that what moved is never away (an
+    /// address that changes hands is PUT before the old one goes).
+    pub fn deletes(self) -> impl Iterator<Item = Step> {
+        let unwanted = self.kvs.into_iter().zip(self.wanted).filter(|(_, wanted)| !wanted);
+        unwanted.map(|(kv, _)| Step::Delete { key: String::from_utf8_lossy(&kv.key).into_owned() })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hawser_kvstore::KeyValue;
 
-    fn bytes(text: &str) -> Bytes {
-        Bytes::copy_from_slice(text.as_bytes())
+    fn entry(key: &str, value: &str) -> (String, Bytes) {
+        (key.to_owned(), Bytes::copy_from_slice(value.as_bytes()))
+    }
+
+    fn put(key: &str, value: &str) -> Step {
+        let (key, value) = entry(key, value);
+        Step::Put { key, value }
+    }
+
+    fn held() -> Held {
+        let kv = |(key, value): (&'static str, &'static str)| {
+            SharedKv::new(&KeyValue { key: key.into(), value: value.into(), ..KeyValue::default() })
+        };
+        Held::of([("c", "3"), ("a", "1"), ("b", "2")].map(kv))
     }
 
     #[test]
-    fn only_differences_are_written_and_puts_come_first() {
-        let held: Held = [("a", "1"), ("b", "2"), ("c", "3")].map(|(k, v)| (k.into(), bytes(v))).into();
-        let (one, nine, four) = (bytes("1"), bytes("9"), bytes("4"));
-        let wanted = [("a", &one), ("b", &nine), ("d", &four)];
+    fn only_differences_are_written_and_what_nobody_asks_for_goes() {
+        let mut held = held();
+        assert_eq!(held.puts(vec![entry("a", "1"), entry("b", "9")]), [put("b", "9")]);
         assert_eq!(
-            diff(&held, wanted.into_iter()),
-            [
-                Step::Put { key: "b".into(), value: nine.clone() },
-                Step::Put { key: "d".into(), value: four.clone() },
-                Step::Delete { key: "c".into() },
-            ]
+            held.puts(vec![entry("d", "4"), entry("a", "8")]),
+            [put("d", "4")],
+            "a was asked for before"
         );
-        let same = held.iter().map(|(k, v)| (std::str::from_utf8(k).unwrap(), v));
-        assert!(diff(&held, same).is_empty());
+        assert_eq!(held.deletes().collect::<Vec<_>>(), [Step::Delete { key: "c".into() }]);
+    }
+
+    #[test]
+    fn what_is_held_already_is_no_step() {
+        let mut held = held();
+        assert_eq!(held.puts(vec![entry("a", "1"), entry("b", "2"), entry("c", "3")]), []);
+        assert_eq!(held.deletes().count(), 0);
     }
 }

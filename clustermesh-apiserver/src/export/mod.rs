@@ -1,9 +1,12 @@
 //! Export: objects in, the keys that this cluster's keyspace should hold out. Pure; what differs is written elsewhere.
+//!
+//! Nothing of it is kept: the keyspace holds what was written, and a section that is made anew comes in pieces.
 
 mod diff;
 mod endpoints;
 mod namespaces;
 mod nodes;
+mod sections;
 mod service_exports;
 mod services;
 
@@ -11,15 +14,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use hawser_model::{ClusterConfig, ClusterRef, ExportMode, NodeName, Time};
-use hawser_wire::{Entry, Key, PeerRecord, Resource, admit, prefix};
+use hawser_wire::{Entry, Key, PeerRecord, Resource, admit};
 
 use crate::config::Config;
 use crate::identity::Allocator;
 use crate::nodes::Indices;
-use crate::objects::{Objects, Touched};
 use crate::reports::NodeReport;
 
-pub use diff::{Held, PREFIXES, Step, diff};
+pub use diff::{Held, Step};
+pub use sections::{Pieces, Section};
 
 /// The parts of the export that are written with a canary each.
 pub const RESOURCES: [Resource; 7] = [
@@ -33,9 +36,7 @@ pub const RESOURCES: [Resource; 7] = [
     Resource::TunnelNodes,
 ];
 
-type Entries = BTreeMap<String, Bytes>;
-
-/// What should be written, remembered by part so that a change makes only its own part anew.
+/// What decides between objects, and what could not be exported of each section.
 #[derive(Debug)]
 pub struct Export {
     record: PeerRecord,
@@ -45,16 +46,13 @@ pub struct Export {
     identities: Allocator,
     indices: Indices,
     reports: BTreeMap<NodeName, NodeReport>,
-    namespaces: Part,
-    nodes: Part,
-    endpoints: Part,
-    services: Part,
+    problems: BTreeMap<Section, Vec<String>>,
 }
 
 /// Some keys with their values, and what could not be exported.
 #[derive(Debug, Default)]
 struct Part {
-    entries: Entries,
+    entries: Vec<(String, Bytes)>,
     problems: Vec<String>,
 }
 
@@ -65,7 +63,7 @@ impl Part {
         let ours = matches!(entry, Entry::LocalService(_) | Entry::LocalPeer(_));
         match admit(record, &key, entry) {
             Err(refusal) if !ours => self.problems.push(format!("not exported: {refusal}")),
-            _ => _ = self.entries.insert(key.to_string(), entry.encode()),
+            _ => self.entries.push((key.to_string(), entry.encode())),
         }
     }
 }
@@ -85,10 +83,7 @@ impl Export {
             identities,
             indices,
             reports: BTreeMap::new(),
-            namespaces: Part::default(),
-            nodes: Part::default(),
-            endpoints: Part::default(),
-            services: Part::default(),
+            problems: BTreeMap::new(),
         }
     }
 
@@ -106,58 +101,14 @@ impl Export {
         self.indices.get(node)
     }
 
-    /// Makes the touched parts anew; `settle`: what is absent may be taken for gone. Cost: the objects of those parts.
-    pub fn update(&mut self, objects: &Objects, touched: Touched, settle: bool, now: Time) {
-        if touched.endpoints {
-            self.namespaces = Self::export_namespaces(objects);
-        }
-        if touched.nodes {
-            self.nodes = self.export_nodes(objects, settle, now);
-        }
-        if touched.endpoints {
-            self.endpoints = self.export_endpoints(objects, settle, now);
-        }
-        if touched.services {
-            self.services = self.export_services(objects);
-        }
-    }
-
-    /// The store holds this value of a key: if it is the wanted one, one copy is enough. Cost: logarithmic.
-    pub fn share(&mut self, key: &str, stored: &Bytes) {
-        let parts = [&mut self.nodes, &mut self.endpoints, &mut self.services];
-        let wanted = parts.into_iter().find_map(|part| part.entries.get_mut(key));
-        if let Some(value) = wanted.filter(|value| *value == stored) {
-            *value = stored.clone();
-        }
-    }
-
     /// When an update is due though nothing was touched.
     pub fn poll_deadline(&self) -> Option<Time> {
         self.identities.poll_deadline()
     }
 
-    /// Every key that the keyspace should hold, with its value. Canaries and heartbeat are not among them.
-    pub fn entries(&self) -> impl Iterator<Item = (&str, &Bytes)> {
-        let parts = [&self.namespaces, &self.nodes, &self.endpoints, &self.services];
-        parts.into_iter().flat_map(|part| part.entries.iter().map(|(key, value)| (key.as_str(), value)))
-    }
-
+    /// Of every section as it was made last.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
-        let parts = [&self.nodes, &self.endpoints, &self.services];
-        parts.into_iter().flat_map(|part| part.problems.iter().map(String::as_str))
-    }
-
-    /// How many identities, endpoints and global services there are.
-    pub fn counts(&self) -> (u32, u32, u32) {
-        let count = |part: &Part, prefix: &str| {
-            let keys = part.entries.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
-            u32::try_from(keys.count()).unwrap_or(u32::MAX)
-        };
-        (
-            count(&self.endpoints, prefix::IDENTITIES),
-            count(&self.endpoints, prefix::IPS),
-            count(&self.services, prefix::LOCAL_SERVICES),
-        )
+        self.problems.values().flatten().map(String::as_str)
     }
 }
 

@@ -13,17 +13,22 @@ const SERVICE_NAME_LABEL: &str = "multicluster.kubernetes.io/service-name";
 
 impl Export {
     /// Cost: the exports and the endpoints of their services.
-    pub(super) fn export_service_exports(&self, objects: &Objects, part: &mut Part) {
+    pub(super) fn export_service_exports(&self, objects: &Objects) -> Part {
+        let mut part = Part::default();
+        if !self.clusterset {
+            return part;
+        }
         for export in objects.service_exports.values() {
             match self.exportable(objects.services.get(&export.key).map(|service| &**service), export) {
                 Err(why) => part.problems.push(format!("service export {}: {why}", export.key)),
                 Ok((service, created)) => {
                     let entry = self.service_export(service, export, created);
                     part.add(&self.record, &Entry::Export(entry));
-                    self.export_derived(objects, service, part);
+                    self.export_derived(objects, service, &mut part);
                 }
             }
         }
+        part
     }
 
     /// The Service behind it, and when it was exported.

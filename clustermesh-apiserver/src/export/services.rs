@@ -15,12 +15,16 @@ use crate::annotations::Wishes;
 use crate::objects::Objects;
 
 impl Export {
-    pub(super) fn export_services(&self, objects: &Objects) -> Part {
+    /// Of `services` as many as make `about` entries. Cost: these, and their endpoints.
+    pub(super) fn export_services<'a>(
+        &self,
+        objects: &Objects,
+        services: &mut impl Iterator<Item = &'a Arc<Service>>,
+        about: usize,
+    ) -> Part {
         let mut part = Part::default();
-        if self.clusterset {
-            self.export_service_exports(objects, &mut part);
-        }
-        for service in objects.services.values() {
+        while part.entries.len() < about {
+            let Some(service) = services.next() else { break };
             let (wishes, problems) = Wishes::read(&service.annotations.to_map());
             part.problems.extend(problems.iter().map(|text| format!("service {}: {text}", service.key)));
             if !wishes.global {
