@@ -35,12 +35,23 @@ pub struct LivenessConfig {
 
 impl Default for LivenessConfig {
     fn default() -> Self {
-        let interval = Duration::from_secs(1);
-        Self { interval, multiplier: 3, up_after: 3, damping: DampingConfig::default() }
+        Self::detecting_in(Duration::from_secs(1), 3)
     }
 }
 
 impl LivenessConfig {
+    /// A silence of `detection` is Down; meanwhile `multiplier` probes go unanswered, or as many more as the path's loss asks
+    /// for.
+    pub fn detecting_in(detection: Duration, multiplier: u32) -> Self {
+        let interval = detection / multiplier.max(1);
+        Self { interval, multiplier, up_after: 3, damping: DampingConfig::default() }
+    }
+
+    /// The silence that is Down, for a watched node whose place in the budget is not stretched.
+    pub fn detection(&self) -> Duration {
+        self.interval * self.multiplier
+    }
+
     /// A node that owes an answer, or that answers again, is asked this many times as often.
     pub const HASTE: u32 = 4;
 

@@ -29,6 +29,11 @@ fn address(node: NodeId) -> Ipv4Addr {
     Ipv4Addr::from(0xf000_0000 | u32::from(node.cluster.get()) << 16 | u32::from(node.index.get()))
 }
 
+/// Probes of a watched node a second apart: numbers that a reader can follow.
+fn slow() -> LivenessConfig {
+    LivenessConfig { interval: SECOND, ..LivenessConfig::default() }
+}
+
 fn ms(ms: u64) -> Time {
     Time::from_millis(ms)
 }
@@ -64,7 +69,7 @@ struct World {
 
 impl World {
     fn new(nodes: &[NodeId]) -> Self {
-        Self::with(LivenessConfig::default(), nodes)
+        Self::with(slow(), nodes)
     }
 
     fn with(config: LivenessConfig, nodes: &[NodeId]) -> Self {

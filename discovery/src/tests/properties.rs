@@ -40,7 +40,7 @@ proptest! {
         // Steps of time, some backwards: -500..=4000 ms.
         events in prop::collection::vec((event(), 0_u64..4_500), 0..200),
     ) {
-        let mut liveness = Liveness::new(LivenessConfig::default(), 9);
+        let mut liveness = Liveness::new(slow(), 9);
         let mut newest = BTreeMap::new();
         let mut now_ms: u64 = 100_000;
         let mut last = BTreeMap::new();

@@ -47,6 +47,29 @@ fn silence_is_down_after_interval_times_multiplier_and_not_before() {
 }
 
 #[test]
+fn at_the_setting_of_250_ms_a_clusters_cut_is_seen_in_that_time_wherever_in_the_rhythm_it_falls() {
+    let nodes: Vec<_> = (1..=4).map(|index| node(2, index)).collect();
+    let config = LivenessConfig::detecting_in(Duration::from_millis(250), 3);
+    let mut world = World::with(config, &nodes).answered_by(&nodes);
+    world.round_trip = Duration::from_millis(20);
+    let mut took = Vec::new();
+    for cut in 0..200 {
+        world.run(SECOND * 300 + Duration::from_millis(cut * 7));
+        world.changes.clear();
+        let began = world.now;
+        world.answers.clear();
+        world.in_flight.clear();
+        world.run(SECOND);
+        let verdict = world.changes.iter().find(|change| matches!(change.about, crate::About::Cluster(_)));
+        took.push(verdict.unwrap().at.since(began).as_millis());
+        world.answers = nodes.iter().copied().collect();
+    }
+    took.sort_unstable();
+    let (median, late) = (took[100], took[197]);
+    assert!(median <= 250 && late <= 275, "{median} ms, and 99 of 100 within {late} ms");
+}
+
+#[test]
 fn a_cluster_is_down_when_all_its_nodes_are_and_up_when_one_is() {
     let all = [node(2, 1), node(2, 2), node(3, 1)];
     let mut world = World::new(&all).answered_by(&all);
@@ -118,14 +141,16 @@ fn an_idle_mesh_flips_nothing_in_an_hour() {
 #[test]
 fn an_hour_at_one_percent_loss_each_way_and_with_jitter_brings_no_false_verdict() {
     let nodes: Vec<_> = (1..=30).map(|index| node(2 + index % 3, index)).collect();
-    for (interval, lost, jitter) in [(1_000, 10, 60), (250, 10, 60), (1_000, 50, 400)] {
-        let config = LivenessConfig { interval: Duration::from_millis(interval), ..Default::default() };
+    let settings =
+        [(3_000, 10, 60), (1_000, 10, 60), (250, 10, 60), (250, 10, 5), (250, 50, 60), (3_000, 50, 400)];
+    for (detection, lost, jitter) in settings {
+        let config = LivenessConfig::detecting_in(Duration::from_millis(detection), 3);
         let mut world = World::with(config, &nodes).answered_by(&nodes);
         world.run(SECOND * 30);
         world.changes();
         (world.lost, world.jitter) = (lost, Duration::from_millis(jitter));
         world.run(SECOND * 3_600);
-        assert_eq!(world.changes(), [""; 0], "{interval} ms, {lost} of 1000 lost, {jitter} ms");
+        assert_eq!(world.changes(), [""; 0], "{detection} ms, {lost} of 1000 lost, {jitter} ms");
     }
 }
 
@@ -176,7 +201,7 @@ fn a_clock_that_steps_back_changes_nothing() {
 #[test]
 fn a_late_a_repeated_and_a_forged_reply_count_for_nothing() {
     let to = node(2, 1);
-    let mut liveness = Liveness::new(LivenessConfig::default(), 7);
+    let mut liveness = Liveness::new(slow(), 7);
     liveness.handle_peer(to, address(to), ms(0));
     liveness.handle_time(ms(0));
     let Some(Output::Send { probe, .. }) = liveness.poll_output() else {
