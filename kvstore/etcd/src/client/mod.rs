@@ -14,7 +14,7 @@ mod rpc;
 pub use error::{CallError, Trouble};
 pub use follow::{
     Follow, FollowConfig, FollowConfigError, FollowEvent, FollowState, FollowStatus, HeldBy, IntakeRate,
-    Order, Pace, Relist, ResetReason, Resume,
+    Meter, Order, Pace, Relist, ResetReason, Resume,
 };
 pub use rpc::{Client, ClientConfigError};
 

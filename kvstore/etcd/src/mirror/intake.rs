@@ -3,7 +3,7 @@
 use hawser_kvstore::KeyValue;
 
 use super::Refusal;
-use crate::client::IntakeRate;
+use crate::client::{IntakeRate, Meter};
 use crate::limits::Rate;
 
 /// Limits of one origin. What is beyond the first three is refused, and what the key held before stays; what is faster
@@ -52,12 +52,12 @@ impl Held {
 
 impl Intake {
     /// The burst is all that may be held, so that no list is slowed, however large.
-    pub(super) fn rate(&self) -> IntakeRate {
+    pub(super) fn meter(&self) -> Meter {
         let rate = |per_second, most: usize| Rate { per_second, burst: most as u64 };
-        IntakeRate {
+        Meter::new(IntakeRate {
             events: rate(self.events_per_second, self.keys),
             bytes: rate(self.bytes_per_second, self.bytes),
-        }
+        })
     }
 
     /// Whether so much may be held, with `kv` among it.

@@ -23,7 +23,7 @@ use hawser_kvstore::{Identity, KeyRange, Keyspace, Limits, Revision};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::client::{Client, FollowConfigError, FollowState, FollowStatus, HeldBy, Pace};
+use crate::client::{Client, FollowConfigError, FollowState, FollowStatus, HeldBy, Meter, Pace};
 use crate::server::{Keyspaces, SharedKeyspace};
 pub use foreign::{Chart, ForeignConfig, ForeignStatus, Plan, Signs, Source};
 pub use intake::{BYTE_LIMIT, Intake, KEY_LIMIT, VALUE_LIMIT};
@@ -145,6 +145,8 @@ pub struct Mirror {
     task: JoinHandle<()>,
     cluster: String,
     intake: Intake,
+    /// Of all its followers, one after the other.
+    meter: Meter,
     keep: Option<Keeping>,
     /// Of a foreign one: whoever sees its revisions may see them go on in the next process.
     freeze: Option<watch::Sender<bool>>,
@@ -174,7 +176,6 @@ struct Shown {
     /// Of followers before this one.
     relists: u64,
     reconnects: u64,
-    held_for: Duration,
     foreign: Option<ForeignStatus>,
 }
 
@@ -192,14 +193,21 @@ impl Mirror {
         let (shown, status) = watch::channel(Shown::default());
         // What an earlier mirror refused is not known here.
         let partial = going_on;
-        let mut task =
-            Task { config, keyspaces: keyspaces.clone(), keyspace: keyspace.clone(), shown, partial };
+        let meter = config.intake.meter();
+        let mut task = Task {
+            config,
+            meter: meter.clone(),
+            keyspaces: keyspaces.clone(),
+            keyspace: keyspace.clone(),
+            shown,
+            partial,
+        };
         let start = match going_on {
             true if task.config.afresh => None,
             true => Some(keyspace.read(task::position)),
             false => task.restore(),
         };
-        let follow = task.config.client.follow(task::follow_config(&task.config, start))?;
+        let follow = task.config.client.follow(task.follow_config(start))?;
         task.serve();
         let cluster = task.config.cluster.clone();
         let (asks, asked) = mpsc::channel(1);
@@ -211,6 +219,7 @@ impl Mirror {
             task: tokio::spawn(task.run(follow, asked)),
             cluster,
             intake,
+            meter,
             keep,
             freeze: None,
         })
@@ -288,8 +297,8 @@ impl Mirror {
             intake: self.intake,
             relists: shown.relists + follow.map_or(0, |follow| follow.relists),
             reconnects: shown.reconnects + follow.map_or(0, |follow| follow.reconnects),
-            held: follow.and_then(|follow| follow.held),
-            held_for: shown.held_for + follow.map_or(Duration::ZERO, |follow| follow.held_for),
+            held: self.meter.held_since(),
+            held_for: self.meter.held_for(),
             crowded: shown.crowded,
             last_trouble: shown
                 .last_trouble

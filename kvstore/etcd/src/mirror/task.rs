@@ -9,7 +9,7 @@ use super::fill::{Before, Fill, Filled, Verdict};
 use super::intake::{self, Held};
 use super::keep::{Ask, Progress};
 use super::{MirrorConfig, Shown};
-use crate::client::{Follow, FollowConfig, FollowEvent, FollowState, Order, Relist, Resume};
+use crate::client::{Follow, FollowConfig, FollowEvent, FollowState, Meter, Order, Relist, Resume};
 use crate::durable::codec::KeptMirror;
 use crate::server::{KeyspaceHandle, Keyspaces, ReadOnlyWriter, SharedKeyspace};
 
@@ -22,19 +22,6 @@ const MOST_REASONS: usize = 64;
 pub(super) fn position(keyspace: &Keyspace) -> Resume {
     let cluster_id = keyspace.identity().cluster_id;
     Resume { cluster_id, revision: keyspace.revision(), known: Vec::new() }
-}
-
-pub(super) fn follow_config(config: &MirrorConfig, start: Option<Resume>) -> FollowConfig {
-    FollowConfig {
-        start,
-        order: Order::Total,
-        relist: Relist::Whole,
-        trust_progress: true,
-        page: PAGE,
-        rate: Some(config.intake.rate()),
-        pace: config.pace.clone(),
-        ..FollowConfig::new(config.ranges.clone())
-    }
 }
 
 /// How much a replica holds, by the count of its limits. O(1).
@@ -51,6 +38,7 @@ enum Again {
 
 pub(super) struct Task {
     pub(super) config: MirrorConfig,
+    pub(super) meter: Meter,
     pub(super) keyspaces: Keyspaces,
     pub(super) keyspace: SharedKeyspace,
     pub(super) shown: watch::Sender<Shown>,
@@ -59,6 +47,19 @@ pub(super) struct Task {
 }
 
 impl Task {
+    pub(super) fn follow_config(&self, start: Option<Resume>) -> FollowConfig {
+        FollowConfig {
+            start,
+            order: Order::Total,
+            relist: Relist::Whole,
+            trust_progress: true,
+            page: PAGE,
+            rate: Some(self.meter.clone()),
+            pace: self.config.pace.clone(),
+            ..FollowConfig::new(self.config.ranges.clone())
+        }
+    }
+
     /// Takes over what is kept on disk, and says where to go on; without that, the origin is listed.
     /// Entries are admitted anew: what may be said can have changed.
     pub(super) fn restore(&mut self) -> Option<Resume> {
@@ -126,10 +127,9 @@ impl Task {
                 let Some(before) = shown.follow.as_ref() else { return };
                 shown.relists += before.relists + 1;
                 shown.reconnects += before.reconnects;
-                shown.held_for += before.held_for;
                 shown.follow = None;
             });
-            match self.config.client.follow(follow_config(&self.config, None)) {
+            match self.config.client.follow(self.follow_config(None)) {
                 Ok(again) => follow = again,
                 // The same configuration was accepted when the mirror was started.
                 Err(error) => return tracing::error!(%error, "a mirror cannot be started again"),

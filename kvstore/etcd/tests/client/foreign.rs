@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hawser_etcd::client::{Client, FollowConfig, FollowEvent, Resume};
+use hawser_etcd::client::{Client, FollowConfig, FollowEvent, HeldBy, Resume};
 use hawser_etcd::durable::{Directory, TakeError};
 use hawser_etcd::mirror::{
     Chart, ForeignConfig, Intake, Mirror, MirrorDir, MirrorState, Plan, Refusal, Signs, Source,
@@ -189,6 +189,52 @@ async fn the_cache_layout_is_the_same_mirror_and_malformed_entries_are_passed_ov
         .await;
     assert_eq!(kinds(&here).len(), 21);
     assert_eq!(mirror.status().refused["malformed"], 1);
+}
+
+#[tokio::test]
+async fn a_cluster_that_changes_its_layout_again_and_again_has_one_burst_for_all_its_lists() {
+    let etcd = RealEtcd::start().await;
+    publish(&etcd, "cache", 30, "1").await;
+    publish(&etcd, "state", 30, "2").await;
+    let wire = Wire::to(etcd.addr).await;
+    let here = TestServer::serving(memory("us-east", 8)).await;
+    let intake = Intake { keys: 100, events_per_second: 30, ..Intake::default() };
+    let mirror = Mirror::start_foreign(ForeignConfig { intake, ..config(&wire, None) }, &here.keyspaces);
+    eventually("it is synced", || mirror.status().state == MirrorState::Synced).await;
+    assert_eq!(mirror.status().held, None, "a list that fits is not slowed");
+    for layout in ["cache", "state", "cache", "state"] {
+        put(&etcd, "cilium/cluster-config/c1", layout).await;
+        let read = |layout| mirror.status().foreign.is_some_and(|foreign| foreign.layout == Some(layout));
+        eventually("the other layout is read", || {
+            read(layout) && mirror.status().state == MirrorState::Synced
+        })
+        .await;
+    }
+    eventually("it is held", || mirror.status().held.is_some_and(|(_, by)| by == HeldBy::Events)).await;
+    assert!(!mirror.status().held_for.is_zero());
+    assert_eq!((kinds(&here).len(), mirror.status().refused.len()), (60, 0));
+}
+
+/// So often that nobody could follow each time.
+#[tokio::test]
+async fn a_cluster_that_never_stays_with_what_it_says_of_itself_is_looked_at_at_a_pace_and_ends_as_it_ends() {
+    let etcd = RealEtcd::start().await;
+    publish(&etcd, "cache", 30, "1").await;
+    publish(&etcd, "state", 30, "2").await;
+    let wire = Wire::to(etcd.addr).await;
+    let here = TestServer::serving(memory("us-east", 8)).await;
+    let mirror = Mirror::start_foreign(config(&wire, None), &here.keyspaces);
+    eventually("it is synced", || mirror.status().state == MirrorState::Synced).await;
+    for n in 0..1000 {
+        put(&etcd, "cilium/cluster-config/c1", if n % 2 == 0 { "cache" } else { "neither" }).await;
+        put(&etcd, "cilium/.heartbeat", &n.to_string()).await;
+    }
+    put(&etcd, "cilium/cluster-config/c1", "cache").await;
+    put(&etcd, "cilium/cache/ip/v1/c1/10.1.0.99", "last").await;
+    eventually("its last word counts", || value(&here, "cilium/state/ip/v1/default/10.1.0.99").is_some())
+        .await;
+    let status = mirror.status();
+    assert_eq!((kinds(&here).len(), status.refused.len()), (61, 0), "{status:?}");
 }
 
 /// The lock goes when the last one's tasks have ended.

@@ -5,6 +5,7 @@ mod checks;
 mod diff;
 mod machine;
 mod merge;
+mod meter;
 mod shell;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use hawser_kvstore::{KeyRange, Revision};
 
 use crate::pb::KeyValue;
 
+pub use meter::Meter;
 pub use shell::Follow;
 pub use valve::{HeldBy, IntakeRate};
 
@@ -38,7 +40,7 @@ pub struct FollowConfig {
     /// Events the caller may be behind before the server is made to wait (HTTP/2 flow control).
     pub buffer: usize,
     /// How fast is read; without it, as fast as the caller takes events.
-    pub rate: Option<IntakeRate>,
+    pub rate: Option<Meter>,
     pub pace: Pace,
 }
 
@@ -179,10 +181,6 @@ pub struct FollowStatus {
     pub heard_at: Option<Instant>,
     pub relists: u64,
     pub reconnects: u64,
-    /// Since when the server has been faster than [`FollowConfig::rate`]; what it says comes later by that much at most.
-    pub held: Option<(Instant, HeldBy)>,
-    /// All the time that nothing was read for, for that reason.
-    pub held_for: Duration,
     pub last_trouble: Option<String>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hawser_model::Time;
 use tokio::sync::{mpsc, watch};
@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
 
 use super::machine::{Machine, Output};
-use super::valve::Valve;
+use super::meter::Meter;
 use super::{FollowConfig, FollowConfigError, FollowEvent, FollowState, FollowStatus, Order};
 use crate::client::{CallError, Client, Trouble};
 use crate::pb;
@@ -53,7 +53,7 @@ impl Client {
         let (events, receiver) = mpsc::channel(config.buffer.max(1));
         let started = Instant::now();
         let in_rounds = config.order == Order::Total && config.ranges.len() > 1;
-        let valve = config.rate.map(|rate| Valve::new(rate, Time::ZERO));
+        let meter = config.rate.clone();
         let machine = Machine::new(config, Time::ZERO)?;
         let (status, status_receiver) = watch::channel(FollowStatus {
             state: FollowState::Connecting,
@@ -62,14 +62,12 @@ impl Client {
             heard_at: None,
             relists: 0,
             reconnects: 0,
-            held: None,
-            held_for: Duration::ZERO,
             last_trouble: None,
         });
         let shell = Shell {
             client: self.clone(),
             machine,
-            valve,
+            meter,
             in_rounds,
             started,
             events,
@@ -116,7 +114,7 @@ impl Heard {
 struct Shell {
     client: Client,
     machine: Machine,
-    valve: Option<Valve>,
+    meter: Option<Meter>,
     /// Ask the server to say after each round of events how far it has come.
     in_rounds: bool,
     started: Instant,
@@ -151,11 +149,9 @@ impl Shell {
 
     /// Reads nothing while more was read than the rate allows. False when the caller is gone.
     async fn hold(&mut self) -> bool {
-        let now = self.now();
-        let Some(until) = self.valve.as_mut().and_then(|valve| valve.shut_until(now)) else { return true };
-        self.publish();
+        let Some(until) = self.meter.as_ref().and_then(Meter::shut_until) else { return true };
         tokio::select! {
-            () = tokio::time::sleep_until((self.started + until.since_start()).into()) => {}
+            () = tokio::time::sleep_until(until.into()) => {}
             () = self.events.closed() => return false,
         }
         let now = self.now();
@@ -165,9 +161,9 @@ impl Shell {
 
     fn feed(&mut self, heard: Heard) {
         let now = self.now();
-        if let Some(valve) = &mut self.valve {
+        if let Some(meter) = &self.meter {
             let (events, bytes) = heard.size();
-            valve.handle_read(events, bytes, now);
+            meter.handle_read(events, bytes);
         }
         self.heard_at = match &heard {
             Heard::Page(Ok(_)) | Heard::Message(Ok(Some(_))) => Some(Instant::now()),
@@ -266,9 +262,6 @@ impl Shell {
 
     fn publish(&self) {
         let machine = &self.machine;
-        let held = self.valve.as_ref().and_then(|valve| valve.held_since(self.now()));
-        let held = held.map(|(since, by)| (self.started + since.since_start(), by));
-        let held_for = self.valve.as_ref().map(Valve::shut_for).unwrap_or_default();
         self.status.send_if_modified(|status| {
             let new = FollowStatus {
                 state: machine.state(),
@@ -277,8 +270,6 @@ impl Shell {
                 heard_at: self.heard_at,
                 relists: machine.relists(),
                 reconnects: machine.reconnects(),
-                held,
-                held_for,
                 last_trouble: status.last_trouble.take(),
             };
             let changed = *status != new;

@@ -56,7 +56,9 @@ impl Valve {
         let events = self.events.owes(now).map(|wait| (wait, HeldBy::Events));
         let bytes = self.bytes.owes(now).map(|wait| (wait, HeldBy::Bytes));
         let (wait, by) = events.into_iter().chain(bytes).max_by_key(|(wait, _)| *wait)?;
-        self.shut += wait;
+        // Of several that wait at a time, one counts.
+        let counted = self.held.map_or(now, |(_, last, _)| last.max(now));
+        self.shut += (now + wait).since(counted);
         let since = self.held_since(now).map_or(now, |(since, _)| since);
         self.held = Some((since, now + wait, by));
         Some(now + wait)

@@ -21,7 +21,7 @@ pub use chart::{Chart, Plan, Signs, Source};
 
 use super::keep::{self, Keeper};
 use super::{Admit, Intake, Keeping, Mirror, MirrorDir, Shown};
-use crate::client::{Client, Pace};
+use crate::client::{Client, Meter, Pace};
 use crate::server::{Keyspaces, SharedKeyspace};
 use task::Task;
 
@@ -67,6 +67,7 @@ struct Terms {
     cluster: String,
     admit: Arc<dyn Admit>,
     intake: Intake,
+    meter: Meter,
     pace: Pace,
     keep: Option<MirrorDir>,
 }
@@ -76,7 +77,8 @@ impl Mirror {
     /// followed is said in the status.
     pub fn start_foreign(config: ForeignConfig, keyspaces: &Keyspaces) -> Self {
         let ForeignConfig { cluster, connect, chart, admit, limits, intake, pace, keep } = config;
-        let config = Terms { cluster, admit, intake, pace, keep };
+        let meter = intake.meter();
+        let config = Terms { cluster, admit, intake, meter: meter.clone(), pace, keep };
         let earlier = keyspaces.get(&config.cluster).filter(|_| config.cluster != keyspaces.own().name());
         let going_on = earlier.is_some();
         let keyspace = earlier
@@ -113,7 +115,7 @@ impl Mirror {
             task.register();
         }
         let task = tokio::spawn(task.run(asked, frozen));
-        Self { keyspace, status, task, cluster, intake, keep, freeze: Some(freeze) }
+        Self { keyspace, status, task, cluster, intake, meter, keep, freeze: Some(freeze) }
     }
 
     /// Of a foreign mirror: nothing of it changes any more, and what is on disk is the last that anyone saw, so that the

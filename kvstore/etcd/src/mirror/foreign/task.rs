@@ -14,6 +14,7 @@ use super::source::get;
 use super::{ForeignStatus, Terms, new_identity};
 use crate::client::{Client, Follow, FollowConfig, FollowEvent, FollowState, FollowStatus, Order, Relist};
 use crate::durable::codec::KeptMirror;
+use crate::limits::{Bucket, Rate};
 use crate::mirror::Shown;
 use crate::mirror::fill::Verdict;
 use crate::mirror::intake::{self, Held};
@@ -25,6 +26,10 @@ use crate::server::{KeyspaceHandle, Keyspaces, ReadOnlyWriter, SharedKeyspace};
 const PAGE: i64 = 8192;
 /// Events that are taken in one go, while readers wait.
 const BATCH: usize = 512;
+/// Of the signs: there are few, and their values may be large.
+const SIGNS: usize = 64;
+/// How often they are looked at: each time it is decided anew what is followed, and a heartbeat counts what is held.
+const LOOKS: Rate = Rate { per_second: 2, burst: 100 };
 /// Reasons for refusal that are counted apart.
 const MOST_REASONS: usize = 64;
 
@@ -146,6 +151,9 @@ impl Task {
         let Some(running) = self.running.get_mut(&heard.who) else { return };
         self.heard_at = self.heard_at.max(heard.status.heard_at);
         running.status = Some(heard.status);
+        if heard.events.is_empty() {
+            return;
+        }
         let now = self.now();
         let (core, config, shown) = (&mut self.core, &self.config, &self.shown);
         let mut gate = |kv: &KeyValue, keyspace: &Keyspace| verdict(config, shown, kv, keyspace);
@@ -216,19 +224,26 @@ impl Task {
     }
 
     fn follow(&mut self, who: Who, ranges: Vec<KeyRange>) {
-        let config = FollowConfig {
+        let mut config = FollowConfig {
             order: Order::PerRange,
             relist: Relist::Whole,
             // etcd#15220: an older etcd's answer may overtake events.
             trust_progress: false,
             page: PAGE,
-            rate: matches!(who, Who::Group(_)).then(|| self.config.intake.rate()),
+            rate: Some(self.config.meter.clone()),
             pace: self.config.pace.clone(),
             ..FollowConfig::new(ranges)
         };
+        let looks = match who {
+            Who::Signs(_) => {
+                config.buffer = SIGNS;
+                Some(LOOKS)
+            }
+            Who::Group(_) => None,
+        };
         match self.client.follow(config) {
             Ok(follow) => {
-                let task = tokio::spawn(forward(who, follow, self.heard.0.clone()));
+                let task = tokio::spawn(forward(who, follow, looks, self.heard.0.clone()));
                 self.running.insert(who, Running { status: None, task });
             }
             Err(error) => {
@@ -260,8 +275,6 @@ impl Task {
             heard_at: self.heard_at,
             relists: self.relists + all().map(|status| status.relists).sum::<u64>(),
             reconnects: self.reconnects + all().map(|status| status.reconnects).sum::<u64>(),
-            held: all().find_map(|status| status.held),
-            held_for: all().map(|status| status.held_for).max().unwrap_or_default(),
             last_trouble: self.trouble(&standing, now).or_else(|| {
                 let troubled = all().filter(|status| status.state == FollowState::Connecting);
                 troubled.filter_map(|status| status.last_trouble.clone()).next()
@@ -359,9 +372,13 @@ pub(super) fn restore(config: &Terms, keyspace: &SharedKeyspace, shown: &watch::
     true
 }
 
-/// Hands on what a follower says, in pieces, with how it stands.
-async fn forward(who: Who, mut follow: Follow, heard: mpsc::Sender<Heard>) {
+/// Hands on what a follower says, in pieces, with how it stands; so many pieces a second, where that is said. What it says
+/// meanwhile waits at its server.
+async fn forward(who: Who, mut follow: Follow, pieces: Option<Rate>, heard: mpsc::Sender<Heard>) {
     let mut status = follow.status();
+    let began = Instant::now();
+    let most = if pieces.is_some() { SIGNS } else { BATCH };
+    let mut pieces = pieces.map(|rate| Bucket::new(rate, Time::ZERO));
     loop {
         let mut events = Vec::new();
         tokio::select! {
@@ -371,10 +388,16 @@ async fn forward(who: Who, mut follow: Follow, heard: mpsc::Sender<Heard>) {
             },
             changed = status.changed() => if changed.is_err() { return },
         }
-        while events.len() < BATCH
+        while events.len() < most
             && let Some(event) = follow.try_next()
         {
             events.push(event);
+        }
+        if let Some(pieces) = pieces.as_mut().filter(|_| !events.is_empty()) {
+            let now = Time::from_duration(began.elapsed());
+            let wait = pieces.owes(now).unwrap_or_default();
+            pieces.take(1, now + wait);
+            tokio::time::sleep(wait).await;
         }
         let status = status.borrow_and_update().clone();
         if heard.send(Heard { who, events, status }).await.is_err() {
