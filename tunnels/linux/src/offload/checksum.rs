@@ -2,8 +2,26 @@
 
 use super::packet::Layout;
 
-/// Adds `bytes` to a running sum. Eight bytes a step: the compiler makes vectors of it.
+/// Adds `bytes` to a running sum. Every packet's payload passes here once.
 pub(super) fn add(sum: u64, bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: this machine has AVX2, just asked.
+        return unsafe { add_avx2(sum, bytes) };
+    }
+    add_words(sum, bytes)
+}
+
+/// The same, as the compiler writes it for wider registers than all machines of this kind have.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn add_avx2(sum: u64, bytes: &[u8]) -> u64 {
+    add_words(sum, bytes)
+}
+
+/// Four bytes a step into eight, so that carries wait for the end: the compiler makes vectors of it.
+#[inline(always)]
+fn add_words(sum: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     let sum = words.iter().fold(sum, |sum, word| sum + u64::from(u32::from_ne_bytes(*word)));
     let mut last = [0; 4];
