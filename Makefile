@@ -16,7 +16,7 @@ BPF_LINKER_VERSION := 0.10.4
 APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server frr iproute2 iptables \
 	iperf3 iputils-ping jq nftables openssl procps qemu-system-x86 socat tcpdump wireguard-go wireguard-tools
 
-.PHONY: help setup build demo bench-lb bench-tunnel bench-store soak test test-vm vm-kernel check fmt lint doc unit layers clean
+.PHONY: help setup build release demo bench-lb bench-failover bench-tunnel bench-store soak test test-vm vm-kernel check fmt lint doc unit layers clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -43,15 +43,20 @@ build: setup ## the binaries, with the kernel programs in them
 demo: build ## the main job, in a lab of namespaces on this machine
 	@target/debug/hawser-lab demo $(if $(KEEP),--keep) $(if $(ETCD),--etcd)
 
-bench-lb: build ## short connections: Hawser, no service, iptables as kube-proxy writes it
-	@target/debug/hawser-lab bench lb
+bench-lb: release ## connections by the number of services: no service, Hawser, kube-proxy as iptables and as nftables (QUICK=1: only that it runs)
+	@QUICK=$(QUICK) target/release/hawser-lab bench lb
+
+bench-failover: release ## a cluster, then a node, cut off under load, 20 times each (QUICK=1: only that it runs)
+	@QUICK=$(QUICK) target/release/hawser-lab bench failover
 
 bench-tunnel: build ## one TCP flow: our engine, wireguard-go, no tunnel
 	@target/debug/hawser-lab bench tunnel
 
-bench-store: setup ## the mesh store beside a real etcd, optimised build: first sync, propagation, fan-out, durable writes (QUICK=1: only that it runs)
-	cargo build --locked --release -p hawser-e2e -p clustermesh-apiserver -p hawser-cli --bins
+bench-store: release ## the mesh store beside a real etcd: first sync, propagation, fan-out, durable writes (QUICK=1: only that it runs)
 	@QUICK=$(QUICK) target/release/hawser-lab bench store $(if $(ONLY),--only $(ONLY))
+
+release: setup ## the binaries that are measured, optimised
+	cargo build --locked --release -p hawser-e2e -p clustermesh-apiserver -p hawser-node-agent -p hawser-cli --bins
 
 soak: build ## faults against the real processes: every acknowledged write seen once and in order? (SEED=, MINUTES=10, STORE=embedded|etcd)
 	@target/debug/hawser-lab soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(STORE),--store $(STORE))

@@ -71,7 +71,7 @@ enum Verb {
     #[command(hide = true)]
     TunnelEngine(bench::EngineArgs),
     #[command(hide = true)]
-    StorePart { role: String, args: String },
+    BenchPart { role: String, args: String },
 }
 
 fn main() -> ExitCode {
@@ -101,7 +101,7 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::PodServer(args) => pod::run_server(&args).map(|()| 0),
         Verb::PodClient(args) => pod::run_client(&args).map(|()| 0),
         Verb::TunnelEngine(args) => bench::run_engine(&args).map(|()| 0),
-        Verb::StorePart { role, args } => bench::run_store_part(&role, &args).map(|()| 0),
+        Verb::BenchPart { role, args } => bench::run_part(&role, &args).map(|()| 0),
     }
 }
 

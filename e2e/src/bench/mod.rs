@@ -1,8 +1,12 @@
 //! Numbers that we claim: us and the peers in one run, interleaved, as ratios (`make bench-*`).
 
 mod engine;
+mod failover;
 mod lb;
+mod objects;
 mod pair;
+mod part;
+mod plot;
 mod result;
 mod stats;
 mod store;
@@ -11,12 +15,14 @@ mod tunnel;
 use anyhow::Result;
 
 pub use engine::{EngineArgs, run as run_engine};
-pub use store::{Share, run_part as run_store_part};
+pub use store::Share;
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Bench {
-    /// Short connections through a service: no service, Hawser, iptables as kube-proxy writes it.
+    /// Connections through a service, by the number of others: no service, Hawser, kube-proxy's two modes. QUICK=1 shows only that it runs.
     Lb,
+    /// A cluster and a node cut off under load, many times. QUICK=1 shows only that it runs.
+    Failover,
     /// One TCP flow through a tunnel: our engine, wireguard-go, no tunnel.
     Tunnel,
     /// The mesh store: first sync, propagation, fan-out, durable writes, beside a real etcd. QUICK=1 shows only that it runs.
@@ -27,12 +33,22 @@ pub enum Bench {
 ///
 /// `only`: one share of [`Bench::Store`] alone.
 pub fn run(bench: Bench, only: Option<Share>) -> Result<u8> {
+    let quick = std::env::var_os("QUICK").is_some_and(|quick| quick == "1");
     let (result, complete) = match bench {
-        Bench::Lb => (lb::measure()?, true),
+        Bench::Lb => (lb::measure(quick)?, true),
+        Bench::Failover => (failover::measure(quick)?, true),
         Bench::Tunnel => (tunnel::measure()?, true),
-        Bench::Store => store::measure(std::env::var_os("QUICK").is_some_and(|quick| quick == "1"), only)?,
+        Bench::Store => store::measure(quick, only)?,
     };
     result.print();
     println!("\nwritten: {}", result.write()?.display());
     Ok(u8::from(!complete))
+}
+
+/// A part of a benchmark, as the process that it is: `hawser-lab bench-part ROLE ARGS`.
+pub fn run_part(role: &str, args: &str) -> Result<()> {
+    match role.strip_prefix("load-") {
+        Some(_) => lb::run_part(role, args),
+        None => store::run_part(role, args),
+    }
 }

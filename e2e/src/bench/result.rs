@@ -43,6 +43,17 @@ impl Row {
         Self { key: key.to_owned(), value, unit, better, goal, peers: BTreeMap::new(), interval: None }
     }
 
+    /// A median with its interval.
+    pub(super) fn estimated(
+        key: &str,
+        Estimate { median, low, high }: Estimate,
+        unit: &'static str,
+        better: &'static str,
+        goal: Option<f64>,
+    ) -> Self {
+        Self { interval: Some([low, high]), ..Self::plain(key, median, unit, better, goal) }
+    }
+
     pub(super) fn beside(mut self, peer: &'static str, value: f64) -> Self {
         self.add(peer, value);
         self
@@ -96,11 +107,11 @@ impl BenchResult {
         let better = "higher";
         let medians = peers.iter().map(|peer| (peer.name, Estimate::of(&peer.rounds).median)).collect();
         let rate = Estimate::of(&ours.rounds);
-        let mut rows = vec![row(what.to_owned(), rate, unit, better, None, medians)];
+        let mut rows = vec![Row { peers: medians, ..Row::estimated(what, rate, unit, better, None) }];
         for (peer, goal) in peers.iter().zip(goals) {
             let ratio = Estimate::of_ratios(&ours.rounds, &peer.rounds);
             let key = format!("{} / {}", ours.name, peer.name);
-            rows.push(row(key, ratio, "ratio", better, *goal, BTreeMap::new()));
+            rows.push(Row::estimated(&key, ratio, "ratio", better, *goal));
         }
         let machine = Machine::describe(load_before);
         Self { name, machine, rounds: ours.rounds.len(), rows }
@@ -113,9 +124,8 @@ impl BenchResult {
 
     pub(super) fn print(&self) {
         let Machine { cpu, cores, kernel, profile, load } = &self.machine;
-        let what = self.rows.first().filter(|row| row.interval.is_some()).map_or(self.name, |row| &row.key);
         let width = self.rows.iter().map(|row| row.key.len()).max().unwrap_or_default().max(24);
-        println!("\n{what}, on {cpu}, {cores} cores, Linux {kernel}, profile {profile}");
+        println!("\n{}, on {cpu}, {cores} cores, Linux {kernel}, profile {profile}", self.name);
         println!(
             "{} rounds, interleaved; medians with 95 % intervals; load average {} before, {} after\n",
             self.rounds, load[0], load[1]
@@ -125,8 +135,7 @@ impl BenchResult {
             let goal = row.goal.map_or_else(|| "-".to_owned(), |goal| goal.to_string());
             let interval = row.interval.map(|[low, high]| format!("{} .. {}", digits(low), digits(high)));
             let interval = interval.unwrap_or_default();
-            let label = if row.peers.is_empty() || row.interval.is_none() { &row.key } else { "hawser" };
-            println!("{label:<width$} {:>10}  {interval:<21} {goal:>6}  {}", digits(row.value), row.unit);
+            println!("{:<width$} {:>10}  {interval:<21} {goal:>6}  {}", row.key, digits(row.value), row.unit);
             for (name, value) in &row.peers {
                 println!("{name:>width$} {:>10}  {:<21} {:>6}  {}", digits(*value), "", "", row.unit);
             }
@@ -141,17 +150,6 @@ impl BenchResult {
         fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
     }
-}
-
-fn row(
-    key: String,
-    Estimate { median, low, high }: Estimate,
-    unit: &'static str,
-    better: &'static str,
-    goal: Option<f64>,
-    peers: BTreeMap<&'static str, f64>,
-) -> Row {
-    Row { key, value: median, unit, better, goal, peers, interval: Some([low, high]) }
 }
 
 fn digits(value: f64) -> String {

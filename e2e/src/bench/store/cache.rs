@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 
 use super::data::{self, Shape};
 use super::origins::{Up, Write, Wrote, clock};
-use super::part;
 use super::wire::{self, Pki};
+use crate::bench::part;
 
 /// What etcd takes in a transaction, by default (`--max-txn-ops`).
 const TRANSACTION: usize = 128;

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-use super::part::{self, Part, Usage};
 use super::wire::{self, Pki};
+use crate::bench::part::{self, Part, Usage};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Args {

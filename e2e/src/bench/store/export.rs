@@ -1,7 +1,6 @@
 //! A Kubernetes-style JSON list exported by the real `clustermesh-apiserver`: from its start to its canaries seen by a reader.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
@@ -12,22 +11,28 @@ use hawser_etcd::client::Client;
 use hawser_etcd::pb;
 use hawser_kvstore::KeyRange;
 use hawser_wire::prefix;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{Sizes, median, part};
+use super::{Sizes, median};
+use crate::bench::objects::{self, ENDPOINTS, Place};
+use crate::bench::part;
 use crate::bench::result::Row;
 use crate::binaries;
 use crate::history::dial::Door;
 use crate::process::{Process, run};
 
-const ENDPOINTS: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(super) async fn measure(sizes: &Sizes, dir: &Path) -> Result<Vec<Row>> {
     let dir = dir.join("export");
     let manifests = dir.join("manifests");
     fs::create_dir_all(&manifests)?;
-    write_list(&manifests.join("list.json"), sizes.services)?;
+    let at = |pod: u32| Place {
+        ip: Ipv4Addr::from(0x0a01_0000 + pod),
+        port: 8080,
+        node: format!("node-{}", pod % 100),
+    };
+    objects::write(&manifests.join("list.json"), 0..sizes.services, at, [])?;
     let pki = dir.join("pki");
     let mut hawser = Command::new(binaries::find("hawser")?);
     run(hawser.args(["ca", "init", "--cluster", "home", "--id", "255", "--pki"]).arg(&pki))?;
@@ -91,79 +96,4 @@ async fn count(client: &Client, prefix: &str) -> Result<i64> {
     let (key, range_end) = KeyRange::prefix(prefix.to_owned()).to_wire();
     let request = pb::RangeRequest { key, range_end, count_only: true, ..Default::default() };
     Ok(client.range(request).await.context("counting")?.count)
-}
-
-/// `kubectl get services,endpointslices -A -o json`, as the API server sends it: without indentation, managed fields left out.
-fn write_list(path: &Path, services: u32) -> Result<()> {
-    let mut out = BufWriter::new(File::create(path)?);
-    out.write_all(br#"{"apiVersion":"v1","items":["#)?;
-    let all = (0..services).map(service).chain((0..services).map(slice));
-    for (n, item) in all.enumerate() {
-        if n > 0 {
-            out.write_all(b",")?;
-        }
-        serde_json::to_writer(&mut out, &item)?;
-    }
-    out.write_all(br#"],"kind":"List","metadata":{"resourceVersion":""}}"#)?;
-    out.flush().context("writing the list")
-}
-
-fn uid(of: u32, n: u32) -> String {
-    format!("{of:08x}-0000-4000-8000-{n:012x}")
-}
-
-fn service(n: u32) -> Value {
-    let (namespace, name) = (format!("team-{}", n % 20), format!("service-{n}"));
-    let address = Ipv4Addr::from(0xac20_0000 + n).to_string();
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "annotations": {"hawser.io/global": "true"},
-            "creationTimestamp": "2026-11-21T00:00:00Z",
-            "labels": {"app": name, "app.kubernetes.io/part-of": namespace},
-            "name": name, "namespace": namespace, "resourceVersion": (1000 + n).to_string(), "uid": uid(1, n),
-        },
-        "spec": {
-            "clusterIP": address, "clusterIPs": [address], "internalTrafficPolicy": "Cluster",
-            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
-            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}],
-            "selector": {"app": name}, "sessionAffinity": "None", "type": "ClusterIP",
-        },
-        "status": {"loadBalancer": {}},
-    })
-}
-
-fn slice(n: u32) -> Value {
-    let (namespace, name) = (format!("team-{}", n % 20), format!("service-{n}"));
-    let endpoint = |at: u32| {
-        let pod = n * ENDPOINTS + at;
-        json!({
-            "addresses": [Ipv4Addr::from(0x0a01_0000 + pod).to_string()],
-            "conditions": {"ready": true, "serving": true, "terminating": false},
-            "nodeName": format!("node-{}", pod % 100),
-            "targetRef": {"kind": "Pod", "name": format!("{name}-7d9c5b8f6d-x2x4{at}"), "namespace": namespace, "uid": uid(2, pod)},
-            "zone": format!("zone-{}", pod % 3),
-        })
-    };
-    let owner = json!({
-        "apiVersion": "v1", "blockOwnerDeletion": true, "controller": true, "kind": "Service", "name": name, "uid": uid(1, n),
-    });
-    json!({
-        "addressType": "IPv4",
-        "apiVersion": "discovery.k8s.io/v1",
-        "endpoints": (0..ENDPOINTS).map(endpoint).collect::<Vec<_>>(),
-        "kind": "EndpointSlice",
-        "metadata": {
-            "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": "2026-11-21T00:00:00Z"},
-            "creationTimestamp": "2026-11-21T00:00:00Z", "generateName": format!("{name}-"), "generation": 1,
-            "labels": {
-                "app": name, "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
-                "kubernetes.io/service-name": name,
-            },
-            "name": format!("{name}-abcde"), "namespace": namespace, "ownerReferences": [owner],
-            "resourceVersion": (100_000 + n).to_string(), "uid": uid(3, n),
-        },
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-    })
 }

@@ -9,10 +9,10 @@ use super::data::Origins;
 use super::delays::Seen;
 use super::etcd::Server;
 use super::growth::grown;
-use super::part::Part;
 use super::remote::{Middle, Wire};
 use super::wire::Pki;
 use super::{Shape, Sizes, cache, median, origins, replica, view};
+use crate::bench::part::Part;
 use crate::bench::result::{Row, turn};
 
 /// Remotes that change at once, at the fast rate and in bulk.

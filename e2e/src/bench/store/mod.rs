@@ -9,7 +9,6 @@ mod fanout;
 mod growth;
 mod mirroring;
 mod origins;
-mod part;
 mod picture;
 mod remote;
 mod replica;
@@ -21,9 +20,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum as _;
-use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
+use super::part::parse;
+use super::plot;
 use super::result::{BenchResult, Row, load};
 use crate::binaries;
 use data::Shape;
@@ -126,7 +126,7 @@ pub(super) fn measure(quick: bool, only: Option<Share>) -> Result<(BenchResult, 
         (false, Some(_)) => "store-share",
         (false, None) => "store",
     };
-    picture::draw(&rows, &binaries::target_dir()?.join("bench").join(format!("{name}.svg")))?;
+    plot::draw(&picture::panels(&rows), &binaries::target_dir()?.join("bench").join(format!("{name}.svg")))?;
     Ok((BenchResult::of_rows(name, before, sizes.rounds, rows), complete))
 }
 
@@ -174,11 +174,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("a runtime")
 }
 
-/// A part, as the process that it is: `hawser-lab store-part ROLE ARGS`.
-pub fn run_part(role: &str, args: &str) -> Result<()> {
-    fn parse<T: DeserializeOwned>(args: &str) -> Result<T> {
-        serde_json::from_str(args).context("the part's arguments")
-    }
+/// A part, as the process that it is.
+pub(super) fn run_part(role: &str, args: &str) -> Result<()> {
     let runtime = runtime()?;
     match role {
         "cache" => runtime.block_on(cache::run(parse(args)?)),

@@ -9,8 +9,8 @@ use hawser_kvstore::{Keyspace, Limits, Op, Put};
 use serde::{Deserialize, Serialize};
 
 use super::data::{self, Shape};
-use super::part;
 use super::wire::{self, Pki};
+use crate::bench::part;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Args {
@@ -94,8 +94,9 @@ async fn write(what: Write, shape: &Shape, handles: &[KeyspaceHandle]) -> Result
         if what.rate > 0 {
             let due = Duration::from_secs_f64(f64::from(n) / f64::from(what.rate));
             // The timer's grain is a millisecond: what is due within it goes together.
-            if due > began.elapsed() {
-                tokio::time::sleep(due - began.elapsed()).await;
+            let early = due.saturating_sub(began.elapsed());
+            if !early.is_zero() {
+                tokio::time::sleep(early).await;
             }
         } else if n % 64 == 0 {
             tokio::task::yield_now().await;

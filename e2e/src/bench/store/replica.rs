@@ -21,8 +21,8 @@ use tokio::sync::mpsc;
 
 use super::data::{self, Origins, WIDTH};
 use super::delays::Delays;
-use super::part;
 use super::wire::{self, Pki};
+use crate::bench::part;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Args {

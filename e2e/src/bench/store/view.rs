@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::data::{self, Origins, WIDTH};
 use super::delays::Delays;
-use super::part;
 use super::wire::{self, Pki};
+use crate::bench::part;
 
 /// As the agent's.
 const QUEUE: usize = 4_096;

@@ -1,4 +1,4 @@
-//! The parts are processes of their own, so that memory and CPU are each one's: JSON lines in, JSON lines out.
+//! The parts of a benchmark are processes of their own, so that memory and CPU are each one's: JSON lines in, JSON lines out.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::binaries;
+use crate::place::Place;
 
 /// A running part; killed with the value.
 #[derive(Debug)]
@@ -30,8 +31,17 @@ pub(super) struct Usage {
 
 impl Part {
     pub(super) fn start(role: &'static str, args: &impl Serialize) -> Result<Self> {
-        let mut child = Command::new(binaries::find("hawser-lab")?)
-            .args(["store-part", role, &serde_json::to_string(args)?])
+        Self::start_by(Command::new(binaries::find("hawser-lab")?), role, args)
+    }
+
+    /// In a place of the lab.
+    pub(super) fn start_in(place: &Place, role: &'static str, args: &impl Serialize) -> Result<Self> {
+        Self::start_by(place.command(binaries::find("hawser-lab")?), role, args)
+    }
+
+    fn start_by(mut command: Command, role: &'static str, args: &impl Serialize) -> Result<Self> {
+        let mut child = command
+            .args(["bench-part", role, &serde_json::to_string(args)?])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -60,6 +70,13 @@ impl Part {
         self.hear()
     }
 
+    /// Nanoseconds of CPU of its first thread, exact.
+    pub(super) fn cpu_ns(&self) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/schedstat", self.child.id())).context("schedstat")?;
+        let first = text.split(' ').next().and_then(|first| first.parse().ok());
+        first.with_context(|| format!("schedstat of {} says {text:?}", self.role))
+    }
+
     pub(super) fn usage(&self) -> Result<Usage> {
         usage(self.child.id())
     }
@@ -84,6 +101,11 @@ pub(super) fn usage(pid: u32) -> Result<Usage> {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
     let peak: f64 = peak.context("VmHWM")?.parse()?;
     Ok(Usage { cpu_s: (ticks(11) + ticks(12)) / 100.0, peak_mib: peak / 1024.0 })
+}
+
+/// What a part is started with.
+pub(super) fn parse<T: DeserializeOwned>(args: &str) -> Result<T> {
+    serde_json::from_str(args).context("the part's arguments")
 }
 
 /// Of the part itself: what it is told, one value at a time.
