@@ -124,6 +124,9 @@ impl Objects {
             Object::EndpointSlice(o) => {
                 self.remove_slice(&o.key);
                 if let Some(service) = o.service() {
+                    // The service's own texts, where it came first.
+                    let known = self.services.get_key_value(&service).map(|(key, _)| key.clone());
+                    let service = known.unwrap_or(service);
                     self.slices_of.insert((service, Some(o.key.clone())));
                 }
                 self.slices.insert(o.key.clone(), o);

@@ -45,7 +45,7 @@ impl Version {
     }
 
     fn size(&self) -> usize {
-        self.live().map_or(0, |kv| kv.encoded().len())
+        self.live().map_or(0, |kv| kv.encoded_len())
     }
 
     fn count(&self) -> usize {
@@ -67,7 +67,7 @@ impl Versions {
 impl Tree {
     /// Of keys in order, each with its one version. O(keys), and the nodes are full.
     pub(crate) fn of_sorted(kvs: Vec<SharedKv>) -> Self {
-        let bytes = kvs.iter().map(|kv| kv.encoded().len()).sum();
+        let bytes = kvs.iter().map(|kv| kv.encoded_len()).sum();
         let entry =
             |kv: SharedKv| (Box::from(&kv.key[..]), Versions { newest: Version::Live(kv), older: None });
         let live = kvs.len();

@@ -7,6 +7,7 @@ mod epoch;
 mod health;
 mod identity;
 mod mesh;
+mod names;
 mod node;
 mod peer;
 mod routing;
@@ -22,11 +23,12 @@ pub use epoch::Epoch;
 pub use health::{ClusterHealth, HealthWord};
 pub use identity::{Identity, IdentityError, IdentityId, Label, Labels, ParseLabelsError};
 pub use mesh::{Encryption, MeshAddresses, MeshPlan, MeshPlanError, NodeIndex, ParseEncryptionError};
+pub use names::Names;
 pub use node::{
     AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
 };
 pub use peer::{CiliumPeer, ClusterConfig, ExportMode, ParseServerUrlError, Peer, PeerKind, ServerUrl};
-pub use routing::{Fallback, MinHealthy, OnLoss, ParseRoutingError, ResetAfter, Routing};
+pub use routing::{Fallback, MinHealthy, OnLoss, ParseRoutingError, ResetAfter, Routing, ZoneAffinity};
 pub use service::{
     Affinity, Endpoint, GlobalService, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
     ServicePort, SharedService,

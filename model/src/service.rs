@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cluster::shorten;
-use crate::{ClusterRef, IdentityId, Routing};
+use crate::{ClusterRef, IdentityId, Names, Routing};
 
 /// Namespace and name; the same pair means the same service in every cluster (namespace sameness).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +42,11 @@ impl ServiceKey {
     /// Namespace and name, to be shared.
     pub fn texts(&self) -> [&Arc<str>; 2] {
         [&self.namespace, &self.name]
+    }
+
+    /// Shares the namespace's text.
+    pub fn share(&mut self, names: &mut Names) {
+        names.share(&mut self.namespace);
     }
 }
 
@@ -115,6 +120,11 @@ impl PortName {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Shares its text.
+    pub fn share(&mut self, names: &mut Names) {
+        names.share(&mut self.0);
     }
 }
 

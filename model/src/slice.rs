@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cluster::shorten;
-use crate::{ClusterRef, NodeName, PortName, Protocol, ServiceKey};
+use crate::{ClusterRef, Names, NodeName, PortName, Protocol, ServiceKey};
 
 /// Namespace and name of an EndpointSlice; the name is an RFC 1123 subdomain.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +38,11 @@ impl SliceKey {
     /// Namespace and name, to be shared.
     pub fn texts(&self) -> [&Arc<str>; 2] {
         [&self.namespace, &self.name]
+    }
+
+    /// Shares the namespace's text.
+    pub fn share(&mut self, names: &mut Names) {
+        names.share(&mut self.namespace);
     }
 }
 

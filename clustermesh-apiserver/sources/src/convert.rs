@@ -13,8 +13,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::fields;
 use crate::{
-    Endpoint, Expression, Kind, Namespace, Node, Object, Pairs, Pod, PodPhase, Policy, Selector, Service,
-    ServiceExport, Slice, Traffic,
+    Endpoint, Expression, Kind, Namespace, Node, Object, Pairs, Place, Pod, PodPhase, Policy, Selector,
+    Service, ServiceExport, Slice, Traffic,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -287,10 +287,12 @@ fn slice_endpoint(from: fields::Endpoint, family: AddressFamily) -> Result<Endpo
         ready: conditions.ready,
         serving: conditions.serving,
         terminating: conditions.terminating,
-        hostname: from.hostname.map(Arc::from),
-        node_name: from.node_name.map(Arc::from),
-        zone: from.zone.map(Arc::from),
-        hint_zones: for_zones.into_iter().map(|zone| Arc::from(zone.name)).collect(),
+        hostname: from.hostname.map(Box::from),
+        place: Arc::new(Place {
+            node_name: from.node_name,
+            zone: from.zone,
+            hint_zones: for_zones.into_iter().map(|zone| zone.name).collect(),
+        }),
     })
 }
 

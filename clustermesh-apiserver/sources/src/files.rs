@@ -129,6 +129,16 @@ impl Files {
             }
         }
         let name = Arc::from(name);
+        let stated = |object: Object| {
+            let mut statements = Statements::default();
+            statements.insert(&name, object);
+            statements
+        };
+        if self.objects.is_empty() {
+            // Nodes of a map that is made at once are full: half the memory, where one file states everything.
+            self.objects = objects.into_iter().map(|o| (o.reference(), stated(o))).collect();
+            return;
+        }
         for object in objects {
             self.objects.entry(object.reference()).or_default().insert(&name, object);
         }

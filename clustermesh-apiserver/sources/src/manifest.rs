@@ -11,7 +11,7 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::kube::{Failure, ListSplitter};
-use crate::object::Names;
+use crate::object;
 use crate::{Kind, Object, convert};
 
 /// Why a file says nothing: the first thing wrong with it.
@@ -52,7 +52,8 @@ pub fn parse(text: &str) -> Result<Vec<Object>, ManifestError> {
 /// The objects of a JSON `kind: List`, read item by item: neither its text nor its items are ever held together. None for
 /// anything else and for whatever is wrong: [`parse`] finds it again, and says where.
 pub(crate) fn read_json_list(mut from: impl Read) -> Option<Vec<Object>> {
-    let (mut objects, mut splitter, mut names) = (Vec::new(), ListSplitter::default(), Names::default());
+    let (mut objects, mut splitter, mut known) =
+        (Vec::new(), ListSplitter::default(), object::Known::default());
     let mut buffer = vec![0; 64 << 10];
     loop {
         let count = from.read(&mut buffer).ok()?;
@@ -61,7 +62,7 @@ pub(crate) fn read_json_list(mut from: impl Read) -> Option<Vec<Object>> {
         }
         let taken = splitter.feed(&buffer[..count], |text| {
             if let Some(mut object) = item(text)? {
-                object.share(&mut names);
+                object.share(&mut known);
                 objects.push(object);
             }
             Ok(())

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hawser_model::{
-    AddressFamily, BootId, EndpointSlice, InternalTrafficPolicy, IpNet, NodeAddress, NodeName, PortName,
-    ServiceKey, ServicePort, SessionAffinity, SliceEndpoint, SliceKey, SlicePort, Timestamp,
+    AddressFamily, BootId, EndpointSlice, InternalTrafficPolicy, IpNet, Names, NodeAddress, NodeName,
+    PortName, ServiceKey, ServicePort, SessionAffinity, SliceEndpoint, SliceKey, SlicePort, Timestamp,
     TrafficDistribution,
 };
 
@@ -92,33 +92,44 @@ impl Object {
         ObjectRef { kind, namespace, name }
     }
 
-    /// Texts that many objects have become one that they share. Cost: its endpoints.
-    pub(crate) fn share(&mut self, names: &mut Names) {
-        let Self::EndpointSlice(slice) = self else { return };
-        let Some(slice) = Arc::get_mut(slice) else { return };
-        for endpoint in &mut slice.endpoints {
-            let texts = [&mut endpoint.node_name, &mut endpoint.zone].into_iter().flatten();
-            texts.chain(&mut endpoint.hint_zones).for_each(|text| names.share(text));
+    /// What many objects have becomes one that they share. Cost: its ports and endpoints.
+    pub(crate) fn share(&mut self, known: &mut Known) {
+        match self {
+            Self::Service(service) => {
+                let Some(service) = Arc::get_mut(service) else { return };
+                service.key.share(&mut known.names);
+                service.ports.iter_mut().for_each(|(name, _)| name.share(&mut known.names));
+            }
+            Self::EndpointSlice(slice) => {
+                let Some(slice) = Arc::get_mut(slice) else { return };
+                slice.key.share(&mut known.names);
+                slice.ports.iter_mut().for_each(|port| port.name.share(&mut known.names));
+                slice.endpoints.iter_mut().for_each(|endpoint| known.share(&mut endpoint.place));
+            }
+            _ => {}
         }
     }
 }
 
-/// Texts that many objects have: a cluster has few nodes and fewer zones. Bounded, so that it holds no more than it saves.
+/// What many objects have. Bounded, so that it holds no more than it saves.
 #[derive(Debug, Default)]
-pub(crate) struct Names(HashSet<Arc<str>>);
+pub(crate) struct Known {
+    names: Names,
+    places: HashSet<Arc<Place>>,
+}
 
-impl Names {
+impl Known {
     const MOST: usize = 10_000;
 
-    fn share(&mut self, text: &mut Arc<str>) {
-        if let Some(known) = self.0.get(&**text) {
-            *text = Arc::clone(known);
+    fn share(&mut self, place: &mut Arc<Place>) {
+        if let Some(known) = self.places.get(&**place) {
+            *place = Arc::clone(known);
             return;
         }
-        if self.0.len() >= Self::MOST {
-            self.0.clear();
+        if self.places.len() >= Self::MOST {
+            self.places.clear();
         }
-        self.0.insert(Arc::clone(text));
+        self.places.insert(Arc::clone(place));
     }
 }
 
@@ -223,17 +234,23 @@ pub struct Slice {
     pub ports: Box<[SlicePort]>,
 }
 
-/// A [`SliceEndpoint`] of which there are many: what is alike in them is one text.
+/// A [`SliceEndpoint`] of which there are many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub addresses: Box<[IpAddr]>,
     pub ready: Option<bool>,
     pub serving: Option<bool>,
     pub terminating: Option<bool>,
-    pub hostname: Option<Arc<str>>,
-    pub node_name: Option<Arc<str>>,
-    pub zone: Option<Arc<str>>,
-    pub hint_zones: Box<[Arc<str>]>,
+    pub hostname: Option<Box<str>>,
+    pub place: Arc<Place>,
+}
+
+/// Where an endpoint is: mostly the same for all on a node, and then one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Place {
+    pub node_name: Option<String>,
+    pub zone: Option<String>,
+    pub hint_zones: Vec<String>,
 }
 
 impl Endpoint {
@@ -251,16 +268,16 @@ impl Endpoint {
 
 impl From<&Endpoint> for SliceEndpoint {
     fn from(from: &Endpoint) -> Self {
-        let text = |text: &Option<Arc<str>>| text.as_deref().map(str::to_owned);
+        let Place { node_name, zone, hint_zones } = (*from.place).clone();
         Self {
             addresses: from.addresses.to_vec(),
             ready: from.ready,
             serving: from.serving,
             terminating: from.terminating,
-            hostname: text(&from.hostname),
-            node_name: text(&from.node_name),
-            zone: text(&from.zone),
-            hint_zones: from.hint_zones.iter().map(|zone| zone.to_string()).collect(),
+            hostname: from.hostname.as_deref().map(str::to_owned),
+            node_name,
+            zone,
+            hint_zones,
         }
     }
 }

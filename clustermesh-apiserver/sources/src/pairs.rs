@@ -1,4 +1,4 @@
-//! A small map of strings that is only read: labels, annotations, selectors. Two allocations, whatever it holds; as a
+//! A small map of strings that is only read: labels, annotations, selectors. One allocation, whatever it holds; as a
 //! `BTreeMap` it would be half a kilobyte and two more for each entry, and every service has three.
 
 use std::collections::BTreeMap;
@@ -11,25 +11,21 @@ use crate::Labelled;
 /// Pairs in the order of their keys. A look-up is linear: Kubernetes' objects have a handful.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Pairs {
-    /// Key, value, key, value.
+    /// Key, value, key, value, an [`END`] after each.
     text: Box<str>,
-    /// Where each of them ends.
-    ends: Box<[u32]>,
 }
+
+/// No label has it, and in an annotation it is taken for U+FFFD: neither means anything with it.
+const END: char = '\0';
 
 impl Pairs {
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.text.is_empty()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let mut start = 0;
-        self.ends.chunks_exact(2).map(move |ends| {
-            let (middle, end) = (ends[0] as usize, ends[1] as usize);
-            let pair = (&self.text[start..middle], &self.text[middle..end]);
-            start = end;
-            pair
-        })
+        let mut parts = self.text.split_terminator(END);
+        std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
     }
 
     pub fn get(&self, key: &str) -> Option<&str> {
@@ -44,17 +40,6 @@ impl Pairs {
     pub fn to_map(&self) -> BTreeMap<String, String> {
         self.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
-
-    /// Of pairs in the order of their keys, each key once.
-    fn of_sorted<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Self {
-        let mut text = String::with_capacity(pairs.clone().map(|(key, value)| key.len() + value.len()).sum());
-        let mut ends = Vec::with_capacity(2 * pairs.clone().count());
-        for part in pairs.flat_map(|(key, value)| [key, value]) {
-            text.push_str(part);
-            ends.push(u32::try_from(text.len()).expect("a file and an answer are far below 4 GiB"));
-        }
-        Self { text: text.into(), ends: ends.into() }
-    }
 }
 
 impl Labelled for Pairs {
@@ -65,7 +50,16 @@ impl Labelled for Pairs {
 
 impl From<&BTreeMap<String, String>> for Pairs {
     fn from(map: &BTreeMap<String, String>) -> Self {
-        Self::of_sorted(map.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+        let mut text =
+            String::with_capacity(map.iter().map(|(key, value)| key.len() + value.len() + 2).sum());
+        for part in map.iter().flat_map(|(key, value)| [key, value]) {
+            match part.contains(END) {
+                true => text.push_str(&part.replace(END, "\u{fffd}")),
+                false => text.push_str(part),
+            }
+            text.push(END);
+        }
+        Self { text: text.into() }
     }
 }
 
@@ -94,16 +88,18 @@ mod tests {
 
     #[test]
     fn pairs_are_what_a_map_would_be() {
-        let given = [("b", "2"), ("a", ""), ("", "empty"), ("b", "3"), ("ä\0", "\0")];
+        let given = [("b", "2"), ("a", ""), ("", "empty"), ("b", "3"), ("ä", "\n")];
         let map: BTreeMap<String, String> = given.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         let pairs: Pairs = given.into_iter().collect();
         assert_eq!(pairs, Pairs::from(&map));
         assert_eq!(pairs.to_map(), map);
-        for key in ["", "a", "b", "ä\0", "c"] {
+        for key in ["", "a", "b", "ä", "c"] {
             assert_eq!(pairs.get(key), map.get(key).map(String::as_str), "{key:?}");
         }
         assert!(Pairs::default().is_empty() && !pairs.is_empty());
         // The same text, cut elsewhere, is another map.
         assert_ne!(Pairs::from_iter([("a", "bc")]), Pairs::from_iter([("ab", "c")]));
+        let odd = Pairs::from_iter([("a\0b", "true\0")]);
+        assert_eq!(odd.iter().collect::<Vec<_>>(), [("a\u{fffd}b", "true\u{fffd}")]);
     }
 }

@@ -13,7 +13,7 @@ use crate::exports::NAMESPACES;
 use crate::objects::{Objects, Touched};
 
 /// Entries of a piece, about: what is held of a section beside what is in the keyspace.
-const PIECE: usize = 5_000;
+const PIECE: usize = 1_000;
 
 /// A part of the export that is made from the same objects, and the keys that are its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

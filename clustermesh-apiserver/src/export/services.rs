@@ -86,7 +86,7 @@ impl Export {
         let routing = wishes.routing(service.traffic.session_affinity);
         let zones = match routing.zone_affinity {
             ZoneAffinity::None => BTreeMap::new(),
-            ZoneAffinity::Local => of_each(slices, |endpoint| endpoint.zone.as_ref()),
+            ZoneAffinity::Local => of_each(slices, |endpoint| endpoint.place.zone.as_deref()),
         };
         GlobalService {
             cluster: self.cluster.clone(),
@@ -111,8 +111,8 @@ impl Export {
             cluster: self.cluster.clone(),
             key: service.key.clone(),
             frontends: service.cluster_ips.iter().map(|ip| (*ip, service.port_map())).collect(),
-            hostnames: of_each(slices, |endpoint| endpoint.hostname.as_ref()),
-            zones: of_each(slices, |endpoint| endpoint.zone.as_ref()),
+            hostnames: of_each(slices, |endpoint| endpoint.hostname.as_deref()),
+            zones: of_each(slices, |endpoint| endpoint.place.zone.as_deref()),
             backends,
             draining: draining(slices),
             labels: service.labels.to_map(),
@@ -136,7 +136,7 @@ impl Export {
 }
 
 /// A text of each backend that has it, by address.
-fn of_each(slices: &[Slice], text: fn(&Endpoint) -> Option<&Arc<str>>) -> BTreeMap<IpAddr, String> {
+fn of_each(slices: &[Slice], text: fn(&Endpoint) -> Option<&str>) -> BTreeMap<IpAddr, String> {
     let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).filter(|e| e.is_backend());
     let pairs = endpoints.flat_map(|endpoint| {
         let text = text(endpoint);

@@ -3,6 +3,7 @@
 //! A kilobyte can decompress into gigabytes, and a megabyte of empty messages into a gigabyte of structs: the first is
 //! stopped by bounds on window and output, the second by counting fields before any struct is made.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Read;
 
@@ -272,7 +273,15 @@ pub fn encode(slice: &EndpointSlice) -> Bytes {
         endpoints: endpoints.collect(),
         ports: ports.collect(),
     };
-    zstd::bulk::compress(&message.encode_to_vec(), zstd::DEFAULT_COMPRESSION_LEVEL)
-        .expect("compressing a bounded message in memory does not fail")
-        .into()
+    compress(&message.encode_to_vec())
+}
+
+thread_local! {
+    /// A compressor's tables are some hundred kilobytes, and making them takes longer than compressing a slice.
+    static COMPRESSOR: RefCell<zstd::bulk::Compressor<'static>> = RefCell::default();
+}
+
+fn compress(plain: &[u8]) -> Bytes {
+    let packed = COMPRESSOR.with_borrow_mut(|compressor| compressor.compress(plain));
+    packed.expect("compressing a bounded message in memory does not fail").into()
 }

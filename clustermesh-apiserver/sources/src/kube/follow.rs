@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::object::Names;
+use crate::object;
 use crate::{Kind, Object, ObjectRef, Problem, SourceEvent};
 
 /// Objects in one answer to a list.
@@ -119,7 +119,7 @@ pub(crate) struct Follow {
     not_before: Option<Instant>,
     problem: Option<Problem>,
     outputs: VecDeque<Output>,
-    names: Names,
+    shared: object::Known,
 }
 
 impl Follow {
@@ -138,7 +138,7 @@ impl Follow {
             not_before: None,
             problem: None,
             outputs: VecDeque::new(),
-            names: Names::default(),
+            shared: object::Known::default(),
         }
     }
 
@@ -260,7 +260,7 @@ impl Follow {
         let was_unreadable = std::mem::replace(&mut entry.unreadable, object.is_err());
         match object {
             Ok(mut object) => {
-                object.share(&mut self.names);
+                object.share(&mut self.shared);
                 entry.told = true;
                 self.outputs.push_back(Output::Say(SourceEvent::Upsert(object)));
                 if was_unreadable {

@@ -36,9 +36,12 @@ impl ListSplitter {
         bytes: &[u8],
         mut item: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        for &byte in bytes {
+        let mut rest = bytes;
+        while let Some((&byte, after)) = rest.split_first() {
+            rest = after;
             if self.in_items && self.depth >= 2 {
                 self.in_items(byte, &mut item)?;
+                rest = self.plain(rest)?;
             } else {
                 self.outside(byte)?;
             }
@@ -52,6 +55,26 @@ impl ListSplitter {
             0 if !self.head.is_empty() => Ok(&self.head),
             _ => Err(Failure::Malformed("the list ended in its middle".into())),
         }
+    }
+
+    /// Takes what comes before the next byte that could change anything: most of an item is such text.
+    fn plain<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Failure> {
+        if self.depth <= 2 || self.escaped {
+            return Ok(bytes);
+        }
+        let in_string = self.in_string;
+        let turns = |byte: &u8| match byte {
+            b'"' => true,
+            b'\\' => in_string,
+            b'{' | b'}' | b'[' | b']' => !in_string,
+            _ => false,
+        };
+        let (plain, rest) = bytes.split_at(bytes.iter().position(turns).unwrap_or(bytes.len()));
+        if self.item.len() + plain.len() > MAX_OBJECT {
+            return Err(too_long("an item of the list", MAX_OBJECT));
+        }
+        self.item.extend_from_slice(plain);
+        Ok(rest)
     }
 
     fn in_items(

@@ -40,8 +40,8 @@ impl Message {
             chunks.field(EVENTS, event_len(event, prev_kv));
             chunks.put(event.encoded());
             if let Some(prev) = event.prev().filter(|_| prev_kv) {
-                chunks.field(PREV_KV, prev.encoded().len());
-                chunks.put(prev.encoded());
+                chunks.field(PREV_KV, prev.encoded_len());
+                chunks.put(&prev.encode());
             }
         }
         Self(chunks.finish())
@@ -81,7 +81,7 @@ impl Message {
 
 fn event_len(event: &Event, prev_kv: bool) -> usize {
     let prev = event.prev().filter(|_| prev_kv);
-    event.encoded().len() + prev.map_or(0, |prev| field_len(prev.encoded().len()))
+    event.encoded().len() + prev.map_or(0, |prev| field_len(prev.encoded_len()))
 }
 
 /// Of a length-delimited field with a number below 16.
