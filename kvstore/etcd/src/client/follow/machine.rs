@@ -224,7 +224,7 @@ impl Machine {
         if message.events.is_empty() {
             return self.progress(&message, header.revision, now);
         }
-        if let Some(has) = self.told_already(&message) {
+        if let Some(has) = self.goes_back(&message) {
             return self.relist(ResetReason::Behind { had: self.merge.newest(), has }, now);
         }
         if let Err(why) = self.events(message) {
@@ -233,13 +233,14 @@ impl Machine {
         self.drain(now);
     }
 
-    /// The revision of an event that comes after the server's word that everything up to it had come: what it left out
-    /// before is not known. Of a server whose word is not trusted, such an event is only a late one.
-    fn told_already(&self, message: &pb::WatchResponse) -> Option<Revision> {
+    /// The revision of an event that comes after a later one, or after the server's word that everything up to it had come: a
+    /// watch is in order, so what else it left out is not known. O(events).
+    fn goes_back(&self, message: &pb::WatchResponse) -> Option<Revision> {
         let range = usize::try_from(message.watch_id - 1).ok().filter(|range| *range < self.ranges.len())?;
-        let through = self.merge.through(range);
-        let mut revisions = message.events.iter().filter_map(|event| Some(event.kv.as_ref()?.mod_revision));
-        revisions.find(|revision| self.trust_progress && *revision <= through)
+        let mut least = self.merge.least(range);
+        let revisions = message.events.iter().filter_map(|event| Some(event.kv.as_ref()?.mod_revision));
+        let mut possible = revisions.filter(|revision| checks::revision(*revision).is_ok());
+        possible.find(|revision| *revision < std::mem::replace(&mut least, *revision))
     }
 
     pub(super) fn handle_watch_ended(&mut self, why: String, now: Time) {

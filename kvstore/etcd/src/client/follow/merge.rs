@@ -57,9 +57,9 @@ impl Merge {
         self.through.iter().copied().max().unwrap_or(0)
     }
 
-    /// Everything up to here has arrived in `range`.
-    pub(super) fn through(&self, range: usize) -> Revision {
-        self.through[range]
+    /// What comes next in `range` is not before it.
+    pub(super) fn least(&self, range: usize) -> Revision {
+        (self.through[range] + 1).max(self.partial[range])
     }
 
     /// A change that arrived, if it may be given now. `None`: it waits, or is old.

@@ -387,6 +387,25 @@ fn a_server_that_took_its_word_back_is_listed_because_what_it_left_out_is_not_kn
 }
 
 #[test]
+fn a_server_whose_events_go_back_is_listed_whatever_its_word_is_worth() {
+    for trust_progress in [false, true] {
+        for backward in [vec![put("a/1", 9)], vec![put("a/1", 12), put("a/2", 11)]] {
+            let ranges = vec![KeyRange::prefix("a/")];
+            let mut story = Story::new(FollowConfig { trust_progress, ..FollowConfig::new(ranges) });
+            story.machine.handle_page(page(10, &[], false), story.now);
+            story.machine.handle_watch(created(1, 10), story.now);
+            story.told();
+            assert_eq!(story.hear(message(1, 12, backward)), ["close", "list a/ @0"]);
+        }
+    }
+    let mut story = Story::following(&[]);
+    let part = pb::WatchResponse { fragment: true, ..message(1, 12, vec![put("a/1", 12)]) };
+    story.hear(part);
+    let rest = story.hear(message(1, 12, vec![put("a/2", 12)]));
+    assert_eq!(rest, ["put a/2@12", "progress 12"], "one revision in two pieces does not");
+}
+
+#[test]
 fn lists_that_follow_each_other_soon_wait_longer_and_longer() {
     let mut story = Story::following(&[]);
     let mut waits = Vec::new();
