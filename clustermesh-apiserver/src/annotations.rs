@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use hawser_model::{Affinity, Fallback, MinHealthy, OnLoss, ResetAfter, Routing, SessionAffinity};
+use hawser_model::{
+    Affinity, Fallback, MinHealthy, OnLoss, ResetAfter, Routing, SessionAffinity, ZoneAffinity,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Wishes {
@@ -34,15 +36,14 @@ const ORDER: Name = ("hawser.io/cluster-order", None);
 const FALLBACK: Name = ("hawser.io/fallback", None);
 const SESSION: Name = ("hawser.io/session-affinity", None);
 const ON_DATA_PLANE_LOSS: Name = ("hawser.io/on-data-plane-loss", None);
+const ON_CONTROL_PLANE_LOSS: Name = ("hawser.io/on-control-plane-loss", None);
+const DRAIN_GRACE: Name = ("hawser.io/drain-grace", None);
+const ZONE_AFFINITY: Name = ("hawser.io/zone-affinity", None);
 const RESET_AFTER: Name = ("hawser.io/reset-after", None);
 
 /// Not carried out yet, and the one value that asks for what is done anyway.
-const LATER: [(Name, &str); 4] = [
-    (("hawser.io/algorithm", Some("service.cilium.io/lb-algorithm")), "random"),
-    (("hawser.io/zone-affinity", None), "none"),
-    (("hawser.io/on-control-plane-loss", None), "keep"),
-    (("hawser.io/drain-grace", None), ""),
-];
+const LATER: [(Name, &str); 1] =
+    [(("hawser.io/algorithm", Some("service.cilium.io/lb-algorithm")), "random")];
 
 impl Wishes {
     /// What is meant, and what could not be understood. What is not understood is not done: the service is not global,
@@ -107,6 +108,15 @@ impl<'a> Reader<'a> {
             on_data_plane_loss: self
                 .parsed(ON_DATA_PLANE_LOSS, OnLoss::parse, "it is \"drain\"")
                 .unwrap_or(default.on_data_plane_loss),
+            on_control_plane_loss: self
+                .parsed(ON_CONTROL_PLANE_LOSS, OnLoss::parse, "it is \"keep\"")
+                .unwrap_or(default.on_control_plane_loss),
+            drain_grace_seconds: self
+                .parsed(DRAIN_GRACE, Routing::parse_drain_grace, "there is none")
+                .unwrap_or(default.drain_grace_seconds),
+            zone_affinity: self
+                .parsed(ZONE_AFFINITY, ZoneAffinity::parse, "zones do not count")
+                .unwrap_or(default.zone_affinity),
             reset_after: self.parsed(RESET_AFTER, ResetAfter::parse, "the agents' own setting counts"),
         };
         if routing.min_healthy.is_some() && routing.affinity != Affinity::Local {
@@ -197,6 +207,9 @@ impl<'a> Reader<'a> {
             FALLBACK,
             SESSION,
             ON_DATA_PLANE_LOSS,
+            ON_CONTROL_PLANE_LOSS,
+            DRAIN_GRACE,
+            ZONE_AFFINITY,
             RESET_AFTER,
         ];
         let is_known = |name: &str| {
@@ -283,6 +296,9 @@ mod tests {
             ("hawser.io/fallback", "none"),
             ("hawser.io/session-affinity", "ClientIP=600s"),
             ("hawser.io/on-data-plane-loss", "keep"),
+            ("hawser.io/on-control-plane-loss", "drain"),
+            ("hawser.io/drain-grace", "30s"),
+            ("hawser.io/zone-affinity", "local"),
             ("hawser.io/reset-after", "never"),
         ];
         let (wishes, problems) = read(&good);
@@ -295,6 +311,8 @@ mod tests {
         assert_eq!((routing.weights.len(), routing.order.len()), (2, 2));
         assert_eq!((routing.fallback, routing.on_data_plane_loss), (Fallback::None, OnLoss::Keep));
         assert_eq!(routing.reset_after, Some(ResetAfter::Never));
+        assert_eq!((routing.on_control_plane_loss, routing.drain_grace_seconds), (OnLoss::Drain, 30));
+        assert_eq!(routing.zone_affinity, ZoneAffinity::Local);
         for (name, _) in &good[1..] {
             let (wishes, problems) = read(&[global, (name, "nonsense!")]);
             assert_eq!(wishes.routing(SessionAffinity::None), Routing::default(), "{name}");

@@ -58,6 +58,7 @@ impl Object {
                 key,
                 frontends: PortMap::new(),
                 backends: ips.into_iter().map(|ip| (ip, BTreeMap::new())).collect(),
+                draining: Default::default(),
                 hostnames: BTreeMap::new(),
                 zones: BTreeMap::new(),
                 labels: labels(label),

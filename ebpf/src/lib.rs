@@ -16,6 +16,6 @@ mod sys;
 
 pub use attach::{Attachments, Hook};
 pub use error::{AttachError, LoadError, MapError, UninstallError};
-pub use load::{Datapath, LoadConfig, TcKind, retire, uninstall};
-pub use maps::{Maps, SyncReport};
+pub use load::{Datapath, LoadConfig, TcKind, can_set_keep_alive, retire, uninstall};
+pub use maps::{Connection, Maps, SyncReport};
 pub use runs::{Run, RunAllocator};

@@ -35,6 +35,13 @@ impl TcKind {
     }
 }
 
+/// Whether `connect` can tell that a program chose no keep-alive of its own, and so may set it: kernel 6.1
+/// (commit 65ddc82d3b96).
+pub fn can_set_keep_alive() -> bool {
+    let running = aya::util::KernelVersion::current();
+    running.is_ok_and(|running| running >= aya::util::KernelVersion::new(6, 1, 0))
+}
+
 /// Where things are; found in mountinfo by the caller, never by path.
 #[derive(Clone, Debug)]
 pub struct LoadConfig {

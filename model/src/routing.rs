@@ -22,6 +22,12 @@ pub struct Routing {
     pub session_seconds: Option<u32>,
     /// A cluster or node does not answer through the tunnel.
     pub on_data_plane_loss: OnLoss,
+    /// A cluster's keyspace cannot be read.
+    pub on_control_plane_loss: OnLoss,
+    /// How long a backend that was withdrawn is still served to those that use it.
+    pub drain_grace_seconds: u32,
+    /// Backends in the zone of the client's node come first.
+    pub zone_affinity: ZoneAffinity,
     /// When established connections to what is lost are ended. None: as the agent's configuration says.
     pub reset_after: Option<ResetAfter>,
 }
@@ -36,6 +42,9 @@ impl Default for Routing {
             fallback: Fallback::Any,
             session_seconds: None,
             on_data_plane_loss: OnLoss::Drain,
+            on_control_plane_loss: OnLoss::Keep,
+            drain_grace_seconds: 0,
+            zone_affinity: ZoneAffinity::None,
             reset_after: None,
         }
     }
@@ -50,6 +59,8 @@ impl Routing {
     pub const MAX_SESSION_SECONDS: u32 = 86_400;
     /// Kubernetes' default.
     pub const SESSION_SECONDS: u32 = 10_800;
+    /// An hour.
+    pub const MAX_DRAIN_GRACE_SECONDS: u32 = 3_600;
 
     /// `us-east=80,eu-west=20`.
     pub fn parse_weights(text: &str) -> Result<BTreeMap<ClusterName, u16>, ParseRoutingError> {
@@ -94,6 +105,20 @@ impl Routing {
             }
             _ => Err(ParseRoutingError::Session { text: shorten(text) }),
         }
+    }
+}
+
+impl Routing {
+    /// `30s`, `10m` or `0s`.
+    pub fn parse_drain_grace(text: &str) -> Result<u32, ParseRoutingError> {
+        let wrong = || ParseRoutingError::DrainGrace { text: shorten(text) };
+        let (digits, unit) = match (text.strip_suffix('s'), text.strip_suffix('m')) {
+            (Some(digits), _) => (digits, 1),
+            (_, Some(digits)) => (digits, 60),
+            _ => return Err(wrong()),
+        };
+        let seconds = digits.parse().ok().and_then(|number: u32| number.checked_mul(unit));
+        seconds.filter(|seconds| *seconds <= Self::MAX_DRAIN_GRACE_SECONDS).ok_or_else(wrong)
     }
 }
 
@@ -164,7 +189,34 @@ impl Fallback {
     }
 }
 
-/// What becomes of a cluster that does not answer through the tunnel, and of its nodes.
+/// Whether the zone of the client's node matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ZoneAffinity {
+    #[default]
+    None,
+    /// Backends of the same zone, of whatever cluster, while one of them is healthy.
+    Local,
+}
+
+impl ZoneAffinity {
+    pub fn parse(text: &str) -> Result<Self, ParseRoutingError> {
+        match text {
+            "none" => Ok(Self::None),
+            "local" => Ok(Self::Local),
+            other => Err(ParseRoutingError::ZoneAffinity { text: shorten(other) }),
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// What becomes of a cluster that is lost in one of two ways (decision 8): it does not answer through the tunnel (nor do
+/// nodes of it), or its keyspace cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnLoss {
     /// Go on as if nothing had happened.
@@ -244,6 +296,10 @@ pub enum ParseRoutingError {
     TooMany,
     #[error("{text:?} is none of any, none")]
     Fallback { text: String },
+    #[error("{text:?} is none of none, local")]
+    ZoneAffinity { text: String },
+    #[error("{text:?} is no time of at most an hour (0s, 30s, 10m)")]
+    DrainGrace { text: String },
     #[error("{text:?} is none of keep, drain")]
     OnLoss { text: String },
     #[error("{text:?} is neither a time of at most an hour (500ms, 2s, 10m) nor never")]
@@ -274,6 +330,16 @@ mod tests {
         assert_eq!(Routing::parse_session("None"), Ok(None));
         for odd in ["clientip", "ClientIP=600", "ClientIP=0s", "ClientIP=86401s", "ClientIP="] {
             assert!(Routing::parse_session(odd).is_err(), "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn a_grace_is_a_time_of_at_most_an_hour() {
+        for (text, seconds) in [("0s", 0), ("30s", 30), ("10m", 600), ("3600s", 3_600)] {
+            assert_eq!(Routing::parse_drain_grace(text), Ok(seconds));
+        }
+        for odd in ["", "30", "s", "-1s", "3601s", "61m", "30 s", "500ms", "99999999m", "1h"] {
+            assert!(Routing::parse_drain_grace(odd).is_err(), "{odd:?}");
         }
     }
 

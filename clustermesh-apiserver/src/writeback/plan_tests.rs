@@ -30,6 +30,7 @@ fn says(addresses: impl IntoIterator<Item = u32>) -> Remote {
         key: cart(),
         frontends: BTreeMap::new(),
         backends: addresses.into_iter().map(|n| (ip(n), ports.clone())).collect(),
+        draining: Default::default(),
         hostnames: BTreeMap::new(),
         zones: BTreeMap::new(),
         labels: BTreeMap::new(),

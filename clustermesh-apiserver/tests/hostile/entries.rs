@@ -132,6 +132,7 @@ fn service(of: u32, n: u32, backend: &str) -> Entry {
         key: ServiceKey::new("shop", &format!("cart-{n}")).unwrap(),
         frontends: PortMap::new(),
         backends: [(ip(backend), ports)].into_iter().collect(),
+        draining: Default::default(),
         hostnames: BTreeMap::new(),
         zones: BTreeMap::new(),
         labels: BTreeMap::new(),

@@ -13,13 +13,15 @@ pub(crate) struct Cart {
     pub(crate) affinity: Option<String>,
     /// False: the deployment is scaled to zero.
     pub(crate) endpoints: bool,
+    /// Its pods terminate: not ready, serving all the same.
+    pub(crate) terminating: bool,
     /// False: the annotation `hawser.io/global` is absent.
     pub(crate) global: bool,
 }
 
 impl Default for Cart {
     fn default() -> Self {
-        Self { affinity: None, endpoints: true, global: true }
+        Self { affinity: None, endpoints: true, terminating: false, global: true }
     }
 }
 
@@ -239,9 +241,9 @@ pub(crate) fn endpoint_slices(cluster: &ClusterPlan, cart: &Cart) -> String {
                 "- addresses:
   - {ip}
   conditions:
-    ready: true
+    ready: {ready}
     serving: true
-    terminating: false
+    terminating: {terminating}
   nodeName: {node}
   targetRef:
     kind: Pod
@@ -250,6 +252,8 @@ pub(crate) fn endpoint_slices(cluster: &ClusterPlan, cart: &Cart) -> String {
     uid: {uid}
 ",
                 ip = pod.address,
+                ready = !cart.terminating,
+                terminating = cart.terminating,
                 node = node.name,
                 name = pod.name,
                 uid = uid(cluster, 3, number),

@@ -174,6 +174,16 @@ impl Cluster {
         pods.find(|pod| pod.plan.name == name).expect("a pod of the plan")
     }
 
+    /// The server of a pod ends, as when the pod does.
+    ///
+    /// # Panics
+    /// When the plan has no such pod, or it serves nothing.
+    pub fn kill_server(&mut self, pod: &str) -> Result<()> {
+        let mut pods = self.nodes.iter_mut().flat_map(|node| &mut node.pods);
+        let pod = pods.find(|found| found.plan.name == pod).expect("a pod of the plan");
+        pod.server.as_mut().expect("a pod that serves").kill()
+    }
+
     /// `shop/cart` as this cluster's clients know it.
     pub fn service_address(&self) -> String {
         format!("{}:{}", self.plan.service_ip(), crate::plan::SERVICE_PORT)
@@ -194,6 +204,12 @@ impl Cluster {
     /// Scales the deployment behind `shop/cart` to zero or back. The pods' servers go on: connections drain.
     pub fn set_endpoints(&mut self, endpoints: bool) -> Result<()> {
         self.cart.endpoints = endpoints;
+        self.write_endpoints()
+    }
+
+    /// The pods behind `shop/cart` are deleted, and have not ended yet; or it was not so.
+    pub fn set_terminating(&mut self, terminating: bool) -> Result<()> {
+        self.cart.terminating = terminating;
         self.write_endpoints()
     }
 }

@@ -28,8 +28,9 @@ pub struct DesiredDatapath {
 pub struct ServiceSpec {
     /// How long a client keeps its backend; 0 = it does not.
     pub session_seconds: u32,
-    /// By cluster id; at most [`crate::MAX_SLICES`]. A cluster without backends may be left out.
-    pub slices: BTreeMap<u16, SliceSpec>,
+    /// By cluster id, and a number of its own below [`crate::MAX_GROUPS`] for each group of the cluster's backends that has
+    /// another tier; at most [`crate::MAX_SLICES`]. A cluster without backends may be left out.
+    pub slices: BTreeMap<(u16, u8), SliceSpec>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,4 +51,6 @@ pub struct BackendSpec {
     pub port: Port,
     /// Slot in `node_health`; 0 = none.
     pub node: u32,
+    /// Takes nothing new while another backend can: to be in a tier of its own.
+    pub draining: bool,
 }

@@ -60,6 +60,8 @@ pub mod size {
 
 /// The most clusters one service can have slices of: the choice is one bounded pass over them.
 pub const MAX_SLICES: u32 = 512;
+/// The most slices one cluster can have of one service.
+pub const MAX_GROUPS: u32 = 4;
 
 pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
@@ -93,6 +95,12 @@ pub const TIERS: u8 = 16;
 
 /// A socket that sends UDP to a service without connecting keeps its backend while it is not idle for this long.
 pub const UDP_IDLE_SECONDS: u32 = 60;
+
+/// [`Backend::flags`]: takes nothing new while another one can. Who is pinned to it stays.
+pub const BACKEND_DRAINING: u8 = 1;
+
+/// [`Exported::flags`]: withdrawn, and for a while still there for what is established.
+pub const EXPORTED_CLOSING: u32 = 1;
 
 /// [`IpEntry::flags`]: behind the tunnel. Such an address is believed only on a packet that `tunnel_in` saw.
 pub const IP_REMOTE: u16 = 1;
@@ -148,7 +156,8 @@ plain! {
 }
 
 plain! {
-    /// `slices` (ARRAY): what one cluster contributes to one service. A service's slices lie side by side.
+    /// `slices` (ARRAY): what one cluster contributes to one service, or one group of its backends. A service's slices lie side
+    /// by side, ordered by cluster.
     pub struct Slice: 28 {
         /// Service id and generation: a reader that finds others was overtaken by a reuse and starts again.
         pub service: u32,
@@ -179,8 +188,8 @@ plain! {
         pub port: Port,
         pub cluster: u16,
         pub proto: u8,
-        pub pad0: u8,
-        pub pad1: u16,
+        pub flags: u8,
+        pub pad: u16,
     }
 }
 
@@ -216,6 +225,14 @@ plain! {
     /// node: backends of exported global services, and services on the own mesh address.
     pub struct Exported: 4 {
         pub flags: u32,
+    }
+}
+
+impl Exported {
+    /// Connections may be begun.
+    #[inline(always)]
+    pub const fn takes_new(&self) -> bool {
+        self.flags & EXPORTED_CLOSING == 0
     }
 }
 

@@ -160,6 +160,14 @@ reasons! {
         "A connection to a cluster or node that is down was to be reset, but the packet could not be turned round.";
     KeepAliveSet = "keep-alive-set", "connect", Note,
         "A connection to another cluster was given TCP keep-alive, so that one that only waits is ended too.";
+    ConnectDraining = "connect-draining", "connect, sendmsg", Pass,
+        "Only backends that are about to end are left of a global service, and one of them was chosen.";
+    PodFromRefused = "pod-from-refused", "pod_from", Drop,
+        "A UDP message of a flow to a cluster or node that is down came back to its pod as ICMP port unreachable.";
+    TunnelInRefused = "tunnel-in-refused", "tunnel_in", Drop,
+        "A UDP message from the mesh for a pod that is gone, or whose port is not exported, was answered with ICMP port unreachable.";
+    PinDraining = "pin-draining", "connect, sendmsg", Note,
+        "A client's backend by session affinity is about to end, so another one was looked for.";
 }
 
 impl fmt::Display for Reason {

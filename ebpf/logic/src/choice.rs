@@ -1,8 +1,8 @@
 //! The two-level choice: first the cluster, by tier, weight and health, then a backend of its slice.
 //!
-//! Every slice has a *tier*: affinity, a cluster order and their fallbacks are nothing else by the time they are here. The
-//! lowest tier that yields a healthy backend gets the connection. Where no tier does, the choice is made once more with
-//! health ignored: *panic mode*, counted.
+//! Every slice has a *tier*: affinity, a cluster order, zones, draining and their fallbacks are nothing else by the time they
+//! are here; a cluster has as many slices as its backends have tiers. The lowest tier that yields a healthy backend gets the
+//! connection. Where no tier does, the choice is made once more with health ignored: *panic mode*, counted.
 //!
 //! One pass over the slices finds the lowest tier with a healthy cluster and draws one of its clusters by weight (a
 //! reservoir of one). Then that slice's backends are probed ([`STARTS`] random looks, then in order, up to [`PROBES`]),
@@ -16,11 +16,11 @@
 //! without touching the connection.
 
 use hawser_ebpf_abi::{
-    Addr, Backend, CONFIG_OWN_STALE, Config, HEALTH_FULL_WEIGHT, MAX_SLICES, Port, Reason, Service,
-    ServiceKey, Slice, TIERS,
+    Addr, BACKEND_DRAINING, Backend, CONFIG_OWN_STALE, Config, HEALTH_FULL_WEIGHT, MAX_SLICES, Port, Reason,
+    Service, ServiceKey, Slice, TIERS,
 };
 
-use crate::pin::{Held, Wanted, held};
+use crate::pin::{Held, Wanted, held, held_in_slice};
 use crate::random::{self, below};
 use crate::{forgotten, weight_of};
 
@@ -60,9 +60,13 @@ pub trait Tables {
         probe(self, query, drawn.start, drawn.tier, turn)
     }
 
-    /// Whether a service still has a backend.
+    /// Whether a service still has a backend, and whether one slice has it.
     fn held(&self, wanted: Wanted) -> Held {
         held(self, wanted)
+    }
+
+    fn held_in_slice(&self, wanted: Wanted) -> Held {
+        held_in_slice(self, wanted)
     }
 }
 
@@ -123,7 +127,13 @@ pub fn choose<T: Tables + ?Sized>(
             Probe::OwnStale => return Choice::Untouched(Reason::ConnectOwnStale),
             Probe::Backend { at } => match tables.backend(at) {
                 Some(b) if b.service == service.id => {
-                    let reason = if panic != 0 { Reason::ConnectPanic } else { Reason::ConnectChosen };
+                    let reason = if panic != 0 {
+                        Reason::ConnectPanic
+                    } else if b.flags & BACKEND_DRAINING != 0 {
+                        Reason::ConnectDraining
+                    } else {
+                        Reason::ConnectChosen
+                    };
                     return Choice::Backend { addr: b.addr, port: b.port, cluster: b.cluster, reason };
                 }
                 _ => torn = true,

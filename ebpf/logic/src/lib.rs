@@ -10,6 +10,7 @@ pub mod packet;
 pub mod pin;
 pub mod random;
 pub mod reflect;
+pub mod refuse;
 pub mod reset;
 pub mod verdict;
 

@@ -2,13 +2,14 @@
 //!
 //! A pin remembers an address, never a slot: at every use it is held against what the service has now, so it survives any
 //! change of the other backends, and ends when the backend is withdrawn, unhealthy, or the client was idle for too long.
-//! While nothing at all is healthy the client stays where it is.
+//! While nothing at all is healthy the client stays where it is. A backend that is about to end keeps its sockets; session
+//! affinity is about new connections, which go elsewhere while there is anything else.
 //!
 //! Cost of a use: two hash look-ups, log2(clusters) + log2(backends of the cluster) array look-ups.
 
 use hawser_ebpf_abi::{
-    Addr, Backend, Config, HEALTH_FULL_WEIGHT, IPPROTO_UDP, Pin, PinKey, Port, Reason, Service, ServiceKey,
-    Slice, UDP_IDLE_SECONDS,
+    Addr, BACKEND_DRAINING, Config, HEALTH_FULL_WEIGHT, IPPROTO_UDP, MAX_GROUPS, Pin, PinKey, Port, Reason,
+    Service, ServiceKey, Slice, UDP_IDLE_SECONDS,
 };
 
 use crate::choice::{Choice, Tables, choose, stale_cluster};
@@ -59,13 +60,14 @@ pub fn assign<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Confi
     let pin_key = PinKey { client: clients.cookie(client), service: service.id, pad: 0 };
     // A pin of zeroes is none: no backend has port 0. (An Option would leave registers unset, which the verifier minds.)
     let pin = clients.pin(client, &pin_key).unwrap_or_default();
-    let mut unhealthy = false;
+    // The outcome of a choice that is no better than what the client has.
+    let mut no_better = Reason::ConnectOther as u32;
     if pin.port.wire() != 0 {
         if now.wrapping_sub(pin.seen) > idle as u64 * NANOS {
             clients.note(Reason::PinIdle);
         } else {
             match clients.held(Wanted::new(&service, &pin)) {
-                Held::Healthy => {
+                held @ (Held::Healthy | Held::Draining) if keeps(client, held) => {
                     if pin.cluster == stale_cluster(config) {
                         return Choice::Untouched(Reason::ConnectOwnStale);
                     }
@@ -73,7 +75,11 @@ pub fn assign<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Confi
                 }
                 Held::Unhealthy => {
                     clients.note(Reason::PinUnhealthy);
-                    unhealthy = true;
+                    no_better = Reason::ConnectPanic as u32;
+                }
+                Held::Draining | Held::Healthy => {
+                    clients.note(Reason::PinDraining);
+                    no_better = Reason::ConnectDraining as u32;
                 }
                 Held::Gone => clients.note(Reason::PinGone),
                 // The choice finds out as well, and knows what to do.
@@ -83,13 +89,18 @@ pub fn assign<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Confi
     }
     let choice = choose(clients, key, service, config, clients.seed());
     let Choice::Backend { addr, port, cluster, reason } = choice else { return choice };
-    if unhealthy && reason as u32 == Reason::ConnectPanic as u32 {
+    if reason as u32 == no_better {
         return stay(clients, client, &pin_key, pin, now, reason);
     }
     let pin = Pin { seen: now, addr, port, cluster, pad: 0 };
     let written = clients.write_pin(client, &pin_key, &pin);
     clients.note(if written { Reason::PinMade } else { Reason::PinForgotten });
     choice
+}
+
+#[inline(always)]
+fn keeps(client: Client, held: Held) -> bool {
+    held as u32 == Held::Healthy as u32 || client as u32 == Client::Socket as u32
 }
 
 /// Its use is written once a second at most: a pin's time is at least that much.
@@ -109,7 +120,7 @@ fn stay<C: Clients + ?Sized>(
     Choice::Backend { addr: pin.addr, port: pin.port, cluster: pin.cluster, reason }
 }
 
-/// A backend that a service may still have, small enough to travel as five integers (see [`Tables::held`]).
+/// A backend that a service may still have, and the slice of it that is looked at, small enough to travel as five integers (see [`Tables::held`]).
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     id: u32,
@@ -117,6 +128,7 @@ pub struct Wanted {
     slices_at: u32,
     slices_len: u16,
     cluster: u16,
+    offset: u16,
     place: Place,
 }
 
@@ -157,6 +169,7 @@ impl Wanted {
             slices_at: service.slices_at,
             slices_len: service.slices_len,
             cluster: pin.cluster,
+            offset: 0,
             place: Place::new(pin.addr, pin.port),
         }
     }
@@ -168,7 +181,7 @@ impl Wanted {
             (self.slices_at as u64) << 32 | (self.slices_len as u64) << 16 | self.cluster as u64,
             self.place.high,
             self.place.low,
-            self.place.port as u64,
+            (self.offset as u64) << 16 | self.place.port as u64,
         ]
     }
 
@@ -180,6 +193,7 @@ impl Wanted {
             slices_at: (run >> 32) as u32,
             slices_len: (run >> 16) as u16,
             cluster: run as u16,
+            offset: (port >> 16) as u16,
             place: Place { high, low, port: port as u16 },
         }
     }
@@ -190,6 +204,8 @@ impl Wanted {
 pub enum Held {
     /// The service has it, and it takes what is new.
     Healthy,
+    /// The service has it, and it is about to end.
+    Draining,
     /// The service has it.
     Unhealthy,
     Gone,
@@ -207,50 +223,38 @@ impl Held {
     pub const fn unpack(packed: u64) -> Self {
         match packed {
             0 => Self::Healthy,
-            1 => Self::Unhealthy,
-            2 => Self::Gone,
+            1 => Self::Draining,
+            2 => Self::Unhealthy,
+            3 => Self::Gone,
             _ => Self::Torn,
         }
     }
 }
 
-/// Looks for a backend by halving: its cluster's slice, then the backend in it.
+/// Looks for a backend: the first of its cluster's slices by halving, then in each of them.
 #[inline(always)]
 pub fn held<T: Tables + ?Sized>(tables: &T, wanted: Wanted) -> Held {
-    let slice = match slice_of(tables, &wanted) {
-        Ok(slice) => slice,
-        Err(held) => return held,
-    };
-    if slice.weight == 0 {
-        return Held::Gone;
+    let Some(first) = first_slice(tables, &wanted) else { return Held::Torn };
+    for group in 0..MAX_GROUPS {
+        let offset = first.wrapping_add(group) as u16;
+        let held = tables.held_in_slice(Wanted { offset, ..wanted });
+        if held as u32 != Held::Gone as u32 {
+            return held;
+        }
     }
-    let backend = match backend_of(tables, &wanted, &slice) {
-        Ok(backend) => backend,
-        Err(held) => return held,
-    };
-    let takes = |word: u32| slice.floor as u32 == HEALTH_FULL_WEIGHT || weight_of(word) != 0;
-    if takes(tables.cluster_word(slice.cluster)) && takes(tables.node_word(backend.node)) {
-        Held::Healthy
-    } else {
-        Held::Unhealthy
-    }
+    Held::Gone
 }
 
+/// Where the slices of the wanted cluster begin, or would; none when the run was reused.
 #[inline(always)]
-fn slice_of<T: Tables + ?Sized>(tables: &T, wanted: &Wanted) -> Result<Slice, Held> {
+fn first_slice<T: Tables + ?Sized>(tables: &T, wanted: &Wanted) -> Option<u32> {
     let (mut low, mut high) = (0, wanted.slices_len as u32);
     for _ in 0..SLICE_HALVINGS {
         if low >= high {
             break;
         }
         let middle = (low + high) >> 1;
-        let slice = tables.slice(wanted.slices_at.wrapping_add(middle)).ok_or(Held::Torn)?;
-        if slice.service != wanted.id || slice.generation != wanted.generation {
-            return Err(Held::Torn);
-        }
-        if slice.cluster == wanted.cluster {
-            return Ok(slice);
-        }
+        let slice = slice_at(tables, wanted, middle)?;
         if slice.cluster < wanted.cluster {
             low = middle + 1;
         } else {
@@ -259,11 +263,43 @@ fn slice_of<T: Tables + ?Sized>(tables: &T, wanted: &Wanted) -> Result<Slice, He
         low = forgotten(low, wanted.place.low);
         high = forgotten(high, wanted.place.low);
     }
-    Err(Held::Gone)
+    Some(low)
 }
 
 #[inline(always)]
-fn backend_of<T: Tables + ?Sized>(tables: &T, wanted: &Wanted, slice: &Slice) -> Result<Backend, Held> {
+fn slice_at<T: Tables + ?Sized>(tables: &T, wanted: &Wanted, offset: u32) -> Option<Slice> {
+    tables
+        .slice(wanted.slices_at.wrapping_add(offset))
+        .filter(|slice| slice.service == wanted.id && slice.generation == wanted.generation)
+}
+
+/// Looks for a backend in one slice, by halving. Gone: it is not there, or the slice is another cluster's.
+#[inline(always)]
+pub fn held_in_slice<T: Tables + ?Sized>(tables: &T, wanted: Wanted) -> Held {
+    if wanted.offset >= wanted.slices_len {
+        return Held::Gone;
+    }
+    let Some(slice) = slice_at(tables, &wanted, wanted.offset as u32) else { return Held::Torn };
+    if slice.cluster != wanted.cluster || slice.weight == 0 {
+        return Held::Gone;
+    }
+    let (node, flags) = match backend_of(tables, &wanted, &slice) {
+        Ok(found) => found,
+        Err(held) => return held,
+    };
+    let takes = |word: u32| slice.floor as u32 == HEALTH_FULL_WEIGHT || weight_of(word) != 0;
+    if !takes(tables.cluster_word(slice.cluster)) || !takes(tables.node_word(node)) {
+        Held::Unhealthy
+    } else if flags & BACKEND_DRAINING != 0 {
+        Held::Draining
+    } else {
+        Held::Healthy
+    }
+}
+
+/// Its node's slot, and its flags.
+#[inline(always)]
+fn backend_of<T: Tables + ?Sized>(tables: &T, wanted: &Wanted, slice: &Slice) -> Result<(u32, u8), Held> {
     let (mut low, mut high) = (0, slice.backends_len);
     for _ in 0..BACKEND_HALVINGS {
         if low >= high {
@@ -276,7 +312,7 @@ fn backend_of<T: Tables + ?Sized>(tables: &T, wanted: &Wanted, slice: &Slice) ->
         }
         let place = Place::new(backend.addr, backend.port);
         if place == wanted.place {
-            return Ok(backend);
+            return Ok((backend.node, backend.flags));
         }
         if place.is_before(&wanted.place) {
             low = middle + 1;

@@ -8,7 +8,7 @@ use hawser_ebpf_abi::{
 };
 
 use crate::mss::update_checksum;
-use crate::packet::{Ip, Packet, TCP_ACK, TCP_RST, TCP_SYN, Transport};
+use crate::packet::{Ip, Kind, Packet, TCP_ACK, TCP_RST, TCP_SYN, Transport};
 use crate::verdict::{Hook, flow};
 
 /// Ticks since a word with [`HEALTH_RESET`] was written; too few once the word's own ticks have come round.
@@ -25,18 +25,30 @@ pub const fn is_over(word: u32, after: u32, began: u32, now: u32) -> bool {
     word & HEALTH_RESET != 0 && elapsed >= after && now.wrapping_sub(began) >= elapsed
 }
 
+/// Whether a SYN repeats the one of tick `began`: its connection is as old as that. They are repeated for 63 s (Linux'
+/// `tcp_syn_retries`, doubled from a second on).
+#[inline(always)]
+pub const fn is_repetition(began: u32, now: u32) -> bool {
+    const TICKS: u32 = 240;
+    began != 0 && now.wrapping_sub(began) < TICKS
+}
+
 /// Whether this packet's connection is over. Two array look-ups for a packet to a healthy place, no more.
 #[inline(always)]
 pub fn ends<H: Hook + ?Sized>(hook: &H, config: &Config, to: &IpEntry, ip: &Ip, tcp: &Transport) -> bool {
     let (cluster, node) = (hook.cluster_word(to.cluster), hook.node_word(to.node));
     // A connection that is only being made is left to its maker: it may be the last resort, with health ignored.
-    if (cluster | node) & HEALTH_RESET == 0 || tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) != TCP_ACK {
+    let is_tcp = tcp.kind == Kind::Tcp;
+    let being_made = is_tcp && tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) != TCP_ACK;
+    if (cluster | node) & HEALTH_RESET == 0 || being_made {
         return false;
     }
     let began = match hook.flow_began(&flow(ip.src, ip.dst, tcp.src, tcp.dst, ip.proto)) {
         Some(began) => began,
         // Not the client's, but an exported backend's answer.
         None if hook.is_exported(&ServiceKey::new(ip.src, tcp.src, ip.proto)) => return false,
+        // A first message is let go: it may be the last resort as well.
+        None if !is_tcp => return false,
         None => 0,
     };
     let wish = hook.reset_wish(&ServiceKey::new(ip.dst, tcp.dst, ip.proto));
@@ -114,7 +126,7 @@ pub const TCP_LEN: u32 = size_of::<TcpHeader>() as u32;
 
 /// RFC 9293 §3.1, RFC 8200 §8.1: the sum over addresses, protocol and length; the same both ways.
 #[inline(always)]
-fn pseudo_header(ip: &Ip, len: u32) -> u32 {
+pub(crate) fn pseudo_header(ip: &Ip, len: u32) -> u32 {
     address(&ip.src) + address(&ip.dst) + (ip.proto as u16).to_be() as u32 + halves(len.to_be())
 }
 
@@ -128,13 +140,13 @@ fn address(addr: &Addr) -> u32 {
 }
 
 #[inline(always)]
-const fn halves(word: u32) -> u32 {
+pub(crate) const fn halves(word: u32) -> u32 {
     (word & 0xffff) + (word >> 16)
 }
 
 /// One's complement sums do not mind the order of octets (RFC 1071 §2(B)).
 #[inline(always)]
-const fn fold(sum: u32) -> u16 {
+pub(crate) const fn fold(sum: u32) -> u16 {
     let once = halves(sum);
     halves(once) as u16
 }

@@ -3,13 +3,14 @@
 //! What is not ours is [`Action::Next`], so the CNI's own programs and the stack go on as if we were not there.
 
 use hawser_ebpf_abi::{
-    Addr, CONFIG_CUT_OFF, Config, Endpoint, FlowKey, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
-    IpEntry, Port, Reason, ServiceKey,
+    Addr, CONFIG_CUT_OFF, Config, Endpoint, Exported, FlowKey, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP,
+    IPPROTO_UDP, IpEntry, Port, Reason, ServiceKey,
 };
 
 use crate::mss::{self, Clamp};
 use crate::packet::{Ip, Kind, Packet, Parsed, TCP_SYN, Transport, parse, quoted, transport};
 use crate::reflect::{self, Control};
+use crate::refuse::{self, Refusal};
 use crate::reset::{self, Reset};
 
 /// A packet, what is known about it, the maps, and the effects a verdict may have on the way.
@@ -26,7 +27,10 @@ pub trait Hook: Packet {
 
     fn ip_entry(&self, addr: &Addr) -> Option<IpEntry>;
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
-    fn is_exported(&self, key: &ServiceKey) -> bool;
+    fn exported(&self, key: &ServiceKey) -> Option<Exported>;
+    fn is_exported(&self, key: &ServiceKey) -> bool {
+        self.exported(key).is_some()
+    }
     fn knows_flow(&self, key: &FlowKey) -> bool;
     /// The tick of a known flow's first packet; 0 when that was not seen.
     fn flow_began(&self, key: &FlowKey) -> Option<u32>;
@@ -44,6 +48,8 @@ pub trait Hook: Packet {
     fn turn(&self, ip: &Ip, udp: &Transport, asked: &Control, answer: &Control);
     /// Turns a TCP packet into a reset for its sender. False when it could not be done.
     fn turn_into_reset(&self, ip: &Ip, reset: &Reset) -> bool;
+    /// Turns a UDP packet into an ICMP error that quotes it, for its sender. False when it could not be done.
+    fn turn_into_refusal(&self, ip: &Ip, refusal: &Refusal) -> bool;
     /// Counts what happened on the way.
     fn note(&self, reason: Reason);
 }
@@ -123,11 +129,11 @@ pub fn pod_from<H: Hook + ?Sized>(hook: &H) -> Verdict {
         return drop(Reason::PodFromFragment);
     }
     let Some(transport) = transport(hook, &ip) else { return drop(Reason::PodFromMalformed) };
-    if transport.kind == Kind::Tcp
+    if matches!(transport.kind, Kind::Tcp | Kind::Udp)
         && config.flags & CONFIG_CUT_OFF == 0
         && reset::ends(hook, &config, &to, &ip, &transport)
     {
-        return end(hook, &ip);
+        return end(hook, &ip, &transport);
     }
     if !fits(hook, &ip, &transport, config.tunnel_mtu) {
         return drop(Reason::PodFromTooBig);
@@ -139,7 +145,14 @@ pub fn pod_from<H: Hook + ?Sized>(hook: &H) -> Verdict {
 
 /// The connection is over: its client hears so at once, in place of nothing for minutes.
 #[inline(always)]
-fn end<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> Verdict {
+fn end<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) -> Verdict {
+    if transport.kind == Kind::Udp {
+        if !refuse(hook, ip) {
+            return drop(Reason::PodFromUnresettable);
+        }
+        let action = Action::Return { ifindex: hook.ifindex() };
+        return Verdict { action, reason: Reason::PodFromRefused };
+    }
     let turned = match reset::reset(hook, ip, hook.packet_len()) {
         Some(reset) => hook.turn_into_reset(ip, &reset),
         None => false,
@@ -148,6 +161,15 @@ fn end<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> Verdict {
         return drop(Reason::PodFromUnresettable);
     }
     Verdict { action: Action::Return { ifindex: hook.ifindex() }, reason: Reason::PodFromReset }
+}
+
+/// The message becomes its own answer: nobody takes it. False when it could not be done.
+#[inline(always)]
+fn refuse<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> bool {
+    match refuse::refuse(hook, ip, hook.packet_len()) {
+        Some(refusal) => hook.turn_into_refusal(ip, &refusal),
+        None => false,
+    }
 }
 
 /// Whether what the device will send at once fits the tunnel.
@@ -160,18 +182,23 @@ fn fits<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) ->
     ip.l4 + transport.header_len + segment <= mtu
 }
 
-/// Remembers the flow unless it is an exported endpoint that answers: that way in is open anyway.
+/// Remembers the flow unless it is an exported endpoint that answers: that way in is open anyway. One that is closing is open
+/// for a while only, and what it answers meanwhile goes on afterwards.
 #[inline(always)]
 fn remember<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) {
     if !matches!(transport.kind, Kind::Tcp | Kind::Udp | Kind::EchoRequest) {
         return;
     }
-    if !hook.is_exported(&ServiceKey::new(ip.src, transport.src, ip.proto))
-        && !hook.remember_flow(
-            &flow(ip.src, ip.dst, transport.src, transport.dst, ip.proto),
-            transport.is_bare_syn(),
-        )
-    {
+    let exported = hook.exported(&ServiceKey::new(ip.src, transport.src, ip.proto));
+    if exported.is_some_and(|exported| exported.takes_new()) {
+        return;
+    }
+    let flow = flow(ip.src, ip.dst, transport.src, transport.dst, ip.proto);
+    let first = match transport.kind {
+        Kind::Udp => !hook.knows_flow(&flow),
+        _ => transport.is_bare_syn(),
+    };
+    if !hook.remember_flow(&flow, first) {
         hook.note(Reason::FlowForgotten);
     }
 }
@@ -201,10 +228,24 @@ pub fn tunnel_in<H: Hook + ?Sized>(hook: &H) -> Verdict {
     if is_own_mesh_address(&config, &ip.dst) {
         return to_node(hook, &config, &ip, &transport);
     }
-    let Some(endpoint) = hook.endpoint(&ip.dst) else { return drop(Reason::TunnelInNotLocal) };
-    let Some(reason) = to_pod(hook, &ip, &transport) else { return drop(Reason::TunnelInNotExported) };
+    let (ifindex, reason) = match hook.endpoint(&ip.dst) {
+        None if is_remote(hook, &ip.dst) => return drop(Reason::TunnelInNotLocal),
+        None => (0, Err(Reason::TunnelInNotLocal)),
+        Some(endpoint) => {
+            (endpoint.ifindex, to_pod(hook, &ip, &transport).ok_or(Reason::TunnelInNotExported))
+        }
+    };
+    let reason = match reason {
+        Ok(reason) => reason,
+        // A backend that was withdrawn, or is gone: a socket that is connected to it hears so.
+        Err(_) if transport.kind == Kind::Udp && transport.dst != reflect::PORT && refuse(hook, &ip) => {
+            let action = Action::Steer { ifindex: config.tunnel_ifindex };
+            return Verdict { action, reason: Reason::TunnelInRefused };
+        }
+        Err(reason) => return drop(reason),
+    };
     clamp(hook, &ip, &transport, config.tunnel_mtu);
-    Verdict { action: Action::Deliver { ifindex: endpoint.ifindex, pod: ip.dst }, reason }
+    Verdict { action: Action::Deliver { ifindex, pod: ip.dst }, reason }
 }
 
 #[inline(always)]
@@ -246,7 +287,8 @@ fn to_pod<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) -> Option<
         Kind::IcmpError => return is_related(hook, ip).then_some(Reason::TunnelInRelated),
         Kind::EchoRequest | Kind::Other => return None,
     }
-    if hook.is_exported(&ServiceKey::new(ip.dst, transport.dst, ip.proto)) {
+    let exported = hook.exported(&ServiceKey::new(ip.dst, transport.dst, ip.proto));
+    if exported.is_some_and(|exported| exported.takes_new() || !transport.is_bare_syn()) {
         return Some(Reason::TunnelInExported);
     }
     let answers = !transport.is_bare_syn()

@@ -10,6 +10,7 @@ use hawser_ebpf_abi::{
     Service, ServiceKey, Slice, SockRev, SockRevKey, TICK_SHIFT, size,
 };
 use hawser_ebpf_logic::pin::Client;
+use hawser_ebpf_logic::reset::is_repetition;
 
 /// Elements come with content, not beforehand.
 const GROWS: usize = BPF_F_NO_PREALLOC as usize;
@@ -109,8 +110,9 @@ pub(crate) fn endpoint(addr: &Addr) -> Option<Endpoint> {
 }
 
 #[inline(always)]
-pub(crate) fn is_exported(key: &ServiceKey) -> bool {
-    EXPORTED.get_ptr(key).is_some()
+pub(crate) fn exported(key: &ServiceKey) -> Option<Exported> {
+    // SAFETY: copied out at once; a recycled element is another backend's, for one packet.
+    unsafe { EXPORTED.get(key) }.copied()
 }
 
 /// Looking marks the flow as used, which keeps it from the LRU's end.
@@ -128,6 +130,9 @@ pub(crate) fn flow_began(key: &FlowKey) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn remember_flow(key: &FlowKey, first: bool) -> bool {
     if first {
+        if flow_began(key).is_some_and(|began| is_repetition(began, ticks())) {
+            return true;
+        }
         return FLOWS.insert(key, Flow { began: ticks() }, BPF_ANY).is_ok();
     }
     knows_flow(key) || FLOWS.insert(key, Flow { began: 0 }, BPF_ANY).is_ok()

@@ -220,6 +220,12 @@ impl<C> Tables for Maps<C> {
         let [id, run, high, low, port] = wanted.pack();
         Held::unpack(held_backend(id, run, high, low, port))
     }
+
+    #[inline(always)]
+    fn held_in_slice(&self, wanted: Wanted) -> Held {
+        let [id, run, high, low, port] = wanted.pack();
+        Held::unpack(held_in_slice(id, run, high, low, port))
+    }
 }
 
 // Global functions (in the verifier's sense): checked once with unknown arguments, not at every call.
@@ -254,6 +260,12 @@ pub extern "C" fn probe_slice(id: u64, run: u64, tier: u64, seed: u64, at: u64) 
 #[inline(never)]
 pub extern "C" fn held_backend(id: u64, run: u64, high: u64, low: u64, port: u64) -> u64 {
     pin::held(&Maps(()), Wanted::unpack([id, run, high, low, port])).pack()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn held_in_slice(id: u64, run: u64, high: u64, low: u64, port: u64) -> u64 {
+    pin::held_in_slice(&Maps(()), Wanted::unpack([id, run, high, low, port])).pack()
 }
 
 /// The part of `bpf_sock_addr` that a family uses. Fields are read and written one by one, as the verifier wants it.

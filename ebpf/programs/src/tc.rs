@@ -5,15 +5,17 @@ use core::mem::MaybeUninit;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh};
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_pull_data,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use hawser_ebpf_abi::{Addr, Config, Endpoint, FlowKey, IpEntry, Plain, Reason, ServiceKey};
+use hawser_ebpf_abi::{Addr, Config, Endpoint, Exported, FlowKey, IpEntry, Plain, Reason, ServiceKey};
 use hawser_ebpf_logic::mss::Clamp;
 use hawser_ebpf_logic::packet::{Ip, Packet, Transport};
 use hawser_ebpf_logic::reflect::Control;
+use hawser_ebpf_logic::refuse::{LEN_V4, LEN_V6, QUOTED, Refusal};
 use hawser_ebpf_logic::reset::{Reset, TCP_LEN};
 use hawser_ebpf_logic::verdict::{self, Action, Hook, Verdict};
 
@@ -204,8 +206,8 @@ impl<const L2: u32> Hook for Skb<L2> {
     }
 
     #[inline(always)]
-    fn is_exported(&self, key: &ServiceKey) -> bool {
-        maps::is_exported(key)
+    fn exported(&self, key: &ServiceKey) -> Option<Exported> {
+        maps::exported(key)
     }
 
     #[inline(always)]
@@ -306,6 +308,25 @@ impl<const L2: u32> Hook for Skb<L2> {
         }
         self.swap_addresses(ip);
         L2 != ETHERNET || self.swap_macs()
+    }
+
+    /// Cut first, as above. The room comes before the network header, and that begins with it then.
+    #[inline(always)]
+    fn turn_into_refusal(&self, ip: &Ip, refusal: &Refusal) -> bool {
+        const ADJ_ROOM_MAC: u32 = 1;
+        const RECOMPUTE: u64 = 1;
+        let words = refusal.words.as_ptr().cast();
+        // SAFETY: the helpers check offsets against the packet; the words live until they return, and are that many.
+        let done = unsafe {
+            bpf_skb_change_tail(self.0, L2 + ip.l4 + QUOTED, 0) == 0
+                && bpf_skb_adjust_room(self.0, refusal.len as i32, ADJ_ROOM_MAC, 0) == 0
+                && if ip.src.is_v4() {
+                    bpf_skb_store_bytes(self.0, L2, words, LEN_V4, RECOMPUTE) == 0
+                } else {
+                    bpf_skb_store_bytes(self.0, L2, words, LEN_V6, RECOMPUTE) == 0
+                }
+        };
+        done && (L2 != ETHERNET || self.swap_macs())
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! Typed handles of the maps: only differences are written, additions before removals.
 
 mod cell;
+mod over;
 mod services;
 mod table;
 
@@ -9,8 +10,8 @@ use std::fmt;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray};
 use hawser_ebpf_abi::{
-    Addr, Config, DesiredDatapath, Endpoint, Exported, HEALTH_RESET, HEALTH_SINCE_SHIFT, IpEntry, PrefixKey,
-    Reason, ResetWish, ServiceKey, TICKS_MASK, map, size,
+    Addr, Config, DesiredDatapath, Endpoint, Exported, Flow, FlowKey, HEALTH_RESET, HEALTH_SINCE_SHIFT,
+    IpEntry, PrefixKey, Reason, ResetWish, ServiceKey, TICKS_MASK, map, size,
 };
 use hawser_model::Time;
 
@@ -19,6 +20,8 @@ use crate::sys;
 use cell::Cell;
 use services::Services;
 use table::Table;
+
+pub use over::Connection;
 
 /// What a sync did. A failed write is retried by the next sync, because it only remembers what succeeded.
 #[derive(Debug, Default)]
@@ -46,6 +49,7 @@ pub struct Maps {
     endpoints: Table<Addr, Endpoint, HashMap<MapData, Cell<Addr>, Cell<Endpoint>>>,
     exported: Table<ServiceKey, Exported, HashMap<MapData, Cell<ServiceKey>, Cell<Exported>>>,
     reset_wishes: Table<ServiceKey, ResetWish, HashMap<MapData, Cell<ServiceKey>, Cell<ResetWish>>>,
+    flows: HashMap<MapData, Cell<FlowKey>, Cell<Flow>>,
     cluster_health: Array<MapData, u32>,
     node_health: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
@@ -78,6 +82,7 @@ impl Maps {
                 size::RESET_WISHES,
                 take(object, map::RESET_WISHES)?,
             )?,
+            flows: take(object, map::FLOWS)?,
             cluster_health: take(object, map::CLUSTER_HEALTH)?,
             node_health: take(object, map::NODE_HEALTH)?,
             counters: take(object, map::COUNTERS)?,

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use aya::maps::{Array, HashMap, MapData};
 use hawser_ebpf_abi::{
-    Backend, BackendSpec, HEALTH_FULL_WEIGHT, Service, ServiceKey, ServiceSpec, Slice, SliceSpec, TIERS, map,
-    size,
+    BACKEND_DRAINING, Backend, BackendSpec, HEALTH_FULL_WEIGHT, Service, ServiceKey, ServiceSpec, Slice,
+    SliceSpec, TIERS, map, size,
 };
 use hawser_model::Time;
 
@@ -25,7 +25,8 @@ struct Held {
     /// None for what an earlier agent left: it is flipped to runs of ours at the first sync.
     spec: Option<ServiceSpec>,
     slices: Run,
-    backends: BTreeMap<u16, HeldSlice>,
+    /// By cluster and group.
+    backends: BTreeMap<(u16, u8), HeldSlice>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,11 +78,12 @@ impl Services {
         self.next_id = self.next_id.max(service.id.wrapping_add(1));
         self.next_generation = self.next_generation.max(service.generation.wrapping_add(1));
         let mut backends = BTreeMap::new();
-        for at in run.at..run.at.saturating_add(run.len) {
+        for (at, group) in (run.at..run.at.saturating_add(run.len)).zip((0..=u8::MAX).cycle()) {
             let slice = self.slices.get(&at, 0).map_err(|source| kernel(map::SLICES, source))?.0;
             let run = Run { at: slice.backends_at, len: slice.backends_len };
             self.backend_runs.reserve(run);
-            backends.insert(slice.cluster, HeldSlice { run, generation: slice.backends_generation });
+            // Whichever group it is: runs of an earlier agent are never pointed at again.
+            backends.insert((slice.cluster, group), HeldSlice { run, generation: slice.backends_generation });
         }
         Ok(Held { id: service.id, spec: None, slices: run, backends })
     }
@@ -171,12 +173,11 @@ impl Services {
         fresh.push(slices);
         let mut held = Held { id, spec: Some(spec.clone()), slices, backends: BTreeMap::new() };
         let mut writes = 0;
-        for (at, (cluster, slice)) in (slices.at..).zip(&spec.slices) {
-            let backends = match unchanged(old, *cluster, slice) {
+        for (at, (of, slice)) in (slices.at..).zip(&spec.slices) {
+            let backends = match unchanged(old, *of, slice) {
                 Some(kept) => kept,
                 None => {
-                    let (run, written) =
-                        self.write_backends(id, generation, *cluster, key.proto, slice, now)?;
+                    let (run, written) = self.write_backends(id, generation, of.0, key.proto, slice, now)?;
                     fresh.push(run);
                     writes += written;
                     HeldSlice { run, generation }
@@ -188,14 +189,14 @@ impl Services {
                 backends_at: backends.run.at,
                 backends_len: backends.run.len,
                 backends_generation: backends.generation,
-                cluster: *cluster,
+                cluster: of.0,
                 weight: if slice.backends.is_empty() { 0 } else { slice.weight.max(1) },
                 tier: u16::from(slice.tier.min(TIERS - 1)),
                 floor: if slice.ignores_health { HEALTH_FULL_WEIGHT as u16 } else { 0 },
             };
             self.slices.set(at, Cell(value), 0).map_err(|source| kernel(map::SLICES, source))?;
             writes += 1;
-            held.backends.insert(*cluster, backends);
+            held.backends.insert(*of, backends);
         }
         let entry = Service {
             check: key.check(),
@@ -224,8 +225,9 @@ impl Services {
         let len = u32::try_from(slice.backends.len()).unwrap_or(u32::MAX);
         let run = self.backend_runs.take(len, now).ok_or_else(|| full(map::BACKENDS, &self.backend_runs))?;
         for (at, spec) in (run.at..).zip(&slice.backends) {
-            let BackendSpec { addr, port, node } = *spec;
-            let value = Backend { addr, service, generation, node, port, cluster, proto, pad0: 0, pad1: 0 };
+            let BackendSpec { addr, port, node, draining } = *spec;
+            let flags = if draining { BACKEND_DRAINING } else { 0 };
+            let value = Backend { addr, service, generation, node, port, cluster, proto, flags, pad: 0 };
             if let Err(source) = self.backends.set(at, Cell(value), 0) {
                 self.backend_runs.free(run, now);
                 return Err(kernel(map::BACKENDS, source));
@@ -241,13 +243,13 @@ impl Services {
 }
 
 /// The run of backends that can be pointed at again.
-fn unchanged(old: Option<&Held>, cluster: u16, slice: &SliceSpec) -> Option<HeldSlice> {
+fn unchanged(old: Option<&Held>, of: (u16, u8), slice: &SliceSpec) -> Option<HeldSlice> {
     let old = old?;
-    let spec = old.spec.as_ref()?.slices.get(&cluster)?;
+    let spec = old.spec.as_ref()?.slices.get(&of)?;
     if spec.backends != slice.backends {
         return None;
     }
-    old.backends.get(&cluster).copied()
+    old.backends.get(&of).copied()
 }
 
 fn full(map: &'static str, runs: &RunAllocator) -> MapError {

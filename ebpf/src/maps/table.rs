@@ -63,6 +63,18 @@ impl<K: Copy + Ord, V: Copy + Eq, M: Entries<K, V>> Table<K, V, M> {
         Ok(Self { name, size, map, content })
     }
 
+    pub(super) fn contains(&self, key: &K) -> bool {
+        self.content.contains_key(key)
+    }
+
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.content.get(key)
+    }
+
+    pub(super) fn map(&self) -> &M {
+        &self.map
+    }
+
     /// Writes what is missing or different.
     pub(super) fn add(&mut self, desired: &BTreeMap<K, V>, report: &mut SyncReport) {
         for (key, value) in desired {

@@ -14,7 +14,12 @@ use hawser_model::Time;
 use crate::world::{in_a_namespace, root};
 
 fn backends(first: u32, count: u32) -> SliceSpec {
-    let backend = |n: u32| BackendSpec { addr: Ipv4Addr::from(n).into(), port: Port::new(8080), node: 1 };
+    let backend = |n: u32| BackendSpec {
+        addr: Ipv4Addr::from(n).into(),
+        port: Port::new(8080),
+        node: 1,
+        draining: false,
+    };
     let backends = (first..first + count).map(|n| backend(0x0a00_0000 + n)).collect();
     SliceSpec { weight: 1, backends, ..SliceSpec::default() }
 }
@@ -26,7 +31,7 @@ fn key(n: u32) -> ServiceKey {
 /// Services with two endpoints here and two in another cluster.
 fn desired(services: u32) -> DesiredDatapath {
     let service = |n: u32| {
-        let slices = [(1, backends(4 * n, 2)), (2, backends(4 * n + 2, 2))].into();
+        let slices = [((1, 0), backends(4 * n, 2)), ((2, 0), backends(4 * n + 2, 2))].into();
         (key(n), ServiceSpec { session_seconds: 0, slices })
     };
     DesiredDatapath {
@@ -63,7 +68,7 @@ fn thirty_thousand_services_fit_in_60_mib_and_one_endpoint_is_a_handful_of_write
         assert!(full <= 60 << 20, "{full}");
         assert_eq!(datapath.maps.sync(&desired, Time::ZERO).writes, 0);
         let service = desired.services.get_mut(&key(17)).unwrap();
-        service.slices.insert(2, backends(4 * 17 + 2, 3));
+        service.slices.insert((2, 0), backends(4 * 17 + 2, 3));
         assert_eq!(datapath.maps.sync(&desired, Time::ZERO).writes, 3 + 2 + 1);
     });
 }
@@ -81,7 +86,7 @@ fn what_does_not_fit_is_refused_by_the_maps_name_and_nothing_is_lost() {
         desired.endpoints.extend((size::ENDPOINTS..size::ENDPOINTS + 10).map(endpoint));
         desired.services.insert(
             key(1),
-            ServiceSpec { session_seconds: 0, slices: [(1, backends(0, size::BACKENDS + 1))].into() },
+            ServiceSpec { session_seconds: 0, slices: [((1, 0), backends(0, size::BACKENDS + 1))].into() },
         );
         let report = datapath.maps.sync(&desired, Time::ZERO);
         let problems: Vec<_> = report.problems.iter().map(ToString::to_string).collect();

@@ -18,7 +18,8 @@ fn key(address: &str, port: u16) -> ServiceKey {
 }
 
 fn slice(backends: &[&str]) -> SliceSpec {
-    let backend = |address: &&str| BackendSpec { addr: ip(address), port: Port::new(8080), node: 1 };
+    let backend =
+        |address: &&str| BackendSpec { addr: ip(address), port: Port::new(8080), node: 1, draining: false };
     SliceSpec {
         weight: u16::try_from(backends.len()).unwrap(),
         backends: backends.iter().map(backend).collect(),
@@ -28,7 +29,7 @@ fn slice(backends: &[&str]) -> SliceSpec {
 
 fn desired() -> DesiredDatapath {
     let mut desired = DesiredDatapath { config: Config::new(1), ..DesiredDatapath::default() };
-    let slices = [(1, slice(&["10.1.0.1", "10.1.0.2"])), (2, slice(&["10.2.0.1"]))].into();
+    let slices = [((1, 0), slice(&["10.1.0.1", "10.1.0.2"])), ((2, 0), slice(&["10.2.0.1"]))].into();
     desired.services.insert(key("172.20.0.1", 80), ServiceSpec { session_seconds: 0, slices });
     let remote = IpEntry { identity: 7, node: 1, cluster: 2, flags: IP_REMOTE };
     desired.ipcache.insert(PrefixKey::new("10.2.0.0".parse().unwrap(), 16).unwrap(), remote);
@@ -61,7 +62,7 @@ fn only_differences_are_written() {
         assert_eq!(sync(&mut datapath, &desired), 0);
         // One endpoint more in eu-west: its 2 backends, 2 slices, 1 service.
         let service = desired.services.get_mut(&key("172.20.0.1", 80)).unwrap();
-        service.slices.insert(2, slice(&["10.2.0.1", "10.2.0.2"]));
+        service.slices.insert((2, 0), slice(&["10.2.0.1", "10.2.0.2"]));
         assert_eq!(sync(&mut datapath, &desired), 5);
         // Session affinity alone: no backend is written.
         desired.services.get_mut(&key("172.20.0.1", 80)).unwrap().session_seconds = 60;

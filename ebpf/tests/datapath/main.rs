@@ -8,6 +8,7 @@ mod loader;
 mod object;
 mod packet;
 mod reflect;
+mod refuse;
 mod reset;
 mod sockets;
 mod udp;

@@ -47,10 +47,11 @@ impl World {
         }
         let slice = |address: &str, node| {
             let at: SocketAddr = address.parse().unwrap();
-            let backend = BackendSpec { addr: at.ip().into(), port: Port::new(at.port()), node };
+            let backend =
+                BackendSpec { addr: at.ip().into(), port: Port::new(at.port()), node, draining: false };
             SliceSpec { weight: 1, backends: [backend].into(), ..SliceSpec::default() }
         };
-        let slices = [(1, slice(HERE, 1)), (2, slice(THERE, 2))].into();
+        let slices = [((1, 0), slice(HERE, 1)), ((2, 0), slice(THERE, 2))].into();
         let mut desired = DesiredDatapath { config: Config::new(1), ..DesiredDatapath::default() };
         let key = ServiceKey::new(ip("172.20.0.1"), Port::new(80), 6);
         desired.services.insert(key, ServiceSpec { session_seconds: 0, slices });
@@ -75,7 +76,7 @@ impl World {
     /// As affinity `local` is planned.
     fn prefer_home(&mut self) {
         for service in self.desired.services.values_mut() {
-            service.slices.iter_mut().for_each(|(cluster, slice)| slice.tier = u8::from(*cluster != 1));
+            service.slices.iter_mut().for_each(|(of, slice)| slice.tier = u8::from(of.0 != 1));
         }
         self.sync();
     }
@@ -265,7 +266,7 @@ fn a_client_that_connects_during_updates_always_reaches_a_backend_of_the_service
         let both = world.desired.clone();
         let without = |cluster: u16| {
             let mut desired = both.clone();
-            desired.services.values_mut().for_each(|service| drop(service.slices.remove(&cluster)));
+            desired.services.values_mut().for_each(|service| drop(service.slices.remove(&(cluster, 0))));
             desired
         };
         let versions = [both.clone(), without(1), without(2)];

@@ -43,13 +43,13 @@ fn world(config: &LoadConfig) -> World {
     }
     let slice = |address: &str, node| {
         let at: SocketAddr = address.parse().unwrap();
-        let backend = BackendSpec { addr: at.ip().into(), port: Port::new(at.port()), node };
+        let backend = BackendSpec { addr: at.ip().into(), port: Port::new(at.port()), node, draining: false };
         SliceSpec { weight: 1, backends: [backend].into(), ..SliceSpec::default() }
     };
     for (service, here, there) in [(SERVICE, HERE, THERE), (SERVICE_6, HERE_6, THERE_6)] {
         let at: SocketAddr = service.parse().unwrap();
         let key = ServiceKey::new(at.ip().into(), Port::new(at.port()), UDP);
-        let slices = [(1, slice(here, 1)), (2, slice(there, 2))].into();
+        let slices = [((1, 0), slice(here, 1)), ((2, 0), slice(there, 2))].into();
         world.desired.services.insert(key, ServiceSpec { session_seconds: 0, slices });
     }
     world.sync();
@@ -206,10 +206,64 @@ fn session_affinity_keeps_a_namespace_at_one_backend_until_it_is_withdrawn() {
         assert_eq!(connected.len(), 1, "{connected:?}");
         let (gone, left) = if answered.contains(HERE) { (1, THERE) } else { (2, HERE) };
         for service in world.desired.services.values_mut() {
-            service.slices.remove(&gone);
+            service.slices.remove(&(gone, 0));
         }
         world.sync();
         assert_eq!(talk(&world, SERVICE, AddressFamily::Inet, How::SendTo)[0], left);
         assert!(world.count(Reason::PinGone) > 0);
+    });
+}
+
+/// As the agent writes a cluster whose backends are about to end.
+fn drain(world: &mut World, cluster: u16) {
+    for service in world.desired.services.values_mut() {
+        let slice = service.slices.remove(&(cluster, 0)).unwrap();
+        let backends = slice.backends.into_iter().map(|backend| BackendSpec { draining: true, ..backend });
+        let slice = SliceSpec { tier: 1, backends: backends.collect(), ..slice };
+        service.slices.insert((cluster, 2), slice);
+    }
+    world.sync();
+}
+
+#[test]
+fn a_socket_stays_with_a_backend_that_drains_and_what_is_new_goes_elsewhere_while_there_is_anything_else() {
+    in_a_namespace(|config| {
+        let mut world = world(config);
+        let cgroup = world.cgroup.try_clone().unwrap();
+        let to = as_family(SERVICE.parse().unwrap(), AddressFamily::Inet);
+        let (said, tell) = nix::unistd::pipe().unwrap();
+        let (go, begin) = nix::unistd::pipe().unwrap();
+        let (stayed, moved, connected) = std::thread::scope(|scope| {
+            let talking = scope.spawn(|| {
+                in_cgroup(&cgroup, |report| {
+                    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None)?;
+                    setsockopt(&socket, ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
+                    let first = ask(&socket, &to, report)?;
+                    nix::unistd::write(&tell, &first[3..4])?;
+                    nix::unistd::read(&go, &mut [0])?;
+                    (0..4).try_for_each(|_| ask(&socket, &to, report).map(drop))
+                })
+            });
+            let mut cluster = [0];
+            nix::unistd::read(&said, &mut cluster).unwrap();
+            drain(&mut world, u16::from(cluster[0] - b'0'));
+            let moved: Vec<_> =
+                (0..10).map(|_| talk(&world, SERVICE, AddressFamily::Inet, How::SendTo)[0].clone()).collect();
+            let connected: Vec<_> =
+                (0..10).map(|_| world.connects(SERVICE, AddressFamily::Inet).answered).collect();
+            nix::unistd::write(&begin, b"!").unwrap();
+            (talking.join().unwrap(), moved, connected)
+        });
+        let stayed: Vec<_> = stayed.split_whitespace().collect();
+        let other = if stayed[0] == HERE { THERE } else { HERE };
+        assert_eq!(stayed, [stayed[0]; 5]);
+        assert!(moved.iter().chain(&connected).all(|answered| answered == other), "{moved:?} {connected:?}");
+        assert_eq!(world.count(Reason::ConnectDraining), 0);
+
+        drain(&mut world, if other == HERE { 1 } else { 2 });
+        let last: std::collections::BTreeSet<_> =
+            (0..30).map(|_| world.connects(SERVICE, AddressFamily::Inet).answered).collect();
+        assert_eq!(last.len(), 2, "with nothing else left they serve: {last:?}");
+        assert_eq!(world.count(Reason::ConnectDraining), 30);
     });
 }

@@ -26,8 +26,8 @@ pub(crate) struct Node {
     pub(crate) pod: Device,
     pub(crate) tunnel: Device,
     underlay: Device,
-    datapath: Datapath,
-    desired: DesiredDatapath,
+    pub(crate) datapath: Datapath,
+    pub(crate) desired: DesiredDatapath,
     wanted: Attachments,
 }
 
@@ -57,12 +57,12 @@ impl Node {
         node
     }
 
-    fn sync(&mut self) {
+    pub(crate) fn sync(&mut self) {
         let report = self.datapath.maps.sync(&self.desired, Time::ZERO);
         assert!(report.problems.is_empty(), "{:?}", report.problems);
     }
 
-    fn export(&mut self, address: &str, port: u16, proto: u8) {
+    pub(crate) fn export(&mut self, address: &str, port: u16, proto: u8) {
         self.desired
             .exported
             .insert(ServiceKey::new(ip(address), Port::new(port), proto), Exported { flags: 0 });
@@ -106,7 +106,7 @@ fn desired(pod: &Device, tunnel: &Device) -> DesiredDatapath {
 }
 
 /// With tcx and with clsact: both kinds of kernel get the same programs.
-fn on_a_node(test: impl Fn(Node) + Send + Clone + 'static) {
+pub(crate) fn on_a_node(test: impl Fn(Node) + Send + Clone + 'static) {
     for kind in [TcKind::Tcx, TcKind::Clsact] {
         let test = test.clone();
         in_a_namespace(move |config| test(Node::new(&LoadConfig { tc: kind, ..config.clone() })));
@@ -196,7 +196,7 @@ fn the_tunnel_passes_nothing_that_is_not_local_and_nobody_unknown() {
         let tunnel = |packet: Vec<u8>, reason| node.dies(&node.tunnel, &packet, reason);
         tunnel(tcp("8.8.8.8", 1, POD, 2, SYN), Reason::TunnelInUnknownSource);
         tunnel(tcp(REMOTE, 1, OTHER_POD, 2, SYN), Reason::TunnelInNotLocal);
-        tunnel(udp(REMOTE, 1, "172.16.1.1", 2, b"x"), Reason::TunnelInNotLocal);
+        tunnel(udp(REMOTE, 1, "10.2.0.10", 2, b"x"), Reason::TunnelInNotLocal);
         tunnel(fragment(udp(REMOTE, 1, POD, 2, b"x")), Reason::TunnelInFragment);
         tunnel(ipv4(REMOTE, POD, 6, &[0; 12]), Reason::TunnelInMalformed);
         tunnel(tcp(REMOTE_NODE, 1, NODE, 22, SYN), Reason::TunnelInNodeNotExported);

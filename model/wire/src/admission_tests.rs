@@ -74,6 +74,7 @@ fn service(of: ClusterRef, backend: &str) -> SharedService {
         key: ServiceKey::new("shop", "cart").unwrap(),
         frontends: BTreeMap::from([(ip("10.96.0.1"), BTreeMap::new())]),
         backends: BTreeMap::from([(ip(backend), BTreeMap::new())]),
+        draining: Default::default(),
         hostnames: BTreeMap::new(),
         zones: BTreeMap::new(),
         labels: BTreeMap::new(),
@@ -214,6 +215,8 @@ fn local_keys_never_come_from_a_peer() {
         routing: hawser_model::Routing::default(),
         shared: true,
         backends: BTreeMap::new(),
+        draining: Default::default(),
+        zones: BTreeMap::new(),
     });
     assert_eq!(refused(local), "foreign_key");
     let peer = Entry::LocalPeer(Peer {

@@ -1,6 +1,6 @@
 //! What only Hawser writes: tunnel nodes for everyone, global services for the own cluster (contracts.md).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use base64::Engine as _;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hawser_model::{
     Affinity, BootId, ClusterName, Epoch, Fallback, GlobalService, MeshAddresses, MinHealthy, NodeIndex,
     NodeName, OnLoss, ParseRoutingError, PortName, Protocol, ResetAfter, Routing, ServiceKey, ServicePort,
-    TunnelEnd, TunnelNode,
+    TunnelEnd, TunnelNode, ZoneAffinity,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use crate::error::{Fault, Reason, short};
 use crate::json::{List, Pairs, PortMapIn, PortMapOut, Text, ip, parse, port, port_map, port_map_out, print};
 use crate::limits;
 use crate::node::{boot_id, public_key};
+use crate::service::{addresses, by_address};
 
 #[derive(Deserialize)]
 struct NodeIn<'a> {
@@ -159,9 +160,19 @@ struct ServiceIn<'a> {
     on_data_plane_loss: Option<Text<'a>>,
     #[serde(borrow, default)]
     reset_after: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    on_control_plane_loss: Option<Text<'a>>,
+    #[serde(default)]
+    drain_grace_seconds: u32,
+    #[serde(borrow, default)]
+    zone_affinity: Option<Text<'a>>,
     shared: bool,
     #[serde(borrow)]
     backends: PortMapIn<'a, { limits::BACKENDS }>,
+    #[serde(borrow, default)]
+    draining: List<Text<'a>, { limits::BACKENDS }>,
+    #[serde(borrow, default)]
+    zones: Pairs<'a, Text<'a>, { limits::BACKENDS }>,
 }
 
 #[derive(Deserialize)]
@@ -199,8 +210,18 @@ struct ServiceOut<'a> {
     on_data_plane_loss: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reset_after: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_control_plane_loss: Option<&'static str>,
+    #[serde(skip_serializing_if = "is_zero")]
+    drain_grace_seconds: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone_affinity: Option<&'static str>,
     shared: bool,
     backends: PortMapOut<'a>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    draining: &'a BTreeSet<IpAddr>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    zones: &'a BTreeMap<IpAddr, String>,
 }
 
 #[derive(Serialize)]
@@ -234,6 +255,8 @@ pub(crate) fn decode_service(key: &ServiceKey, value: &[u8], cx: &Context) -> Re
         routing: routing(&raw)?,
         shared: raw.shared,
         backends: port_map(raw.backends, "backends")?,
+        draining: addresses(&raw.draining.0, "draining")?,
+        zones: by_address(raw.zones.0, "zones")?,
     })
 }
 
@@ -258,14 +281,25 @@ fn routing(raw: &ServiceIn<'_>) -> Result<Routing, Fault> {
         let (number, max) = (seconds.into(), Routing::MAX_SESSION_SECONDS.into());
         return Err(Reason::OutOfRange { number, min: 1, max }.at("sessionSeconds"));
     }
+    let grace = raw.drain_grace_seconds;
+    if grace > Routing::MAX_DRAIN_GRACE_SECONDS {
+        let max = Routing::MAX_DRAIN_GRACE_SECONDS.into();
+        return Err(Reason::OutOfRange { number: grace.into(), min: 0, max }.at("drainGraceSeconds"));
+    }
+    let on_loss = |text: &Option<Text<'_>>, at| parsed(text.as_ref(), at, OnLoss::parse);
     Ok(Routing {
         min_healthy: parsed(raw.min_healthy.as_ref(), "minHealthy", MinHealthy::parse)?,
         weights,
         order: order.map_err(|why| Reason::from(why).at("clusterOrder"))?,
         fallback: parsed(raw.fallback.as_ref(), "fallback", Fallback::parse)?.unwrap_or(default.fallback),
         session_seconds: seconds,
-        on_data_plane_loss: parsed(raw.on_data_plane_loss.as_ref(), "onDataPlaneLoss", OnLoss::parse)?
+        on_data_plane_loss: on_loss(&raw.on_data_plane_loss, "onDataPlaneLoss")?
             .unwrap_or(default.on_data_plane_loss),
+        on_control_plane_loss: on_loss(&raw.on_control_plane_loss, "onControlPlaneLoss")?
+            .unwrap_or(default.on_control_plane_loss),
+        drain_grace_seconds: grace,
+        zone_affinity: parsed(raw.zone_affinity.as_ref(), "zoneAffinity", ZoneAffinity::parse)?
+            .unwrap_or(default.zone_affinity),
         reset_after: parsed(raw.reset_after.as_ref(), "resetAfter", ResetAfter::parse)?,
         ..default
     })
@@ -277,6 +311,10 @@ fn parsed<T>(
     parse: impl Fn(&str) -> Result<T, ParseRoutingError>,
 ) -> Result<Option<T>, Fault> {
     text.map(|text| parse(text).map_err(|why| Reason::from(why).at(at))).transpose()
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Only what differs from the default is written.
@@ -307,7 +345,13 @@ pub fn encode_service(service: &GlobalService) -> Bytes {
         on_data_plane_loss: unless(routing.on_data_plane_loss, default.on_data_plane_loss)
             .map(OnLoss::as_str),
         reset_after: routing.reset_after.map(|after| after.to_string()),
+        on_control_plane_loss: unless(routing.on_control_plane_loss, default.on_control_plane_loss)
+            .map(OnLoss::as_str),
+        drain_grace_seconds: routing.drain_grace_seconds,
+        zone_affinity: unless(routing.zone_affinity, default.zone_affinity).map(ZoneAffinity::as_str),
         shared: service.shared,
         backends: port_map_out(&service.backends),
+        draining: &service.draining,
+        zones: &service.zones,
     })
 }

@@ -1,6 +1,6 @@
 //! `services/v1`: a global service as its cluster shares it (cilium-facts §1.7).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::entry::{Context, same, same_cluster};
 use crate::error::{Fault, within};
 use crate::json::{
-    Pairs, PortMapIn, PortMapOut, Text, bounded, ip, parse, port_map, port_map_out, print, strings,
+    List, Pairs, PortMapIn, PortMapOut, Text, bounded, ip, parse, port_map, port_map_out, print, strings,
 };
 use crate::limits;
 
@@ -31,6 +31,8 @@ struct In<'a> {
     hostnames: Pairs<'a, Text<'a>, { limits::BACKENDS }>,
     #[serde(borrow, default)]
     zones: Pairs<'a, ZoneIn<'a>, { limits::BACKENDS }>,
+    #[serde(borrow, default)]
+    hawser_draining: List<Text<'a>, { limits::BACKENDS }>,
     #[serde(borrow, default)]
     labels: Pairs<'a, Text<'a>, { limits::LABELS }>,
     #[serde(borrow, default)]
@@ -61,6 +63,8 @@ struct Out<'a> {
     hostnames: BTreeMap<String, &'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     zones: BTreeMap<String, ZoneOut<'a>>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    hawser_draining: &'a BTreeSet<IpAddr>,
     labels: &'a BTreeMap<String, String>,
     selector: &'a BTreeMap<String, String>,
     include_external: bool,
@@ -85,6 +89,7 @@ pub(crate) fn decode(key: &ServiceKey, value: &[u8], cx: &Context) -> Result<Sha
         key: key.clone(),
         frontends: port_map(raw.frontends, "frontends")?,
         backends: port_map(raw.backends, "backends")?,
+        draining: addresses(&raw.hawser_draining.0, "hawserDraining")?,
         hostnames: by_address(raw.hostnames.0, "hostnames")?,
         zones: by_address(zones, "zones")?,
         labels: strings(raw.labels, "labels", limits::LABEL_VALUE_BYTES)?,
@@ -94,7 +99,14 @@ pub(crate) fn decode(key: &ServiceKey, value: &[u8], cx: &Context) -> Result<Sha
     })
 }
 
-fn by_address(pairs: Vec<(Text<'_>, Text<'_>)>, field: &str) -> Result<BTreeMap<IpAddr, String>, Fault> {
+pub(crate) fn addresses(texts: &[Text<'_>], field: &str) -> Result<BTreeSet<IpAddr>, Fault> {
+    texts.iter().map(|text| ip(text).map_err(|why| why.at(field))).collect()
+}
+
+pub(crate) fn by_address(
+    pairs: Vec<(Text<'_>, Text<'_>)>,
+    field: &str,
+) -> Result<BTreeMap<IpAddr, String>, Fault> {
     pairs
         .into_iter()
         .map(|(address, text)| {
@@ -112,6 +124,7 @@ pub fn encode(service: &SharedService) -> Bytes {
         name: service.key.name(),
         frontends: port_map_out(&service.frontends),
         backends: port_map_out(&service.backends),
+        hawser_draining: &service.draining,
         hostnames: service.hostnames.iter().map(|(ip, name)| (ip.to_string(), name.as_str())).collect(),
         zones: service.zones.iter().map(|(ip, zone)| (ip.to_string(), ZoneOut { zone })).collect(),
         labels: &service.labels,

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only test functions, not their helpers")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_model::{
@@ -11,7 +11,7 @@ use hawser_model::{
     GlobalService, Identity, IdentityId, ImportKind, InternalTrafficPolicy, Labels, MeshPlan, MinHealthy,
     Node, NodeAddress, NodeIndex, NodeName, OnLoss, Peer, PeerKind, PortName, Protocol, PublicKey,
     ResetAfter, Routing, ServerUrl, ServiceExport, ServiceKey, ServicePort, SessionAffinity, SharedService,
-    SliceEndpoint, SliceKey, SlicePort, Timestamp, TrafficDistribution, TunnelEnd, TunnelNode,
+    SliceEndpoint, SliceKey, SlicePort, Timestamp, TrafficDistribution, TunnelEnd, TunnelNode, ZoneAffinity,
 };
 use hawser_wire::{Context, Entry, Key, Resource, decode};
 
@@ -144,6 +144,7 @@ fn shared() -> SharedService {
         key: ServiceKey::new("shop", "cart").unwrap(),
         frontends: BTreeMap::from([(ip("172.30.8.4"), port("http", 80))]),
         backends: BTreeMap::from([(ip("10.4.3.9"), port("http", 8080))]),
+        draining: BTreeSet::new(),
         hostnames: BTreeMap::new(),
         zones: BTreeMap::new(),
         labels: BTreeMap::new(),
@@ -166,6 +167,7 @@ fn a_service() {
         backends: ["10.4.3.9", "10.4.3.10", "fd00:4::1"].map(|text| (ip(text), port("", 5432))).into(),
         hostnames: BTreeMap::from([(ip("10.4.3.9"), "db-0".into())]),
         zones: BTreeMap::from([(ip("10.4.3.9"), "z1".into())]),
+        draining: BTreeSet::from([ip("10.4.3.10")]),
         selector: BTreeMap::new(),
         include_external: false,
         ..shared()
@@ -173,7 +175,7 @@ fn a_service() {
     golden(
         Entry::Service(headless),
         "cilium/state/services/v1/hawser-a/shop/cart",
-        r#"{"cluster":"hawser-a","namespace":"shop","name":"cart","frontends":{},"backends":{"10.4.3.10":{"":{"Protocol":"TCP","Port":5432}},"10.4.3.9":{"":{"Protocol":"TCP","Port":5432}},"fd00:4::1":{"":{"Protocol":"TCP","Port":5432}}},"hostnames":{"10.4.3.9":"db-0"},"zones":{"10.4.3.9":{"zone":"z1"}},"labels":{},"selector":{},"includeExternal":false,"shared":true,"clusterID":7}"#,
+        r#"{"cluster":"hawser-a","namespace":"shop","name":"cart","frontends":{},"backends":{"10.4.3.10":{"":{"Protocol":"TCP","Port":5432}},"10.4.3.9":{"":{"Protocol":"TCP","Port":5432}},"fd00:4::1":{"":{"Protocol":"TCP","Port":5432}}},"hostnames":{"10.4.3.9":"db-0"},"zones":{"10.4.3.9":{"zone":"z1"}},"hawserDraining":["10.4.3.10"],"labels":{},"selector":{},"includeExternal":false,"shared":true,"clusterID":7}"#,
     );
 }
 
@@ -327,6 +329,8 @@ fn a_local_service_and_a_peer() {
         routing: Routing { affinity: Affinity::Local, ..Routing::default() },
         shared: true,
         backends: BTreeMap::from([(ip("10.4.3.9"), port("http", 8080))]),
+        draining: BTreeSet::new(),
+        zones: BTreeMap::new(),
     };
     let wishes = Routing {
         affinity: Affinity::None,
@@ -337,11 +341,20 @@ fn a_local_service_and_a_peer() {
         session_seconds: Some(600),
         on_data_plane_loss: OnLoss::Keep,
         reset_after: Some(ResetAfter::Never),
+        on_control_plane_loss: OnLoss::Drain,
+        drain_grace_seconds: 30,
+        zone_affinity: ZoneAffinity::Local,
     };
     golden(
-        Entry::LocalService(GlobalService { routing: wishes, backends: BTreeMap::new(), ..service.clone() }),
+        Entry::LocalService(GlobalService {
+            routing: wishes,
+            backends: BTreeMap::new(),
+            draining: BTreeSet::from([ip("10.4.3.9")]),
+            zones: BTreeMap::from([(ip("10.4.3.9"), "z1".into())]),
+            ..service.clone()
+        }),
         "hawser/local/services/v1/hawser-a/shop/cart",
-        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","resetAfter":"never","shared":true,"backends":{}}"#,
+        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","resetAfter":"never","onControlPlaneLoss":"drain","drainGraceSeconds":30,"zoneAffinity":"local","shared":true,"backends":{},"draining":["10.4.3.9"],"zones":{"10.4.3.9":"z1"}}"#,
     );
     golden(
         Entry::LocalService(service),

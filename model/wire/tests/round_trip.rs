@@ -13,7 +13,7 @@ use hawser_model::{
     TrafficDistribution,
 };
 use hawser_wire::{Context, Entry, Key, decode};
-use proptest::collection::{btree_map, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -103,13 +103,14 @@ prop_compose! {
         (frontends, backends) in (port_map(), port_map()),
         hostnames in btree_map(ip(), "[a-z0-9.-]{0,20}", 0..3),
         zones in btree_map(ip(), "[a-z0-9.-]{0,20}", 0..3),
+        draining in btree_set(ip(), 0..3),
         (labels, selector) in (texts(), texts()),
         (include_external, shared) in any::<(bool, bool)>(),
     ) -> SharedService {
         let key = ServiceKey::new(&names.0, &names.1).unwrap();
         let cluster = cx().cluster;
         SharedService {
-            cluster, key, frontends, backends, hostnames, zones, labels, selector, include_external, shared,
+            cluster, key, frontends, backends, draining, hostnames, zones, labels, selector, include_external, shared,
         }
     }
 }

@@ -14,13 +14,16 @@ use hawser_tunnels::Desired;
 
 use crate::budget::limit_backends;
 use crate::config::AgentConfig;
+use crate::drains::Drains;
 use crate::health::{HealthWords, WordCounts, WordPlace, WordWrite};
 use crate::plan_datapath::{Interfaces, local_pods, plan_datapath};
 use crate::plan_tunnels::plan_tunnels;
+use crate::resets::{Sweeps, is_cut_off, plan_resets};
 use crate::services::{MergedService, merge_services};
 use crate::slots::NodeSlots;
+use crate::status::ControlPlane;
 use crate::topology::remotes;
-use crate::view::{Changed, MeshView};
+use crate::view::{Changed, ClusterView, MeshView, QUIET};
 
 /// From the first unplanned change to the plan.
 pub const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -54,6 +57,8 @@ pub enum Output {
     Follow(ClusterName),
     Unfollow(ClusterName),
     Word(WordWrite),
+    /// End connections that are over and say nothing themselves.
+    Sweep,
     /// Bring everything to [`Agent::plan`], then say how it went with [`Agent::handle_reconciled`].
     Reconcile,
 }
@@ -64,8 +69,13 @@ pub enum Timer {
     FirstPlan,
     OwnStale,
     Drained,
+    /// A withdrawn backend's grace is over.
+    Withdrawn,
+    /// A cluster's keyspace was not heard for long.
+    Unread,
     Retry,
     Resync,
+    Sweep,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +105,9 @@ pub struct Agent {
     /// Of this node, as of the last plan.
     pods: BTreeSet<IpAddr>,
     own_stale: bool,
+    /// Clusters whose keyspace cannot be read, while the own one can.
+    unread: BTreeSet<ClusterName>,
+    drains: Drains,
     plan: Plan,
     pub(crate) services: Vec<MergedService>,
     planned: bool,
@@ -104,6 +117,8 @@ pub struct Agent {
     pub(crate) problems: Vec<String>,
     pub(crate) verdicts: BTreeMap<About, Transition>,
     pub(crate) transitions: VecDeque<Transition>,
+    sweeps: Sweeps,
+    cut_off: bool,
 }
 
 impl Agent {
@@ -126,6 +141,8 @@ impl Agent {
             looked: false,
             pods: BTreeSet::new(),
             own_stale: false,
+            unread: BTreeSet::new(),
+            drains: Drains::default(),
             plan: Plan::default(),
             services: Vec::new(),
             planned: false,
@@ -135,6 +152,8 @@ impl Agent {
             problems: Vec::new(),
             verdicts: BTreeMap::new(),
             transitions: VecDeque::new(),
+            sweeps: Sweeps::default(),
+            cut_off: false,
         }
     }
 
@@ -158,7 +177,7 @@ impl Agent {
     /// Its keyspace was heard; with a revision, everything up to there has been given.
     pub fn handle_heard(&mut self, cluster: &ClusterName, revision: Option<i64>, now: Time) {
         self.view.heard(cluster, revision, now);
-        if self.own_stale && self.view.is_own(cluster) {
+        if self.view.is_own(cluster) || self.unread.contains(cluster) {
             self.handle_time(now);
         }
     }
@@ -193,6 +212,15 @@ impl Agent {
             self.transitions.pop_front();
         }
         self.transitions.push_back(transition);
+        if transition.to == ClusterHealth::Down {
+            self.sweeps.note_down(&self.plan.datapath, self.config.reset_after, transition.at);
+        }
+        let clusters = self.following.values().map(|peer| About::Cluster(peer.cluster.id));
+        let verdicts = clusters.map(|about| self.verdicts.get(&about).map(|verdict| verdict.to));
+        let cut_off = is_cut_off(verdicts.map(Option::unwrap_or_default));
+        if std::mem::replace(&mut self.cut_off, cut_off) != cut_off {
+            self.changed(Changed::Data, transition.at);
+        }
     }
 
     /// What the shell found in the kernel for [`Agent::local_pods`] and the tunnel device.
@@ -257,6 +285,17 @@ impl Agent {
             self.own_stale = stale;
             self.changed(Changed::Data, now);
         }
+        let unread = self.unread_clusters(now);
+        if unread != self.unread {
+            self.unread = unread;
+            self.changed(Changed::Data, now);
+        }
+        if self.drains.is_due(now) {
+            self.changed(Changed::Data, now);
+        }
+        if self.sweeps.take_due(now) && !self.outputs.contains(&Output::Sweep) {
+            self.outputs.push_back(Output::Sweep);
+        }
         self.end_draining(now);
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
@@ -286,8 +325,11 @@ impl Agent {
             first.filter(|_| !self.ready).map(|at| timer(Timer::FirstPlan, at)),
             (!self.own_stale).then(|| timer(Timer::OwnStale, heard + OWN_STALE)),
             self.draining.values().map(|(_, at)| timer(Timer::Drained, *at)).min(),
+            self.drains.deadline().map(|at| timer(Timer::Withdrawn, at)),
+            self.next_unread().map(|at| timer(Timer::Unread, at)),
             self.retry_at.map(|at| timer(Timer::Retry, at)),
             self.resync_at().map(|at| timer(Timer::Resync, at)),
+            self.sweeps.deadline().map(|at| timer(Timer::Sweep, at)),
         ]
         .into_iter()
         .flatten()
@@ -324,6 +366,11 @@ impl Agent {
 
     pub fn word_counts(&self) -> WordCounts {
         self.health.counts()
+    }
+
+    /// Every other cluster is down, and there are several: then nothing is ended.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off
     }
 
     pub fn is_own_stale(&self) -> bool {
@@ -385,6 +432,32 @@ impl Agent {
         }
     }
 
+    /// Decision 8: when the own keyspace cannot be read either, it is we who are cut off, and nothing follows.
+    fn unread_clusters(&self, now: Time) -> BTreeSet<ClusterName> {
+        if self.is_blind() {
+            return BTreeSet::new();
+        }
+        let unread = self.heard_peers().filter(|(view, heard)| {
+            now.since(*heard) >= QUIET && ControlPlane::of(Some(*view), now).verdict == ClusterHealth::Down
+        });
+        unread.map(|(view, _)| view.name.clone()).collect()
+    }
+
+    fn is_blind(&self) -> bool {
+        self.own_stale || self.view.own().interrupted.is_some()
+    }
+
+    fn next_unread(&self) -> Option<Time> {
+        let heard = self.heard_peers().filter(|(view, _)| !self.unread.contains(&view.name));
+        heard.map(|(_, heard)| heard + QUIET).min().filter(|_| !self.is_blind())
+    }
+
+    /// Peers that were complete once, and when they were heard last.
+    fn heard_peers(&self) -> impl Iterator<Item = (&ClusterView, Time)> {
+        let views = self.view.peers().filter_map(|(_, view)| view.filter(|view| view.is_synced()));
+        views.filter_map(|view| Some((view, view.heard?)))
+    }
+
     fn find_pods(&mut self) {
         self.pods = local_pods(&self.config, &self.view).into_keys().collect();
     }
@@ -405,18 +478,26 @@ impl Agent {
             }
         }
         let nodes = || remotes.iter().flat_map(|remote| &remote.nodes);
-        self.services = merge_services(&self.config, &self.view, &remotes, &self.slots);
+        let mut services = merge_services(&self.config, &self.view, &remotes, &self.slots, &self.unread);
+        let staying = remotes.iter().filter(|remote| !remote.leaving).map(|remote| &remote.peer.cluster);
+        let connected: BTreeSet<_> = staying.chain([&self.config.cluster]).cloned().collect();
+        let own = &self.config.cluster;
+        let closing = self.drains.apply(own, &self.services, &mut services, &connected, &self.slots, now);
+        self.services = services;
         limit_backends(&self.config.cluster, &mut self.services, &mut notes);
-        let (datapath, over) = plan_datapath(
+        let (mut datapath, over) = plan_datapath(
             &self.config,
             &self.view,
             &remotes,
             &self.services,
+            &closing,
             &self.slots,
             &self.interfaces,
             self.own_stale,
         );
         notes.extend(over);
+        let (after, cut_off) = (self.config.reset_after, self.cut_off);
+        plan_resets(&self.config.cluster, &self.services, after, cut_off, &mut datapath, &mut notes);
         self.plan = Plan {
             tunnels: Some(plan_tunnels(&self.config, &self.view, &remotes)),
             datapath,

@@ -1,7 +1,9 @@
 //! Who this node is and how its tunnels are to be made: fixed while the process runs.
 
 use hawser_model::PublicKey;
-use hawser_model::{ClusterId, ClusterIdWidth, ClusterRef, MeshAddresses, MeshPlan, NodeIndex, NodeName};
+use hawser_model::{
+    ClusterId, ClusterIdWidth, ClusterRef, MeshAddresses, MeshPlan, NodeIndex, NodeName, ResetAfter,
+};
 use hawser_tunnels::{DeviceName, Mark};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub struct AgentConfig {
     pub rule_priority: u32,
     /// Liveness probes leave from here.
     pub probe_port: u16,
+    /// Established connections to what is down are ended so long after the verdict, unless their service wishes otherwise.
+    pub reset_after: ResetAfter,
 }
 
 impl AgentConfig {

@@ -4,7 +4,7 @@ use hawser_model::{ClusterRef, HealthWord, OnLoss};
 
 use crate::health::{HealthWords, WordPlace};
 use crate::services::{MergedBackend, MergedService};
-use crate::spread::spread;
+use crate::spread::{Group, spread};
 
 /// A backend as status shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,8 @@ pub fn backends(service: &MergedService, own: &ClusterRef, health: &HealthWords)
             for v4 in [true, false] {
                 let shares = spread(own, &service.routing, port, v4);
                 let level = |s: &BackendStatus| {
-                    let share = shares.get(&s.cluster).filter(|_| s.backend.ip.is_ipv4() == v4)?;
+                    let of = (s.cluster.clone(), Group::of(&s.backend));
+                    let share = shares.get(&of).filter(|_| s.backend.ip.is_ipv4() == v4)?;
                     Some((heeded && !s.healthy, share.tier))
                 };
                 let best = statuses.iter().filter_map(level).min();

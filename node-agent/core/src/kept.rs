@@ -1,7 +1,9 @@
 //! What the view keeps of an entry: what planners decide by, and no more. A mesh has hundreds of thousands of them on
 //! every node, so names for people (pods, selectors, labels of services) stay with the API server.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hawser_model::{Endpoint, IdentityId, PortMap, PortName, ServicePort, SharedService};
 
@@ -29,17 +31,46 @@ pub struct KeptService {
 
 impl From<&SharedService> for KeptService {
     fn from(service: &SharedService) -> Self {
-        Self { shared: service.shared, backends: KeptBackends::new(&service.backends) }
+        let backends =
+            KeptBackends::new(&service.backends, |ip| service.draining.contains(ip), &service.zones);
+        Self { shared: service.shared, backends }
     }
 }
 
 /// A service's addresses, each once for each of its ports, in their order: one allocation instead of a map of maps.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct KeptBackends(Box<[(IpAddr, PortName, ServicePort)]>);
+pub struct KeptBackends {
+    all: Box<[KeptBackend]>,
+    zones: Box<[Arc<str>]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct KeptBackend {
+    ip: IpAddr,
+    name: PortName,
+    port: ServicePort,
+    draining: bool,
+    /// An index; beyond the end: none known.
+    zone: u8,
+}
+
+/// Where a port is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served<'a> {
+    pub ip: IpAddr,
+    pub port: ServicePort,
+    /// Takes nothing new while another one is ready.
+    pub draining: bool,
+    pub zone: Option<&'a str>,
+}
 
 impl KeptBackends {
-    /// Backends that name a port alike share the name.
-    pub(crate) fn new(backends: &PortMap) -> Self {
+    /// Backends that name a port or a zone alike share the text.
+    pub(crate) fn new(
+        backends: &PortMap,
+        draining: impl Fn(&IpAddr) -> bool,
+        zone_of: &BTreeMap<IpAddr, String>,
+    ) -> Self {
         let mut names: Vec<PortName> = Vec::new();
         let mut shared = |name: &PortName| match names.iter().find(|known| *known == name) {
             Some(known) => known.clone(),
@@ -48,13 +79,43 @@ impl KeptBackends {
                 name.clone()
             }
         };
-        let all =
-            backends.iter().flat_map(|(ip, ports)| ports.iter().map(move |(name, port)| (*ip, name, *port)));
-        Self(all.map(|(ip, name, port)| (ip, shared(name), port)).collect())
+        let mut zones: Vec<Arc<str>> = Vec::new();
+        let mut zone = |ip: &IpAddr| {
+            let Some(text) = zone_of.get(ip).filter(|text| !text.is_empty()) else { return u8::MAX };
+            let at = zones.iter().position(|known| **known == **text).unwrap_or(zones.len());
+            match u8::try_from(at) {
+                Ok(at) if at < u8::MAX => {
+                    if usize::from(at) == zones.len() {
+                        zones.push(text.as_str().into());
+                    }
+                    at
+                }
+                _ => u8::MAX,
+            }
+        };
+        let mut all = Vec::with_capacity(backends.values().map(BTreeMap::len).sum());
+        for (ip, ports) in backends {
+            let (draining, zone) = (draining(ip), zone(ip));
+            let kept = |(name, port): (&PortName, &ServicePort)| KeptBackend {
+                ip: *ip,
+                name: shared(name),
+                port: *port,
+                draining,
+                zone,
+            };
+            all.extend(ports.iter().map(kept));
+        }
+        Self { all: all.into(), zones: zones.into() }
     }
 
     /// Where the port of that name is served. O(backends).
-    pub fn of_port(&self, name: &PortName) -> impl Iterator<Item = (IpAddr, ServicePort)> {
-        self.0.iter().filter(move |(_, known, _)| known == name).map(|(ip, _, port)| (*ip, *port))
+    pub fn of_port(&self, name: &PortName) -> impl Iterator<Item = Served<'_>> {
+        let served = |kept: &KeptBackend| Served {
+            ip: kept.ip,
+            port: kept.port,
+            draining: kept.draining,
+            zone: self.zones.get(usize::from(kept.zone)).map(|zone| &**zone),
+        };
+        self.all.iter().filter(move |kept| kept.name == *name).map(served)
     }
 }

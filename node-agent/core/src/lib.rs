@@ -11,17 +11,20 @@
 mod agent;
 mod budget;
 mod config;
+mod drains;
 mod eligible;
 mod health;
 mod kept;
 mod plan_datapath;
 mod plan_tunnels;
+mod resets;
 mod services;
 mod slices;
 mod slots;
 mod spread;
 mod status;
 mod topology;
+mod verdicts;
 mod view;
 
 pub use agent::{
@@ -30,12 +33,13 @@ pub use agent::{
 pub use config::AgentConfig;
 pub use eligible::{BackendStatus, backends};
 pub use health::{HealthWords, WordCounts, WordPlace, WordWrite};
-pub use kept::{KeptBackends, KeptEndpoint, KeptService};
+pub use kept::{KeptBackends, KeptEndpoint, KeptService, Served};
 pub use plan_datapath::Interfaces;
-pub use services::{MergedBackend, MergedPort, MergedService};
+pub use services::{MergedBackend, MergedPort, MergedService, State};
 pub use slices::Slices;
 pub use slots::{NodeSlots, REST, SLOT_NONE};
 pub use status::{ClusterStatus, ControlPlane, ServiceStatus};
+pub use verdicts::{Standing, Verdicts, combine};
 pub use view::{Changed, ClusterView, MeshView, Refused};
 
 #[cfg(test)]

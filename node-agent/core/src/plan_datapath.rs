@@ -6,18 +6,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_ebpf_abi::{
-    Addr, BackendSpec, CONFIG_OWN_STALE, Config, DesiredDatapath, Endpoint, Exported, IP_MESH_ADDRESS,
-    IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
+    Addr, BackendSpec, CONFIG_OWN_STALE, Config, DesiredDatapath, EXPORTED_CLOSING, Endpoint, Exported,
+    IP_MESH_ADDRESS, IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
 };
 use hawser_model::{ClusterRef, IdentityId, OnLoss, Peer, Routing};
 use ipnet::IpNet;
 
 use crate::budget::IpcacheShare;
 use crate::config::AgentConfig;
+use crate::drains::Closing;
 use crate::kept::KeptEndpoint;
-use crate::services::{MergedBackend, MergedPort, MergedService};
+use crate::services::{MergedBackend, MergedPort, MergedService, State};
 use crate::slots::NodeSlots;
-use crate::spread::{Share, spread};
+use crate::spread::{Group, Share, spread};
 use crate::topology::Remote;
 use crate::view::MeshView;
 
@@ -53,6 +54,7 @@ pub(crate) fn plan_datapath(
     view: &MeshView,
     remotes: &[Remote<'_>],
     services: &[MergedService],
+    closing: &Closing,
     slots: &NodeSlots,
     interfaces: &Interfaces,
     own_stale: bool,
@@ -73,12 +75,17 @@ pub(crate) fn plan_datapath(
     for service in services.iter().filter(|service| service.shared) {
         for port in service.ports.values().filter(|port| port.is_programmed()) {
             let own = port.slices.get(&config.cluster).into_iter().flatten();
-            for backend in own.filter(|backend| pods.contains_key(&backend.ip)) {
+            let stated = own.filter(|backend| backend.state != State::Withdrawn);
+            for backend in stated.filter(|backend| pods.contains_key(&backend.ip)) {
                 let proto = port.port.protocol.number();
                 let key = ServiceKey::new(backend.ip.into(), Port::new(backend.port), proto);
                 desired.exported.insert(key, Exported { flags: 0 });
             }
         }
+    }
+    for (ip, port, protocol) in closing.iter().filter(|(ip, _, _)| pods.contains_key(ip)) {
+        let key = ServiceKey::new((*ip).into(), Port::new(*port), protocol.number());
+        desired.exported.entry(key).or_insert(Exported { flags: EXPORTED_CLOSING });
     }
     own_ipcache(config, view, &mut desired);
     // Complete or not, what an admitted cluster may say is behind the tunnel and nowhere else.
@@ -99,7 +106,7 @@ fn header(config: &AgentConfig, interfaces: &Interfaces, own_stale: bool) -> Con
         flags: if own_stale { CONFIG_OWN_STALE } else { 0 },
         own_mesh_v4: mesh.ipv4.into(),
         own_mesh_v6: mesh.ipv6.into(),
-        echo_port: Port::new(config.probe_port),
+        probe_port: Port::new(config.probe_port),
         ..Config::new(config.cluster.id.get())
     }
 }
@@ -121,19 +128,24 @@ fn slices(
     routing: &Routing,
     port: &MergedPort,
     frontend: IpAddr,
-) -> BTreeMap<u16, SliceSpec> {
-    let shares = spread(own, routing, port, frontend.is_ipv4());
+) -> BTreeMap<(u16, u8), SliceSpec> {
+    let mut shares: Vec<_> = spread(own, routing, port, frontend.is_ipv4()).into_iter().collect();
+    // Where there is no room for all, those that drain are left out first.
+    shares.sort_by_key(|((_, group), _)| *group);
     let of_family = |backend: &&MergedBackend| backend.ip.is_ipv4() == frontend.is_ipv4();
-    let slice = |(cluster, share): (ClusterRef, Share)| {
+    let slice = |((cluster, group), share): ((ClusterRef, Group), Share)| {
         let spec = |backend: &MergedBackend| BackendSpec {
             addr: backend.ip.into(),
             port: Port::new(backend.port),
             node: backend.slot,
+            draining: backend.is_draining(),
         };
         let backends = port.slices.get(&cluster).into_iter().flatten();
-        let backends: BTreeSet<_> = backends.filter(of_family).map(spec).collect();
+        let of_group = backends.filter(of_family).filter(|backend| Group::of(backend) == group);
+        let backends: BTreeSet<_> = of_group.map(spec).collect();
         let ignores_health = routing.on_data_plane_loss == OnLoss::Keep && cluster != *own;
-        (cluster.id.get(), SliceSpec { weight: share.weight, tier: share.tier, ignores_health, backends })
+        let of = (cluster.id.get(), group.number());
+        (of, SliceSpec { weight: share.weight, tier: share.tier, ignores_health, backends })
     };
     shares.into_iter().map(slice).take(MAX_SLICES as usize).collect()
 }

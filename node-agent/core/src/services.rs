@@ -3,13 +3,17 @@
 //! A service exists here when the own cluster has it; each cluster adds a slice of backends per port, matched by the
 //! port's *name*. Cost: O(backends), made once per plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_discovery::NodeId;
-use hawser_model::{ClusterRef, NodeName, PortName, Protocol, Routing, ServiceKey, ServicePort};
+use hawser_model::{
+    ClusterName, ClusterRef, NodeName, OnLoss, PortName, Protocol, Routing, ServiceKey, ServicePort,
+    ZoneAffinity,
+};
 
 use crate::config::AgentConfig;
+use crate::kept::Served;
 use crate::slots::NodeSlots;
 use crate::topology::Remote;
 use crate::view::MeshView;
@@ -39,30 +43,61 @@ pub struct MergedBackend {
     pub node: Option<(NodeId, NodeName)>,
     /// Its health word's place; 0 = none.
     pub slot: u32,
+    pub state: State,
+    /// The Service asks for the client's own zone, and this is another one, or none is known.
+    pub elsewhere: bool,
 }
 
-/// All of them. Remote backends that are not pods of the cluster they were stated by are left out: no tunnel leads there.
+/// What a backend takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    Ready,
+    /// It is about to end, or its cluster cannot be read: nothing new while another one is ready.
+    Draining,
+    /// It is no longer stated, and in its grace: as above.
+    Withdrawn,
+}
+
+impl MergedBackend {
+    /// Takes nothing new while another one is ready.
+    pub fn is_draining(&self) -> bool {
+        self.state != State::Ready
+    }
+}
+
+/// The zone of this node, by Kubernetes' label.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// All of them, by their keys. `unread`: clusters whose keyspace cannot be read. Remote backends that are not pods of the cluster they were stated by are left out: no tunnel leads there.
 pub(crate) fn merge_services(
     config: &AgentConfig,
     view: &MeshView,
     remotes: &[Remote<'_>],
     slots: &NodeSlots,
+    unread: &BTreeSet<ClusterName>,
 ) -> Vec<MergedService> {
     let own = view.own().local_services.values();
+    let zone = view.own().nodes.get(&config.node).and_then(|node| node.labels.get(ZONE_LABEL));
+    let zone = zone.map(String::as_str).filter(|zone| !zone.is_empty());
     own.map(|service| {
+        let zone = zone.filter(|_| service.routing.zone_affinity == ZoneAffinity::Local);
+        let drained = service.routing.on_control_plane_loss == OnLoss::Drain;
         let ports = service.ports.iter().map(|(name, port)| {
             let mut slices = BTreeMap::new();
             let local = service.backends.iter().filter_map(|(ip, ports)| {
                 let port = target(ports.get(name)?, *port)?;
-                Some(MergedBackend { ip: *ip, port, node: None, slot: 0 })
+                let of = service.zones.get(ip).map(String::as_str);
+                let elsewhere = zone.is_some() && of != zone;
+                let state = if service.draining.contains(ip) { State::Draining } else { State::Ready };
+                Some(MergedBackend { ip: *ip, port, node: None, slot: 0, state, elsewhere })
             });
             add(&mut slices, &config.cluster, local.collect());
             for remote in remotes.iter().filter(|remote| !remote.leaving) {
-                add(
-                    &mut slices,
-                    &remote.peer.cluster,
-                    remote_slice(remote, &service.key, name, *port, slots),
-                );
+                let mut slice = remote_slice(remote, &service.key, name, *port, slots, zone);
+                if drained && unread.contains(&remote.peer.cluster.name) {
+                    slice.iter_mut().for_each(|backend| backend.state = State::Draining);
+                }
+                add(&mut slices, &remote.peer.cluster, slice);
             }
             (name.clone(), MergedPort { port: *port, slices })
         });
@@ -89,16 +124,21 @@ fn remote_slice(
     name: &PortName,
     port: ServicePort,
     slots: &NodeSlots,
+    zone: Option<&str>,
 ) -> Vec<MergedBackend> {
-    let backend = |(ip, given)| {
-        let port = target(&given, port).filter(|_| remote.admits_pod(ip))?;
+    let backend = |served: Served<'_>| {
+        let ip = served.ip;
+        let port = target(&served.port, port).filter(|_| remote.admits_pod(ip))?;
         let node = remote.node_of(ip);
         // Of a cluster whose nodes speak Cilium's tunnels: what no tunnel of ours leads to is never chosen.
         if node.is_none() && remote.view.cilium {
             return None;
         }
         let slot = node.map_or(0, |node| slots.get(node.id));
-        Some(MergedBackend { ip, port, node: node.map(|node| (node.id, node.name.clone())), slot })
+        let node = node.map(|node| (node.id, node.name.clone()));
+        let state = if served.draining { State::Draining } else { State::Ready };
+        let elsewhere = zone.is_some() && served.zone != zone;
+        Some(MergedBackend { ip, port, node, slot, state, elsewhere })
     };
     remote.view.backends(key, name).into_iter().filter_map(backend).collect()
 }

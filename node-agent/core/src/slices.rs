@@ -2,23 +2,16 @@
 //!
 //! Cost: an entry is O(log slices + its endpoints); the backends of a service are O(endpoints of its slices).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hawser_model::{EndpointSlice, PortMap, PortName, ServiceKey, ServicePort, SliceEndpoint, SliceKey};
+use hawser_model::{EndpointSlice, PortMap, PortName, ServiceKey, ServicePort, SliceKey};
 
-use crate::kept::KeptBackends;
-
-/// Of one slice: who takes new connections, and who takes them when nobody else does (Kubernetes: serving, not ready).
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-struct KeptSlice {
-    ready: KeptBackends,
-    draining: KeptBackends,
-}
+use crate::kept::{KeptBackends, Served};
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Slices {
-    by_service: BTreeMap<ServiceKey, BTreeMap<SliceKey, KeptSlice>>,
+    by_service: BTreeMap<ServiceKey, BTreeMap<SliceKey, KeptBackends>>,
     service_of: BTreeMap<SliceKey, ServiceKey>,
 }
 
@@ -27,9 +20,7 @@ impl Slices {
     pub(crate) fn insert(&mut self, slice: &EndpointSlice) {
         self.remove(&slice.key);
         let Some(service) = slice.service() else { return };
-        let kept =
-            KeptSlice { ready: backends(slice, is_ready), draining: backends(slice, |end| !is_ready(end)) };
-        self.by_service.entry(service.clone()).or_default().insert(slice.key.clone(), kept);
+        self.by_service.entry(service.clone()).or_default().insert(slice.key.clone(), kept(slice));
         self.service_of.insert(slice.key.clone(), service);
     }
 
@@ -62,30 +53,28 @@ impl Slices {
         self.by_service.keys()
     }
 
-    /// Where the port of that name is served: by those that are ready, and without any by those that still serve. An
-    /// address that two slices name counts once.
-    pub(crate) fn of_port(&self, service: &ServiceKey, name: &PortName) -> Vec<(IpAddr, ServicePort)> {
+    /// Where the port of that name is served. An address that two slices name counts once, and is ready if one says so.
+    pub(crate) fn of_port(&self, service: &ServiceKey, name: &PortName) -> Vec<Served<'_>> {
         let Some(slices) = self.by_service.get(service) else { return Vec::new() };
-        let all = |kind: fn(&KeptSlice) -> &KeptBackends| {
-            let found: BTreeMap<_, _> = slices.values().flat_map(|slice| kind(slice).of_port(name)).collect();
-            found.into_iter().collect::<Vec<_>>()
-        };
-        let ready = all(|slice| &slice.ready);
-        if ready.is_empty() { all(|slice| &slice.draining) } else { ready }
+        let mut found = BTreeMap::new();
+        for served in slices.values().flat_map(|slice| slice.of_port(name)) {
+            let known = found.entry((served.ip, served.port)).or_insert(served);
+            known.draining &= served.draining;
+        }
+        found.into_values().collect()
     }
 }
 
-fn is_ready(end: &SliceEndpoint) -> bool {
-    end.ready.unwrap_or(true) && end.terminating != Some(true)
-}
-
 /// A port without a number means every port: nothing that could be chosen.
-fn backends(slice: &EndpointSlice, of: impl Fn(&SliceEndpoint) -> bool) -> KeptBackends {
+fn kept(slice: &EndpointSlice) -> KeptBackends {
     let numbered = slice.ports.iter().filter_map(|port| {
         Some((port.name.clone(), ServicePort { protocol: port.protocol, port: port.port? }))
     });
     let ports: BTreeMap<_, _> = numbered.collect();
-    let ends = slice.endpoints.iter().filter(|end| end.is_backend() && of(end));
-    let map: PortMap = ends.flat_map(|end| &end.addresses).map(|ip| (*ip, ports.clone())).collect();
-    KeptBackends::new(&map)
+    let ends = || slice.endpoints.iter().filter(|end| end.is_backend());
+    let map: PortMap = ends().flat_map(|end| &end.addresses).map(|ip| (*ip, ports.clone())).collect();
+    let draining: BTreeSet<IpAddr> =
+        ends().filter(|end| end.is_draining()).flat_map(|end| end.addresses.iter().copied()).collect();
+    let zones = ends().flat_map(|end| end.addresses.iter().filter_map(|ip| Some((*ip, end.zone.clone()?))));
+    KeptBackends::new(&map, |ip| draining.contains(ip), &zones.collect())
 }

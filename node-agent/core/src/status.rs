@@ -1,11 +1,12 @@
 //! What the agent knows, for people: the snapshot behind `hawser status` and `hawser service list`.
 
-use hawser_discovery::{About, Transition};
+use hawser_discovery::{About, NodeId, Transition};
 use hawser_model::{ClusterHealth, ClusterRef, Time};
 
 use crate::agent::Agent;
 use crate::eligible::{BackendStatus, backends};
 use crate::services::MergedService;
+use crate::verdicts::{Standing, Verdicts, combine};
 use crate::view::{ClusterView, QUIET};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,9 @@ pub struct ClusterStatus {
     pub since: Option<Time>,
     /// Why it is not synced or cannot be read, else why the data plane's verdict is what it is.
     pub reason: String,
+    pub data_plane_reason: String,
+    /// What both come to, with the nodes'.
+    pub standing: Standing,
     pub heard: Option<Time>,
     pub nodes: usize,
     pub services: usize,
@@ -52,19 +56,34 @@ impl Agent {
     ) -> ClusterStatus {
         let verdict = self.verdicts.get(&About::Cluster(cluster.id));
         let control_plane = ControlPlane::of(view, now);
+        let data_plane_reason = verdict.map(|transition| transition.because.to_string()).unwrap_or_default();
         let reason = match control_plane.reason.as_str() {
-            "" => verdict.map(|transition| transition.because.to_string()).unwrap_or_default(),
+            "" => data_plane_reason.clone(),
             reason => reason.to_owned(),
         };
+        // This node is in its own cluster: a packet to ourselves always arrives.
+        let data_plane = if own { ClusterHealth::Up } else { verdict.map(|t| t.to).unwrap_or_default() };
+        let nodes = self
+            .verdicts
+            .iter()
+            .filter(|(about, _)| matches!(about, About::Node(n) if n.cluster == cluster.id));
+        let standing = combine(&Verdicts {
+            control_plane: control_plane.verdict,
+            data_plane,
+            nodes: nodes.clone().count(),
+            nodes_down: nodes.filter(|(_, verdict)| verdict.to == ClusterHealth::Down).count(),
+            cut_off: self.is_cut_off(),
+        });
         ClusterStatus {
             cluster: cluster.clone(),
             own,
             revision: view.map_or(0, |view| view.revision),
             synced: view.is_some_and(ClusterView::is_synced),
-            // This node is in it: a packet to ourselves always arrives.
-            data_plane: if own { ClusterHealth::Up } else { verdict.map(|t| t.to).unwrap_or_default() },
+            data_plane,
             since: verdict.map(|t| t.at),
             reason,
+            data_plane_reason,
+            standing,
             control_plane,
             heard: view.and_then(|view| view.heard),
             nodes: view.map_or(0, |view| view.nodes.len()),
@@ -101,6 +120,11 @@ impl Agent {
         problems.extend(self.plan().notes.iter().cloned());
         problems.extend(self.view.clusters().filter_map(refused));
         problems
+    }
+
+    /// The verdict about a node, with since when and why; none before the first.
+    pub fn node_verdict(&self, node: NodeId) -> Option<&Transition> {
+        self.verdicts.get(&About::Node(node))
     }
 
     /// Verdicts that changed, oldest first.

@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use hawser_model::{
     ClusterConfig, ClusterIdWidth, ClusterName, ClusterRef, ExportMode, GlobalService, IdentityId,
-    ImportKind, MeshPlan, Node, NodeName, Peer, PeerKind, PortName, ServiceKey, ServicePort, Time,
-    TunnelNode,
+    ImportKind, MeshPlan, Node, NodeName, Peer, PeerKind, PortName, ServiceKey, Time, TunnelNode,
 };
 use hawser_wire::{Context, Entry, Key, PeerRecord, Resource, admit, decode, derived};
 
-use crate::kept::{KeptEndpoint, KeptService};
+use crate::kept::{KeptEndpoint, KeptService, Served};
 use crate::slices::Slices;
 
 /// Nothing heard of a keyspace for this long: it cannot be read, or nobody writes to it.
@@ -123,7 +122,7 @@ impl ClusterView {
 
     /// Where the port of that name of a service is served: services/v1 wherever the cluster publishes it, for it is whole in
     /// one value and all clusters have it; slices of one that publishes nothing else. Never both.
-    pub(crate) fn backends(&self, service: &ServiceKey, port: &PortName) -> Vec<(IpAddr, ServicePort)> {
+    pub(crate) fn backends(&self, service: &ServiceKey, port: &PortName) -> Vec<Served<'_>> {
         if self.slices_only() {
             return self.slices.of_port(service, port);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::common::{DOWN, Maps, OWN, Part, UP, backend_addr, in_tier, part};
+use crate::common::{DOWN, Maps, OWN, Part, UP, backend_addr, draining, in_tier, part};
 use hawser_ebpf_abi::{Addr, Reason, TIERS};
 use hawser_ebpf_logic::choice::Choice;
 use hawser_ebpf_logic::weight_of;
@@ -25,9 +25,13 @@ fn allowed(maps: &Maps, parts: &[Part], own_stale: bool) -> BTreeSet<(Option<Add
                     outcomes.insert((None, Reason::ConnectOwnStale));
                     continue;
                 }
-                let reason = if heed_health { Reason::ConnectChosen } else { Reason::ConnectPanic };
+                let reason = match (heed_health, part.draining) {
+                    (false, _) => Reason::ConnectPanic,
+                    (true, false) => Reason::ConnectChosen,
+                    (true, true) => Reason::ConnectDraining,
+                };
                 let up = part.nodes.iter().enumerate().filter(|(_, node)| word(maps.nodes.get(node)));
-                outcomes.extend(up.map(|(index, _)| (Some(backend_addr(part.cluster, index)), reason)));
+                outcomes.extend(up.map(|(index, _)| (Some(part.addr(index)), reason)));
             }
             if !outcomes.is_empty() {
                 return outcomes;
@@ -52,13 +56,15 @@ fn service() -> impl Strategy<Value = (Vec<Part>, BTreeMap<u16, u32>, BTreeMap<u
     let weight = prop_oneof![Just(0), 1..5u16, Just(u16::MAX)];
     let tier = prop_oneof![Just(0), 0..4u16, 0..u16::from(TIERS)];
     let part = (weight, prop::collection::vec(0..12u32, 0..40), tier, prop::bool::weighted(0.1));
-    let parts = prop::collection::btree_map(1..12u16, part, 0..8).prop_map(|parts| {
-        let part = |(cluster, (weight, nodes, tier, ignores_health))| Part {
+    // Up to two slices of a cluster, one after the other, as the loader writes them.
+    let parts = prop::collection::btree_map((1..12u16, any::<bool>()), part, 0..8).prop_map(|parts| {
+        let part = |((cluster, draining), (weight, nodes, tier, ignores_health))| Part {
             cluster,
             weight,
             nodes,
             tier,
             ignores_health,
+            draining,
         };
         parts.into_iter().map(part).collect()
     });
@@ -168,6 +174,22 @@ fn a_lower_tier_stays_in_use_until_its_last_backend_is_down() {
         addr == Some(backend_addr(OWN, 0)) || addr == Some(backend_addr(OWN, 1)),
         "panic still prefers the lower tier"
     );
+}
+
+#[test]
+fn what_drains_gets_new_connections_only_when_nothing_else_is_healthy() {
+    let mut maps = Maps::default();
+    let parts = [part(OWN, 1, &[1]), draining(part(OWN, 1, &[1])), part(2, 1, &[2])];
+    let service = maps.write(&parts, 0);
+    maps.publish(service);
+    let all = |maps: &Maps| (0..300).map(|seed| outcome(maps.choose(false, seed))).collect::<BTreeSet<_>>();
+    let chosen = |addr| (Some(addr), Reason::ConnectChosen);
+    assert_eq!(all(&maps), [chosen(backend_addr(OWN, 0)), chosen(backend_addr(2, 0))].into());
+    let service = maps.write(&[draining(part(OWN, 1, &[1])), part(2, 1, &[2])], 100);
+    maps.publish(service);
+    assert_eq!(all(&maps), [chosen(backend_addr(2, 0))].into(), "another cluster before what drains at home");
+    maps.clusters.insert(2, DOWN);
+    assert_eq!(all(&maps), [(Some(draining(part(OWN, 1, &[1])).addr(0)), Reason::ConnectDraining)].into());
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use hawser_ebpf_abi::{
-    Addr, Backend, CONFIG_OWN_STALE, Config, IPPROTO_TCP, Port, Reason, Service, ServiceKey, Slice,
+    Addr, BACKEND_DRAINING, Backend, CONFIG_OWN_STALE, Config, IPPROTO_TCP, Port, Reason, Service,
+    ServiceKey, Slice, TIERS,
 };
 use hawser_ebpf_logic::choice::{Choice, Tables, choose, unset_is_up};
 
@@ -19,11 +20,17 @@ pub(crate) struct Part {
     pub(crate) nodes: Vec<u32>,
     pub(crate) tier: u16,
     pub(crate) ignores_health: bool,
+    pub(crate) draining: bool,
 }
 
 /// A part of the first tier.
 pub(crate) fn part(cluster: u16, weight: u16, nodes: &[u32]) -> Part {
-    Part { cluster, weight, nodes: nodes.to_vec(), tier: 0, ignores_health: false }
+    Part { cluster, weight, nodes: nodes.to_vec(), tier: 0, ignores_health: false, draining: false }
+}
+
+/// In the last tier: the planner puts it behind everything else.
+pub(crate) fn draining(part: Part) -> Part {
+    Part { tier: u16::from(TIERS) - 1, draining: true, ..part }
 }
 
 pub(crate) fn in_tier(tier: u16, part: Part) -> Part {
@@ -49,6 +56,15 @@ pub(crate) fn backend_addr(cluster: u16, index: usize) -> Addr {
     std::net::Ipv4Addr::new(10, cluster as u8, (index >> 8) as u8, index as u8).into()
 }
 
+/// Where those of a cluster begin that drain.
+pub(crate) const DRAINING_FROM: usize = 30_000;
+
+impl Part {
+    pub(crate) fn addr(&self, index: usize) -> Addr {
+        backend_addr(self.cluster, index + if self.draining { DRAINING_FROM } else { 0 })
+    }
+}
+
 impl Maps {
     /// Writes a service as the loader does: into fresh slots first, then the one entry that makes it count.
     pub(crate) fn write(&mut self, parts: &[Part], at: u32) -> Service {
@@ -69,7 +85,7 @@ impl Maps {
             };
             self.slices.insert(at + offset as u32, slice);
             for (index, node) in part.nodes.iter().enumerate() {
-                let addr = backend_addr(part.cluster, index);
+                let addr = part.addr(index);
                 let backend = Backend {
                     addr,
                     service: id,
@@ -77,6 +93,7 @@ impl Maps {
                     node: *node,
                     port: Port::new(8080),
                     cluster: part.cluster,
+                    flags: if part.draining { BACKEND_DRAINING } else { 0 },
                     ..Backend::default()
                 };
                 self.backends.insert(backends_at, backend);

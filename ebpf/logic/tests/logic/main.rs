@@ -9,5 +9,6 @@ mod mss;
 mod packets;
 mod pins;
 mod reflect;
+mod refuse;
 mod reset;
 mod verdicts;

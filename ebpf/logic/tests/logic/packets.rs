@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use hawser_ebpf_abi::{
-    Addr, Config, Endpoint, FlowKey, IP_REMOTE, IpEntry, Plain, PrefixKey, Reason, ServiceKey,
+    Addr, Config, EXPORTED_CLOSING, Endpoint, Exported, FlowKey, IP_REMOTE, IpEntry, Plain, PrefixKey,
+    Reason, ServiceKey,
 };
 use hawser_ebpf_logic::mss::{Clamp, update_checksum};
 use hawser_ebpf_logic::packet::{ETH_P_IP, Ip, Packet, Transport};
 use hawser_ebpf_logic::reflect::Control;
-use hawser_ebpf_logic::reset::{Reset, TCP_LEN};
+use hawser_ebpf_logic::refuse::{QUOTED, Refusal};
+use hawser_ebpf_logic::reset::{Reset, TCP_LEN, is_repetition};
 use hawser_ebpf_logic::verdict::Hook;
 
 /// A packet from its network header on.
@@ -89,6 +91,8 @@ pub(crate) struct Node {
     pub(crate) ipcache: BTreeMap<PrefixKey, IpEntry>,
     pub(crate) endpoints: BTreeMap<Addr, Endpoint>,
     pub(crate) exported: BTreeSet<ServiceKey>,
+    /// All of them.
+    pub(crate) closing: bool,
     pub(crate) flows: RefCell<BTreeMap<FlowKey, u32>>,
     pub(crate) cluster_words: BTreeMap<u16, u32>,
     pub(crate) node_words: BTreeMap<u32, u32>,
@@ -127,6 +131,7 @@ impl Node {
                 .collect(),
             endpoints: [(addr("10.1.0.5"), endpoint(5)), (addr("10.1.0.6"), endpoint(6))].into(),
             exported: BTreeSet::new(),
+            closing: false,
             flows: RefCell::default(),
             cluster_words: BTreeMap::new(),
             node_words: BTreeMap::new(),
@@ -185,8 +190,9 @@ impl Hook for Node {
         self.endpoints.get(addr).copied()
     }
 
-    fn is_exported(&self, key: &ServiceKey) -> bool {
-        self.exported.contains(key)
+    fn exported(&self, key: &ServiceKey) -> Option<Exported> {
+        let flags = if self.closing { EXPORTED_CLOSING } else { 0 };
+        self.exported.contains(key).then_some(Exported { flags })
     }
 
     fn knows_flow(&self, key: &FlowKey) -> bool {
@@ -216,6 +222,7 @@ impl Hook for Node {
     fn remember_flow(&self, key: &FlowKey, first: bool) -> bool {
         let mut flows = self.flows.borrow_mut();
         match first {
+            true if flows.get(key).is_some_and(|began| is_repetition(*began, self.ticks)) => {}
             true => drop(flows.insert(*key, self.ticks)),
             false => drop(flows.entry(*key).or_insert(0)),
         }
@@ -224,6 +231,14 @@ impl Hook for Node {
 
     fn turn_into_reset(&self, ip: &Ip, reset: &Reset) -> bool {
         end(&mut self.packet.borrow_mut().0, ip, reset);
+        true
+    }
+
+    fn turn_into_refusal(&self, ip: &Ip, refusal: &Refusal) -> bool {
+        let packet = &mut self.packet.borrow_mut().0;
+        packet.truncate((ip.l4 + QUOTED) as usize);
+        let head: Vec<u8> = refusal.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        packet.splice(..0, head[..refusal.len as usize].iter().copied());
         true
     }
 

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::common::{DOWN, Maps, OWN, Part, backend_addr, config, part};
+use crate::common::{DOWN, Maps, OWN, Part, backend_addr, config, draining, part};
 use hawser_ebpf_abi::{
     Addr, Backend, IPPROTO_UDP, Pin, PinKey, Port, Reason, Service, ServiceKey, Slice, UDP_IDLE_SECONDS,
 };
@@ -164,6 +164,36 @@ fn a_withdrawn_backend_is_let_go_though_its_freed_slot_still_names_it() {
     assert!(socket.noted(Reason::PinGone));
 }
 
+#[test]
+fn a_backend_that_begins_to_drain_keeps_its_sockets_and_session_affinity_goes_elsewhere() {
+    for session_seconds in [0, 600] {
+        let mut socket = Socket::new(&[]);
+        socket.serve(&[part(OWN, 1, &[1])], 0, session_seconds);
+        let (first, _) = socket.sends();
+        // Now its address is another one's too, in a slice of its own.
+        let parts = |ready: &[u32]| [part(OWN, 1, ready), part(2, 1, &[2])];
+        let drains = Part { draining: true, tier: 15, ..part(OWN, 1, &[1]) };
+        let service = socket.maps.write(&[drains.clone(), parts(&[])[1].clone()], 100);
+        let moved = drains.addr(0);
+        let at = socket.maps.backends.values_mut().find(|backend| backend.addr == moved).unwrap();
+        at.addr = first.unwrap();
+        let key = ServiceKey { proto: IPPROTO_UDP, ..crate::common::key() };
+        socket.maps.services.insert(key, Service { check: key.check(), session_seconds, ..service });
+        let (now, reason) = socket.sends();
+        if session_seconds == 0 {
+            assert_eq!((now, reason), (first, Reason::PinKept));
+            continue;
+        }
+        assert_eq!((now, reason), (Some(backend_addr(2, 0)), Reason::ConnectChosen));
+        assert!(socket.noted(Reason::PinDraining));
+        // Pinned there by now; with that gone as well, nothing but what drains is left.
+        socket.maps.clusters.insert(2, DOWN);
+        assert_eq!(socket.sends(), (first, Reason::ConnectDraining));
+        assert!(socket.noted(Reason::PinUnhealthy));
+        assert_eq!(socket.sends(), (first, Reason::ConnectDraining), "and there it stays");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
@@ -172,6 +202,7 @@ proptest! {
     fn a_pin_survives_exactly_while_its_backend_is_there_and_healthy(
         before in prop::collection::btree_map(1..6u16, 1..40usize, 1..5),
         after in prop::collection::btree_map(1..6u16, 1..40usize, 1..5),
+        drain in prop::collection::btree_map(1..6u16, 1..40usize, 0..4),
         down in prop::collection::btree_set(1..6u16, 0..4),
         seed: u64,
     ) {
@@ -181,7 +212,11 @@ proptest! {
         let mut socket = Socket::new(&parts(&before));
         socket.seed.set(seed);
         let (Some(pinned), _) = socket.sends() else { panic!("there are backends") };
-        socket.serve(&parts(&after), 1_000, 0);
+        // Slices of what drains lie beside the others, of the same clusters and of ones that have nothing else.
+        let mut all = parts(&after);
+        all.extend(drain.iter().map(|(cluster, len)| draining(part(*cluster, 1, &vec![u32::from(*cluster); *len]))));
+        all.sort_by_key(|part| (part.cluster, part.draining));
+        socket.serve(&all, 1_000, 0);
         for cluster in &down {
             socket.maps.clusters.insert(*cluster, DOWN);
         }
@@ -192,7 +227,8 @@ proptest! {
         prop_assert_eq!(reason == Reason::PinKept, there && healthy);
         prop_assert_eq!(socket.noted(Reason::PinGone), !there);
         prop_assert_eq!(socket.noted(Reason::PinUnhealthy), there && !healthy);
-        if there && (healthy || after.keys().all(|cluster| down.contains(cluster))) {
+        let others = || after.keys().chain(drain.keys());
+        if there && (healthy || others().all(|cluster| down.contains(cluster))) {
             prop_assert_eq!(found, Some(pinned));
         } else {
             prop_assert_ne!(found, None);

@@ -89,6 +89,19 @@ fn what_was_begun_in_spite_of_the_verdict_and_what_is_only_beginning_is_let_be()
 }
 
 #[test]
+fn a_repeated_attempt_is_as_old_as_its_first_and_a_later_one_is_new() {
+    let node = stuck();
+    let syn = || tcp(POD, 4000, REMOTE, 80, TCP_SYN);
+    let began = || node.flows.borrow().values().next().copied().unwrap();
+    assert!(is_steered(&node, syn()));
+    assert_eq!(began(), node.ticks - 10 - AFTER, "the same attempt");
+    assert_eq!(pod_from(node.sees(data())), ended());
+    let later = Node { ticks: node.ticks + 240, ..stuck() };
+    assert!(is_steered(&later, syn()));
+    assert_eq!(later.flows.borrow().values().next().copied(), Some(later.ticks), "the port was used again");
+}
+
+#[test]
 fn an_exported_backend_that_answers_and_a_node_that_is_cut_off_itself_reset_nothing() {
     let mut node = stuck();
     node.exported.insert(ServiceKey::new(addr(POD), Port::new(8080), IPPROTO_TCP));

@@ -59,6 +59,20 @@ fn an_exported_endpoint_that_answers_leaves_no_flow_behind() {
 }
 
 #[test]
+fn an_endpoint_that_is_closing_takes_no_new_connection_and_what_it_answers_goes_on_when_it_is_closed() {
+    let mut node = Node::new();
+    node.exported.insert(key(POD, 8080, IPPROTO_TCP));
+    node.closing = true;
+    let asks = |node: &Node, flags| tunnel_in(node.sees(tcp(REMOTE, 40_000, POD, 8080, flags))).reason;
+    assert_eq!(asks(&node, TCP_SYN), Reason::TunnelInNotExported);
+    assert_eq!(asks(&node, TCP_ACK), Reason::TunnelInExported);
+    assert_eq!(pod_from(node.sees(tcp(POD, 8080, REMOTE, 40_000, TCP_ACK))), steered());
+    node.exported.clear();
+    assert_eq!(asks(&node, TCP_SYN), Reason::TunnelInNotExported);
+    assert_eq!(asks(&node, TCP_ACK), Reason::TunnelInReply);
+}
+
+#[test]
 fn what_is_not_for_the_mesh_is_left_alone() {
     let mut node = Node::new();
     for packet in [tcp(POD, 1, "10.1.0.6", 2, TCP_SYN), udp(POD, 1, "8.8.8.8", 53), vec![0x45, 0], vec![]] {
@@ -125,11 +139,7 @@ fn the_mesh_reaches_exported_ports_and_answers_and_nothing_else() {
     node.exported.insert(key(POD, 8080, IPPROTO_TCP));
     assert_eq!(tunnel_in(node.sees(syn())), delivered(Reason::TunnelInExported));
     assert_eq!(*node.notes.borrow(), [Reason::MssClamped]);
-    let others = [
-        tcp(REMOTE, 4000, POD, 8081, TCP_SYN),
-        udp(REMOTE, 4000, POD, 8080),
-        tcp(REMOTE, 1, POD, 2, TCP_ACK),
-    ];
+    let others = [tcp(REMOTE, 4000, POD, 8081, TCP_SYN), tcp(REMOTE, 1, POD, 2, TCP_ACK)];
     for other in others {
         assert_eq!(tunnel_in(node.sees(other)), drop(Reason::TunnelInNotExported));
     }

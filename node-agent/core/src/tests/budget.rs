@@ -31,7 +31,8 @@ fn pod(c: u32, at: u32) -> IpAddr {
 
 fn backends_of(mesh: &Mesh, c: u32) -> Vec<usize> {
     let services = mesh.agent.plan().datapath.services.values();
-    let slice = |id: u16| services.map(move |s| s.slices.get(&id).map_or(0, |slice| slice.backends.len()));
+    let slice =
+        |id: u16| services.map(move |s| s.slices.get(&(id, 0)).map_or(0, |slice| slice.backends.len()));
     slice(cluster(c).id.get()).collect()
 }
 

@@ -6,7 +6,7 @@ use hawser_model::{
 };
 
 use super::*;
-use crate::MeshView;
+use crate::{MeshView, Served};
 
 /// eu-west, as an operator said of it.
 fn on_cilium() -> Entry {
@@ -63,7 +63,10 @@ fn view_of(entries: Vec<Entry>) -> MeshView {
 fn cart(view: &MeshView) -> Vec<String> {
     let (cart, http) = (ServiceKey::new("shop", "cart").unwrap(), PortName::parse("http").unwrap());
     let backends = view.cluster(&name(2)).unwrap().backends(&cart, &http);
-    backends.iter().map(|(ip, port)| format!("{ip}:{}", port.port)).collect()
+    let line = |served: &Served<'_>| {
+        format!("{}:{}{}", served.ip, served.port.port, if served.draining { " draining" } else { "" })
+    };
+    backends.iter().map(line).collect()
 }
 
 #[test]
@@ -87,13 +90,13 @@ fn services_are_read_where_they_are_published_and_slices_where_nothing_else_is_n
 }
 
 #[test]
-fn endpoints_that_only_serve_are_backends_when_none_is_ready() {
+fn endpoints_that_only_serve_are_backends_that_drain() {
     let mode = config(ExportMode::SlicesOnly);
     let draining = slice("cart-a", &[("10.2.1.6", false, true), ("10.2.1.7", false, false)]);
     let mut view = view_of(vec![mode, draining, slice("cart-b", &[("10.2.1.8", true, true)])]);
-    assert_eq!(cart(&view), ["10.2.1.8:8080"]);
+    assert_eq!(cart(&view), ["10.2.1.6:8080 draining", "10.2.1.8:8080"]);
     view.remove(&name(2), b"cilium/state/endpointslices/v1/eu-west/shop/cart-b");
-    assert_eq!(cart(&view), ["10.2.1.6:8080"]);
+    assert_eq!(cart(&view), ["10.2.1.6:8080 draining"]);
     view.remove(&name(2), b"cilium/state/endpointslices/v1/eu-west/shop/cart-a");
     assert!(cart(&view).is_empty());
 }

@@ -34,21 +34,22 @@ fn serving() -> Mesh {
 #[test]
 fn a_service_has_a_slice_per_cluster_weighed_by_its_backends() {
     let mesh = serving();
-    let weights: Vec<_> = cart(&mesh).slices.iter().map(|(c, slice)| (*c, slice.weight)).collect();
+    let weights: Vec<_> = cart(&mesh).slices.iter().map(|(of, slice)| (of.0, slice.weight)).collect();
     assert_eq!(weights, [(1, 2), (2, 1), (3, 2)]);
-    let remote = cart(&mesh).slices[&2].backends.first().unwrap();
+    let remote = cart(&mesh).slices[&(2, 0)].backends.first().unwrap();
     assert_eq!((remote.addr, remote.port), (ip("10.2.1.7").into(), Port::new(9_090)), "matched by port name");
     let slot = |c: u32, n: u32| {
         let index = NodeIndex::new(n).unwrap();
         mesh.agent.slots().get(hawser_discovery::NodeId { cluster: cluster(c).id, index })
     };
     assert!(slot(3, 1) != 0 && slot(3, 1) != slot(3, 2));
-    let of_node_2 = cart(&mesh).slices[&3].backends.iter().find(|b| b.addr == ip("10.3.2.8").into()).unwrap();
+    let of_node_2 =
+        cart(&mesh).slices[&(3, 0)].backends.iter().find(|b| b.addr == ip("10.3.2.8").into()).unwrap();
     assert_eq!(of_node_2.node, slot(3, 2), "by its endpoint's host");
     let unpublished =
-        cart(&mesh).slices[&3].backends.iter().find(|b| b.addr == ip("10.3.1.9").into()).unwrap();
+        cart(&mesh).slices[&(3, 0)].backends.iter().find(|b| b.addr == ip("10.3.1.9").into()).unwrap();
     assert_eq!(unpublished.node, slot(3, 1), "by pod CIDR");
-    assert!(cart(&mesh).slices[&1].backends.iter().all(|backend| backend.node == 0));
+    assert!(cart(&mesh).slices[&(1, 0)].backends.iter().all(|backend| backend.node == 0));
 }
 
 #[test]
@@ -61,7 +62,7 @@ fn a_port_of_another_name_or_protocol_is_not_a_backend() {
     }
     mesh.say(2, [Entry::Service(shared.clone())]);
     mesh.settle();
-    assert!(!cart(&mesh).slices.contains_key(&2));
+    assert!(!cart(&mesh).slices.contains_key(&(2, 0)));
 }
 
 #[test]
@@ -71,7 +72,7 @@ fn a_service_that_is_no_longer_shared_is_gone() {
     shared.shared = false;
     mesh.say(2, [Entry::Service(shared)]);
     mesh.settle();
-    assert!(!cart(&mesh).slices.contains_key(&2));
+    assert!(!cart(&mesh).slices.contains_key(&(2, 0)));
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn a_backend_that_is_no_pod_of_its_cluster_is_left_out() {
     let mut mesh = serving();
     mesh.say(2, [mk_shared(2, &["10.2.1.7", "172.16.2.101"], 9_090)]);
     mesh.settle();
-    assert_eq!(cart(&mesh).slices[&2].backends.len(), 1, "no tunnel leads to a node's own address");
+    assert_eq!(cart(&mesh).slices[&(2, 0)].backends.len(), 1, "no tunnel leads to a node's own address");
 }
 
 #[test]
@@ -95,7 +96,7 @@ fn affinity_and_its_change_reach_the_map() {
     let mut mesh = serving();
     mesh.say(1, [mk_service(Affinity::Local, &["10.1.1.5"])]);
     mesh.settle();
-    let tiers: Vec<_> = cart(&mesh).slices.iter().map(|(cluster, slice)| (*cluster, slice.tier)).collect();
+    let tiers: Vec<_> = cart(&mesh).slices.iter().map(|(of, slice)| (of.0, slice.tier)).collect();
     assert_eq!(tiers, [(1, 0), (2, 1), (3, 1)]);
 }
 
@@ -168,5 +169,5 @@ fn the_header_says_who_we_are() {
     let config = mesh.agent.plan().datapath.config;
     assert_eq!((config.own_cluster, config.tunnel_ifindex, config.tunnel_mtu), (1, 9, 1_420));
     assert_eq!(config.own_mesh_v4, ip("240.1.0.1").into());
-    assert_eq!(config.echo_port, Port::new(51_872));
+    assert_eq!(config.probe_port, Port::new(51_872));
 }

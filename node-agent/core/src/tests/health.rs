@@ -6,7 +6,7 @@ use hawser_model::{ClusterHealth, HealthWord};
 use super::*;
 use crate::WordPlace;
 
-fn judge(mesh: &mut Mesh, about: About, to: ClusterHealth) {
+pub(crate) fn judge(mesh: &mut Mesh, about: About, to: ClusterHealth) {
     let transition = Transition {
         about,
         from: ClusterHealth::Unknown,
@@ -19,7 +19,7 @@ fn judge(mesh: &mut Mesh, about: About, to: ClusterHealth) {
     mesh.drain(true);
 }
 
-fn node(c: u32, n: u32) -> NodeId {
+pub(crate) fn node(c: u32, n: u32) -> NodeId {
     NodeId { cluster: cluster(c).id, index: NodeIndex::new(n).unwrap() }
 }
 

@@ -4,7 +4,9 @@ mod agent;
 mod budget;
 mod cilium;
 mod datapath;
+mod drains;
 mod health;
+mod resets;
 mod services;
 mod slots;
 mod spread;
@@ -119,6 +121,8 @@ pub(crate) fn mk_service(affinity: Affinity, pods: &[&str]) -> Entry {
         routing: hawser_model::Routing { affinity, ..Default::default() },
         shared: true,
         backends: backends(pods, 8_080),
+        draining: Default::default(),
+        zones: BTreeMap::new(),
     })
 }
 
@@ -129,6 +133,7 @@ pub(crate) fn mk_shared(c: u32, pods: &[&str], port: u16) -> Entry {
         key: ServiceKey::new("shop", "cart").unwrap(),
         frontends: PortMap::new(),
         backends: backends(pods, port),
+        draining: Default::default(),
         hostnames: BTreeMap::new(),
         zones: BTreeMap::new(),
         labels: BTreeMap::new(),
@@ -166,6 +171,7 @@ pub(crate) fn mk_config() -> AgentConfig {
         table: 18_551,
         rule_priority: 90,
         probe_port: 51_872,
+        reset_after: hawser_model::ResetAfter::DEFAULT,
     }
 }
 
@@ -240,6 +246,17 @@ impl Mesh {
         self.now = end;
         self.agent.handle_time(end);
         self.drain(true);
+    }
+
+    /// So many seconds in which all clusters are heard but these.
+    pub(crate) fn silence(&mut self, silent: &[u32], seconds: u64) {
+        for _ in 0..seconds {
+            self.pass(1_000);
+            for c in (1..=3).filter(|c| !silent.contains(c)) {
+                self.agent.handle_heard(&name(c), None, self.now);
+            }
+        }
+        self.settle();
     }
 
     pub(crate) fn drain(&mut self, success: bool) {
