@@ -211,21 +211,39 @@ fn agent_section(status: &local::StatusReply) -> Result<()> {
     )?;
     if !status.tunnels.is_empty() {
         let rows: Vec<_> = status.tunnels.iter().map(tunnel_row).collect();
-        table(&["TUNNEL", "ENDPOINT", "HEALTH", "HANDSHAKE", "RTT", "RX", "TX"], &rows)?;
+        table(&["TUNNEL", "ENDPOINT", "HEALTH", "SINCE", "HANDSHAKE", "RTT", "RX", "TX"], &rows)?;
     }
     status.probing.as_ref().map_or(Ok(()), probing_line)?;
+    status.stuck_connections.as_ref().map_or(Ok(()), stuck_lines)?;
     let drops = status.reasons.iter().filter(|reason| reason.drop && reason.packets > 0);
     for reason in drops {
         line(&format!("dropped {} packets: {} ({})", reason.packets, reason.explanation, reason.reason))?;
     }
     for cluster in &status.clusters {
-        if cluster.data_plane == "down" && !cluster.reason.is_empty() {
-            line(&format!("! {}: {}", cluster.name, cluster.reason))?;
-        } else if cluster.control_plane == "down" {
+        // Each verdict with its own reason, and what they come to.
+        if cluster.data_plane == "down" {
+            line(&format!("! {}: {}: {}", cluster.name, cluster.data_plane_reason, cluster.standing_text))?;
+        } else if cluster.standing == "degraded" {
+            line(&format!("! {}: {}", cluster.name, cluster.standing_text))?;
+        }
+        if cluster.control_plane == "down" {
             line(&format!("! {}: {}", cluster.name, cluster.control_plane_reason))?;
         }
     }
+    for tunnel in status.tunnels.iter().filter(|tunnel| tunnel.health == "down") {
+        line(&format!("! {}/{}: {}", tunnel.cluster, tunnel.node, tunnel.health_reason))?;
+    }
     status.problems.iter().try_for_each(|problem| line(&format!("! {problem}")))
+}
+
+fn stuck_lines(stuck: &local::StuckConnections) -> Result<()> {
+    if stuck.reset + stuck.swept > 0 {
+        let (reset, swept) = (stuck.reset, stuck.swept);
+        line(&format!(
+            "stuck connections: {reset} packets answered with a reset, {swept} silent ones ended"
+        ))?;
+    }
+    stuck.missing.iter().try_for_each(|missing| line(&format!("! {missing}")))
 }
 
 fn probing_line(probing: &local::Probing) -> Result<()> {
@@ -264,6 +282,7 @@ fn tunnel_row(tunnel: &TunnelStatus) -> Vec<String> {
         format!("{}/{}", tunnel.cluster, tunnel.node),
         tunnel.endpoint.clone(),
         tunnel.health.clone(),
+        ago(tunnel.health_since_ms_ago),
         ago(tunnel.last_handshake_ms_ago),
         rtt,
         bytes(tunnel.rx_bytes),

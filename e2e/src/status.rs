@@ -20,6 +20,18 @@ pub struct AgentStatus {
     pub cluster_word_writes: u64,
     pub node_word_writes: u64,
     pub transitions: Vec<Transition>,
+    pub stuck_connections: StuckConnections,
+}
+
+/// How connections to what is down are ended.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StuckConnections {
+    pub reset: u64,
+    pub swept: u64,
+    pub keep_alive: bool,
+    pub sweep: bool,
+    pub missing: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -30,6 +42,7 @@ pub struct ClusterStatus {
     pub synced: bool,
     pub revision: i64,
     pub data_plane: String,
+    pub standing: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

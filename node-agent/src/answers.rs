@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hawser_agent_core::{Agent, BackendStatus, ServiceStatus};
+use hawser_agent_core::{Agent, BackendStatus, ServiceStatus, State};
 use hawser_api::local;
 use hawser_discovery::{About, NodeId, Transition};
 use hawser_discovery_net::ProberSnapshot;
@@ -13,6 +13,7 @@ use hawser_model::{ClusterHealth, ClusterId, ClusterName, Routing, Time};
 use hawser_tunnels_linux::{Choice, Stats};
 
 use crate::clock::{self, Clock, millis};
+use crate::sweep::Swept;
 
 /// Everything but what has to be asked of the kernel and of other tasks.
 pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) -> local::StatusReply {
@@ -37,6 +38,9 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         control_plane: status.control_plane.verdict.to_string(),
         control_plane_since_ms_ago: ago(status.control_plane.since, now),
         control_plane_reason: status.control_plane.reason,
+        data_plane_reason: status.data_plane_reason,
+        standing: status.standing.name().to_owned(),
+        standing_text: status.standing.to_string(),
     });
     let words = agent.word_counts();
     local::StatusReply {
@@ -48,7 +52,7 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         version: env!("CARGO_PKG_VERSION").to_owned(),
         problems: agent.problems().into_iter().chain(driver_problems.iter().cloned()).collect(),
         clusters: clusters.collect(),
-        tunnels: tunnels(agent),
+        tunnels: tunnels(agent, now),
         reasons: Vec::new(),
         services: count(agent.service_count()),
         local_pods: count(agent.local_pods().len()),
@@ -57,11 +61,37 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         transitions: agent.transitions().map(|t| transition(t, agent, &names, clock)).collect(),
         wireguard: String::new(),
         probing: None,
+        stuck_connections: None,
     }
 }
 
-fn tunnels(agent: &Agent) -> Vec<local::TunnelStatus> {
+/// What becomes of connections to what is down; `missing` as the sweep has it.
+pub(crate) fn stuck(agent: &Agent, swept: &Swept, missing: Option<&str>) -> local::StuckConnections {
+    let keep_alive = hawser_ebpf::can_set_keep_alive();
+    let silent = (!keep_alive).then_some(
+        "before kernel 6.1 a program's own keep-alive cannot be told from none, so none is set: connections that only wait are left to the sweep",
+    );
+    let closed = (!agent.local_pods().is_empty() && swept.namespaces == 1).then_some(
+        "no pod's network namespace was found (neither in /proc, which takes hostPID, nor in /run/netns): silent connections of pods end at their next packet or keep-alive",
+    );
+    let missing_parts = [missing, silent, closed, swept.problem.as_deref()];
+    local::StuckConnections {
+        reset: 0,
+        swept: swept.ended,
+        keep_alive,
+        sweep: missing.is_none(),
+        cut_off: agent.is_cut_off(),
+        missing: missing_parts.into_iter().flatten().map(str::to_owned).collect(),
+    }
+}
+
+fn tunnels(agent: &Agent, now: Time) -> Vec<local::TunnelStatus> {
+    let ids = node_ids(agent);
     let peers = agent.plan().tunnels.iter().flat_map(|desired| &desired.peers);
+    let verdict = |peer: &hawser_tunnels::Peer| {
+        let name = (peer.name.cluster.name.to_string(), peer.name.node.to_string());
+        agent.node_verdict(*ids.get(&name)?)
+    };
     let tunnel = |peer: &hawser_tunnels::Peer| local::TunnelStatus {
         cluster: peer.name.cluster.name.to_string(),
         node: peer.name.node.to_string(),
@@ -75,6 +105,8 @@ fn tunnels(agent: &Agent) -> Vec<local::TunnelStatus> {
         health: ClusterHealth::Unknown.to_string(),
         probes_lost_per_mille: 0,
         probes_until_down: 0,
+        health_since_ms_ago: ago(verdict(peer).map(|verdict| verdict.at), now),
+        health_reason: verdict(peer).map(|verdict| verdict.because.to_string()).unwrap_or_default(),
     };
     peers.map(tunnel).collect()
 }
@@ -233,6 +265,21 @@ fn wishes(routing: &Routing) -> BTreeMap<String, String> {
                 routing.on_data_plane_loss != default.on_data_plane_loss,
             ),
         ),
+        (
+            "on-control-plane-loss",
+            changed(
+                routing.on_control_plane_loss.as_str(),
+                routing.on_control_plane_loss != default.on_control_plane_loss,
+            ),
+        ),
+        (
+            "drain-grace",
+            Some(routing.drain_grace_seconds).filter(|grace| *grace > 0).map(|grace| format!("{grace}s")),
+        ),
+        (
+            "zone-affinity",
+            changed(routing.zone_affinity.as_str(), routing.zone_affinity != default.zone_affinity),
+        ),
         ("reset-after", routing.reset_after.map(|after| after.to_string())),
     ];
     all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
@@ -241,11 +288,20 @@ fn wishes(routing: &Routing) -> BTreeMap<String, String> {
 fn backend(status: BackendStatus) -> local::Backend {
     local::Backend {
         cluster: status.cluster.name.to_string(),
-        node: status.backend.node.map(|(_, name)| name.to_string()).unwrap_or_default(),
+        node: status.backend.node.as_ref().map(|(_, name)| name.to_string()).unwrap_or_default(),
         address: status.backend.ip.to_string(),
         port: status.backend.port.into(),
-        health: if status.healthy { "up" } else { "down" }.to_owned(),
+        health: health(&status).to_owned(),
         eligible: status.eligible,
+    }
+}
+
+fn health(status: &BackendStatus) -> &'static str {
+    match status.backend.state {
+        _ if !status.healthy => "down",
+        State::Ready => "up",
+        State::Draining => "draining",
+        State::Withdrawn => "withdrawn",
     }
 }
 

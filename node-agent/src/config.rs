@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hawser_discovery::LivenessConfig;
-use hawser_model::{NodeName, ServerUrl};
+use hawser_model::{NodeName, ResetAfter, ServerUrl};
 use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark};
 use hawser_tunnels_linux::Choice;
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 pub const DEFAULT_PATH: &str = "/etc/hawser/agent.yaml";
 const MAX_BYTES: usize = 64 << 10;
 /// Of liveness: below this it is load, above it nobody waits for a verdict.
-const MIN_INTERVAL: Duration = Duration::from_millis(50);
-const MAX_INTERVAL: Duration = Duration::from_secs(60);
+const MIN_DETECTION: Duration = Duration::from_millis(150);
+const MAX_DETECTION: Duration = Duration::from_secs(180);
 
 /// The file as it is written.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -40,11 +40,12 @@ struct File {
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 struct HealthFile {
     port: u16,
-    interval: String,
+    detection: String,
     multiplier: u32,
+    reset_after: String,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -94,7 +95,8 @@ impl Default for File {
 
 impl Default for HealthFile {
     fn default() -> Self {
-        Self { port: 51_872, interval: "1s".into(), multiplier: 3 }
+        let reset_after = ResetAfter::DEFAULT.to_string();
+        Self { port: 51_872, detection: "1s".into(), multiplier: 3, reset_after }
     }
 }
 
@@ -160,6 +162,8 @@ pub struct Config {
     /// Liveness probes leave from here.
     pub probe_port: u16,
     pub liveness: LivenessConfig,
+    /// Connections to what is down are ended so long after the verdict.
+    pub reset_after: ResetAfter,
     pub underlay: Underlay,
     pub bpf_dir: String,
     /// Where /metrics, /livez and /readyz are served; nowhere without it.
@@ -233,6 +237,8 @@ impl Config {
             rule_priority: file.rule_priority,
             probe_port: file.health.port,
             liveness: liveness(&file.health, value)?,
+            reset_after: ResetAfter::parse(&file.health.reset_after)
+                .map_err(|why| value("health.resetAfter", &file.health.reset_after, &why, "2s, or never"))?,
             underlay,
             bpf_dir: file.bpf_dir,
             metrics: file.metrics,
@@ -261,17 +267,22 @@ type Bad<'a> = &'a dyn Fn(&'static str, &dyn fmt::Display, &dyn fmt::Display, &'
 
 fn liveness(file: &HealthFile, value: Bad<'_>) -> Result<LivenessConfig, ConfigError> {
     let refused =
-        |why: &str| value("health.interval", &file.interval, &why, "1s, or 250ms for faster verdicts");
-    let interval = parse_duration(&file.interval).ok_or_else(|| refused("is not a number and ms, s or m"))?;
-    if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&interval) {
-        return Err(refused("is not between 50ms and 60s"));
-    }
+        |why: &str| value("health.detection", &file.detection, &why, "1s, or 250ms for faster verdicts");
+    let detection =
+        parse_duration(&file.detection).ok_or_else(|| refused("is not a number and ms, s or m"))?;
     let multiplier = file.multiplier;
-    if !(3..=50).contains(&multiplier) {
-        let fix = "3: down after three intervals of silence";
-        return Err(value("health.multiplier", &multiplier, &"is not between 3 and 50", fix));
+    if !(3..=12).contains(&multiplier) {
+        let fix = "3: down after three probes' time of silence";
+        return Err(value("health.multiplier", &multiplier, &"is not between 3 and 12", fix));
     }
-    Ok(LivenessConfig { interval, multiplier, ..LivenessConfig::default() })
+    let least = MIN_DETECTION / 3 * multiplier;
+    if !(least..=MAX_DETECTION).contains(&detection) {
+        return Err(refused(&format!(
+            "is not between {}ms ({multiplier} probes) and 180s",
+            least.as_millis()
+        )));
+    }
+    Ok(LivenessConfig::detecting_in(detection, multiplier))
 }
 
 fn check_numbers(file: &File, value: Bad<'_>) -> Result<(), ConfigError> {
@@ -323,9 +334,13 @@ impl fmt::Display for Config {
         writeln!(f, "markMask: {:#010x}", self.mark.mask)?;
         writeln!(f, "table: {}", self.table)?;
         writeln!(f, "rulePriority: {}", self.rule_priority)?;
-        let (interval, multiplier) = (self.liveness.interval.as_millis(), self.liveness.multiplier);
-        let port = self.probe_port;
-        writeln!(f, "health: {{ port: {port}, interval: {interval}ms, multiplier: {multiplier} }}")?;
+        // An interval is whole nanoseconds, so the product may be short of the milliseconds that were asked for.
+        let detection = (self.liveness.detection() + Duration::from_micros(500)).as_millis();
+        let (port, multiplier, reset) = (self.probe_port, self.liveness.multiplier, self.reset_after);
+        writeln!(
+            f,
+            "health: {{ port: {port}, detection: {detection}ms, multiplier: {multiplier}, resetAfter: {reset} }}"
+        )?;
         match &self.underlay {
             Underlay::Auto => writeln!(f, "underlay: auto")?,
             Underlay::Devices(names) => {

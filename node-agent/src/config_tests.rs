@@ -15,6 +15,10 @@ fn an_empty_file_is_the_contracts_defaults() {
     assert_eq!((config.port, config.probe_port, config.mtu, config.table), (51_871, 51_872, 1_420, 18_551));
     assert_eq!(config.mark, Mark { value: 0x0048_0000, mask: 0x00ff_0000 });
     assert_eq!(config.liveness, LivenessConfig::default());
+    assert_eq!(config.reset_after, ResetAfter::DEFAULT);
+    let fast = parse("health: { detection: 250ms, resetAfter: never }").unwrap();
+    assert_eq!(fast.liveness.interval.as_millis(), 83);
+    assert_eq!(parse(&fast.to_string()).unwrap(), fast);
     assert_eq!(config.underlay, Underlay::Auto);
 }
 
@@ -32,7 +36,7 @@ mark: 0x00480000
 markMask: 0x00ff0000
 table: 18551
 rulePriority: 90
-health: { port: 51872, interval: 1s, multiplier: 3 }
+health: { port: 51872, detection: 1s, multiplier: 3, resetAfter: 2s }
 underlay: auto
 bpfDir: hawser
 ";
@@ -74,9 +78,11 @@ fn what_cannot_be_is_refused_with_the_key_and_the_fix() {
         ("device: a/b", "device \"a/b\""),
         ("device: averyverylongname", "device"),
         ("underlay: eth0", "neither auto nor a list"),
-        ("health: { interval: 500 }", "health.interval \"500\""),
-        ("health: { interval: 10ms }", "between 50ms and 60s"),
-        ("health: { multiplier: 2 }", "between 3 and 50"),
+        ("health: { detection: 500 }", "health.detection \"500\""),
+        ("health: { detection: 100ms }", "between 150ms (3 probes) and 180s"),
+        ("health: { detection: 250ms, multiplier: 6 }", "between 300ms (6 probes) and 180s"),
+        ("health: { multiplier: 2 }", "between 3 and 12"),
+        ("health: { resetAfter: soon }", "health.resetAfter \"soon\""),
         ("health: { ports: 1 }", "unknown field"),
         ("bpfDir: a/b", "bpfDir"),
         ("bpfDir: ../x", "bpfDir"),

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use hawser_agent_core::{WordPlace, WordWrite};
-use hawser_ebpf::{Attachments, Datapath as Loaded, LoadConfig, TcKind, retire, uninstall};
+use hawser_ebpf::{Attachments, Connection, Datapath as Loaded, LoadConfig, TcKind, retire, uninstall};
 use hawser_ebpf_abi::{DesiredDatapath, Reason, ServiceKey, size};
 use hawser_model::{ClusterId, ClusterIdWidth, HealthWord};
 
@@ -115,6 +115,7 @@ impl Datapath {
         entries("ipcache", &is.ipcache, &desired.ipcache, ToString::to_string, &mut steps);
         entries("endpoints", &is.endpoints, &desired.endpoints, ToString::to_string, &mut steps);
         entries("exported", &is.exported, &desired.exported, frontend, &mut steps);
+        entries("reset_wishes", &is.reset_wishes, &desired.reset_wishes, frontend, &mut steps);
         entries("services", &is.services, &desired.services, frontend, &mut steps);
         steps
     }
@@ -122,6 +123,13 @@ impl Datapath {
     /// None while not everything is known to be in the kernel.
     pub(crate) fn fills(&self) -> Option<Vec<MapFill>> {
         self.lock().applied.as_ref().map(|(desired, _)| fills(desired))
+    }
+
+    /// Whether a connection is over by the datapath's own rule; one of another namespace only when a pod of this node has it.
+    /// What cannot be told is not over.
+    pub(crate) fn is_over(&self, connection: &Connection, of_pod: bool) -> bool {
+        let maps = &self.lock().loaded.maps;
+        (!of_pod || maps.is_local_pod(connection.local)) && maps.is_over(connection).unwrap_or(false)
     }
 
     pub(crate) fn counters(&self) -> Result<Vec<(Reason, u64)>> {

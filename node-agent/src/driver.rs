@@ -10,6 +10,7 @@ use hawser_agent_core::{Agent, Output, Plan};
 use hawser_api::local::{Operation, PlanReply, StatusReply};
 use hawser_discovery::{NodeId, Transition};
 use hawser_discovery_net::{Prober, ProberConfig, Verdict, spawn_prober};
+use hawser_ebpf_abi::Reason;
 use hawser_model::{ClusterHealth, ClusterName};
 use hawser_telemetry::{Pulse, Watchdog, span};
 use hawser_tunnels::Peer;
@@ -30,6 +31,7 @@ use crate::metrics::{Meters, Observation};
 use crate::place::Reporting;
 use crate::reconcile::{Outcome, outcome_of, preview, reconcile};
 use crate::state::StateDir;
+use crate::sweep::{self, Swept};
 use crate::used::{self, Used};
 
 /// Pods whose interface was missing, and links that changed, are looked at again after this long.
@@ -104,6 +106,11 @@ struct Now {
     reconciled: Option<bool>,
     /// Its problems, which are logged when they come and when they go.
     told: BTreeSet<String>,
+    sweeping: bool,
+    sweep_again: bool,
+    swept: Swept,
+    /// Why there can be no sweep.
+    no_sweep: Option<String>,
 }
 
 /// What a task of the loop came back with.
@@ -111,12 +118,13 @@ enum Done {
     Reconciled { plan: Arc<Plan>, outcome: Outcome },
     Looked(Result<Found, LookError>),
     Counted(Option<Stats>),
+    Swept(Swept),
 }
 
 impl Driver {
     /// Until `stop` resolves, or with an error when this node was given another place. Kernel state stays as it is then: stop is not remove.
     pub(crate) async fn run(mut self, mut sources: Sources, mut stop: oneshot::Receiver<()>) -> Result<()> {
-        let mut now = Now::default();
+        let mut now = Now { no_sweep: sweep::missing(), ..Now::default() };
         let (done, mut finished) = mpsc::channel(8);
         self.start_prober(&mut now).await;
         let mut batch = Vec::with_capacity(BATCH);
@@ -126,6 +134,9 @@ impl Driver {
             self.pulses.turn.busy();
             self.drain(&mut now, &done);
             self.look_if_due(&mut now, &done);
+            if !now.sweeping && std::mem::take(&mut now.sweep_again) {
+                self.sweep(&mut now, &done);
+            }
             self.pulses.turn.idle();
             let deadline = self.agent.poll_deadline().map(|d| d.at.since(self.clock.now()));
             tokio::select! {
@@ -175,6 +186,7 @@ impl Driver {
                     self.followers.unfollow(&cluster);
                 }
                 Output::Reconcile => self.reconcile(now, done),
+                Output::Sweep => self.sweep(now, done),
             }
         }
     }
@@ -235,6 +247,7 @@ impl Driver {
             Done::Looked(result) => self.looked(result, now),
             Done::Counted(Some(stats)) => self.counted(&stats, now).await,
             Done::Counted(None) => {}
+            Done::Swept(swept) => now.note_swept(swept),
             Done::Reconciled { plan, outcome } => {
                 now.reconciling = false;
                 self.pulses.reconcile.idle();
@@ -251,6 +264,26 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// One at a time; what comes meanwhile is one more afterwards.
+    fn sweep(&self, now: &mut Now, done: &mpsc::Sender<Done>) {
+        if now.no_sweep.is_some() {
+            return;
+        }
+        if std::mem::replace(&mut now.sweeping, true) {
+            now.sweep_again = true;
+            return;
+        }
+        let (datapath, done) = (self.datapath.clone(), done.clone());
+        tokio::spawn(async move {
+            let swept = tokio::task::spawn_blocking(move || sweep::sweep(&datapath)).await;
+            let failed = |error: tokio::task::JoinError| Swept {
+                problem: Some(error.to_string()),
+                ..Swept::default()
+            };
+            let _ = done.send(Done::Swept(swept.unwrap_or_else(failed))).await;
+        });
     }
 
     /// A disk that is full ends no agent: it is tried again with every reconcile, twice a minute at the least.
@@ -386,6 +419,7 @@ impl Driver {
     fn measured(&self, now: &Now) -> impl Future<Output = StatusReply> + use<> {
         let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
         let mut status = answers::status(&self.agent, self.clock, &self.problems(now));
+        let mut stuck = answers::stuck(&self.agent, &now.swept, now.no_sweep.as_deref());
         let ids = answers::node_ids(&self.agent);
         let probes = now.prober.as_ref().map(|(probes, _)| probes.clone());
         async move {
@@ -397,6 +431,9 @@ impl Driver {
             let (stats, counters) = tokio::task::spawn_blocking(kernel).await.unwrap_or_default();
             answers::measure(&mut status, &ids, stats.as_ref(), probes.as_ref());
             status.reasons = answers::reasons(&counters, stats.as_ref());
+            let resets = counters.iter().find(|(reason, _)| *reason == Reason::PodFromReset);
+            stuck.reset = resets.map_or(0, |(_, packets)| *packets);
+            status.stuck_connections = Some(stuck);
             status
         }
     }
@@ -449,6 +486,19 @@ impl Driver {
 }
 
 impl Now {
+    fn note_swept(&mut self, swept: Swept) {
+        self.sweeping = false;
+        if swept.ended > 0 || swept.problem.is_some() {
+            tracing::info!(
+                ended = swept.ended,
+                namespaces = swept.namespaces,
+                problem = swept.problem,
+                "silent connections swept"
+            );
+        }
+        self.swept = Swept { ended: self.swept.ended + swept.ended, ..swept };
+    }
+
     fn note(&mut self, outcome: &Outcome) {
         self.reconciled = Some(outcome.complete);
         if let Some(began) = self.reconcile_began.take() {

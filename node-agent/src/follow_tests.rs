@@ -124,7 +124,7 @@ async fn run_until(
                     Output::Follow(cluster) => followers.follow(&cluster).unwrap(),
                     Output::Unfollow(cluster) => followers.unfollow(&cluster),
                     Output::Reconcile => agent.handle_reconciled(Vec::new(), true, clock.now()),
-                    Output::Word(_) => {}
+                    Output::Word(_) | Output::Sweep => {}
                 }
             }
             if agent.wants_interfaces() {

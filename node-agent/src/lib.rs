@@ -19,6 +19,8 @@ mod probes;
 mod reconcile;
 mod renewal;
 pub mod run;
+mod sock_diag;
 mod state;
+mod sweep;
 mod used;
 mod way;

@@ -218,6 +218,7 @@ pub(crate) mod tests {
             table: 18_551,
             rule_priority: 90,
             probe_port: 51_872,
+            reset_after: hawser_model::ResetAfter::DEFAULT,
         }
     }
 }

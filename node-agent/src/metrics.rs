@@ -66,6 +66,7 @@ pub(crate) fn fills(datapath: &DesiredDatapath) -> Vec<MapFill> {
         fill(map::IPCACHE, datapath.ipcache.len(), size::IPCACHE),
         fill(map::ENDPOINTS, datapath.endpoints.len(), size::ENDPOINTS),
         fill(map::EXPORTED, datapath.exported.len(), size::EXPORTED),
+        fill(map::RESET_WISHES, datapath.reset_wishes.len(), size::RESET_WISHES),
     ]
 }
 

@@ -154,6 +154,7 @@ pub(crate) fn agent_config(
         table: config.table,
         rule_priority: config.rule_priority,
         probe_port: config.probe_port,
+        reset_after: config.reset_after,
     })
 }
 

@@ -12,7 +12,7 @@ use crate::lab::Lab;
 use crate::pod::client::{Report, Request, unix_ms};
 use crate::status::AgentStatus;
 
-/// The verdict comes after 3 s of silence; the rest is for busy machines.
+/// The verdict comes after 1 s of silence; the rest is for busy machines.
 const DETECT: Duration = Duration::from_secs(10);
 const RECOVER: Duration = Duration::from_secs(15);
 /// Load goes on for this long after the flip.
