@@ -204,7 +204,7 @@ fn service(from: fields::Service) -> Result<Object, ConvertError> {
 fn traffic(spec: &fields::ServiceSpec, app_protocols: BTreeMap<PortName, String>) -> Traffic {
     let timeout = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
     let timeout = timeout.and_then(|client| client.timeout_seconds);
-    let families = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
+    let mut families = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
         "IPv4" => Some(AddressFamily::V4),
         "IPv6" => Some(AddressFamily::V6),
         _ => None,
@@ -214,7 +214,7 @@ fn traffic(spec: &fields::ServiceSpec, app_protocols: BTreeMap<PortName, String>
             Some("ClientIP") => SessionAffinity::ClientIp(timeout),
             _ => SessionAffinity::None,
         },
-        ip_families: families.collect(),
+        ip_families: [families.next(), families.next()],
         internal_policy: spec.internal_traffic_policy.as_deref().and_then(InternalTrafficPolicy::parse),
         distribution: spec.traffic_distribution.as_deref().and_then(TrafficDistribution::parse),
         app_protocols,

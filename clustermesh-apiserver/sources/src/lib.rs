@@ -21,8 +21,8 @@ pub use event::{Problem, SourceEvent};
 pub use files::{Change, Files};
 pub use manifest::{ManifestError, parse};
 pub use object::{
-    Endpoint, Kind, Namespace, Node, Object, ObjectRef, Place, Pod, PodPhase, Policy, SOURCE_CLUSTER_LABEL,
-    Service, ServiceExport, Slice, Traffic,
+    Addresses, Endpoint, Kind, Namespace, Node, Object, ObjectRef, Place, Pod, PodPhase, Policy,
+    SOURCE_CLUSTER_LABEL, Service, ServiceExport, Slice, Traffic,
 };
 pub use pairs::Pairs;
 pub use selector::{Expression, Labelled, Selector};

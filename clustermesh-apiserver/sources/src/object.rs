@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use hawser_model::{
@@ -187,7 +188,7 @@ pub struct Service {
     pub annotations: Pairs,
     pub selector: Pairs,
     /// Empty for a headless service.
-    pub cluster_ips: Box<[IpAddr]>,
+    pub cluster_ips: Addresses,
     /// In the order of their names, each once.
     pub ports: Box<[(PortName, ServicePort)]>,
     /// A name elsewhere (`type: ExternalName`): there is nothing to share.
@@ -205,7 +206,8 @@ impl Service {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Traffic {
     pub session_affinity: SessionAffinity,
-    pub ip_families: Vec<AddressFamily>,
+    /// In the order of preference.
+    pub ip_families: [Option<AddressFamily>; 2],
     pub internal_policy: Option<InternalTrafficPolicy>,
     /// None also for a distribution that is newer than this.
     pub distribution: Option<TrafficDistribution>,
@@ -234,10 +236,43 @@ pub struct Slice {
     pub ports: Box<[SlicePort]>,
 }
 
+/// Addresses of one thing: nearly always one, which needs no allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    One(IpAddr),
+    Others(Box<[IpAddr]>),
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self::Others(Box::default())
+    }
+}
+
+impl From<Vec<IpAddr>> for Addresses {
+    fn from(addresses: Vec<IpAddr>) -> Self {
+        match addresses[..] {
+            [one] => Self::One(one),
+            _ => Self::Others(addresses.into()),
+        }
+    }
+}
+
+impl Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Others(others) => others,
+        }
+    }
+}
+
 /// A [`SliceEndpoint`] of which there are many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    pub addresses: Box<[IpAddr]>,
+    pub addresses: Addresses,
     pub ready: Option<bool>,
     pub serving: Option<bool>,
     pub terminating: Option<bool>,

@@ -1,7 +1,7 @@
 //! ServiceExports (MCS-API): what the clusterset is told of a Service, and the global service that carries its endpoints.
 
 use hawser_model::{EndpointSlice, ExportedPort, ImportKind, ServiceExport, ServiceKey, SliceKey, Timestamp};
-use hawser_sources::{Pairs, Service, Slice};
+use hawser_sources::{Addresses, Pairs, Service, Slice};
 use hawser_wire::{Entry, derived};
 
 use super::services::backends;
@@ -74,7 +74,7 @@ impl Export {
                 false => ImportKind::ClusterSetIp,
             },
             session_affinity: traffic.session_affinity,
-            ip_families: traffic.ip_families.clone(),
+            ip_families: traffic.ip_families.into_iter().flatten().collect(),
             internal_traffic_policy: traffic.internal_policy,
             traffic_distribution: traffic.distribution,
         }
@@ -90,7 +90,7 @@ impl Export {
         labels.insert(SERVICE_NAME_LABEL.to_owned(), service.key.name().to_owned());
         // It has no address of its own here.
         let labels = Pairs::from(&labels);
-        let as_derived = Service { key: key.clone(), cluster_ips: Box::default(), labels, ..service.clone() };
+        let as_derived = Service { key: key.clone(), cluster_ips: Addresses::default(), labels, ..service.clone() };
         let shared = self.shared_service(&as_derived, backends(&slices), &slices);
         part.add(&self.record, &Entry::Service(shared));
         for slice in slices {

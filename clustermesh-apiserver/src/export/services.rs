@@ -59,7 +59,7 @@ impl Export {
         let ranges = || self.record.pod_cidrs.iter().chain(&self.record.node_cidrs);
         let mut endpoints = slice.endpoints.to_vec();
         for endpoint in &mut endpoints {
-            let mut addresses = std::mem::take(&mut endpoint.addresses).into_vec();
+            let mut addresses = endpoint.addresses.to_vec();
             addresses.retain(|ip| {
                 let inside = ranges().any(|net| net.contains(ip));
                 if !inside {
@@ -153,7 +153,7 @@ fn draining(slices: &[Slice]) -> BTreeSet<IpAddr> {
     };
     let mut found: BTreeSet<IpAddr> = addresses(true).collect();
     if !found.is_empty() {
-        addresses(false).for_each(|ready| drop(found.remove(&ready)));
+        addresses(false).for_each(|ready| _ = found.remove(&ready));
     }
     found
 }
@@ -169,7 +169,7 @@ pub(super) fn backends(slices: &[Slice]) -> PortMap {
             .filter_map(|p| Some((p.name.clone(), ServicePort { protocol: p.protocol, port: p.port? })))
             .collect();
         for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.is_backend()) {
-            for ip in &endpoint.addresses {
+            for ip in endpoint.addresses.iter() {
                 backends.entry(*ip).or_default().extend(ports.iter().cloned());
             }
         }

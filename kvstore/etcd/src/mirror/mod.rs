@@ -23,7 +23,7 @@ use hawser_kvstore::{Identity, KeyRange, Keyspace, Limits, Revision};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::client::{Client, FollowConfigError, FollowState, FollowStatus, HeldBy, Meter, Pace};
+use crate::client::{Client, FollowConfigError, FollowState, FollowStatus, HeldBy, Meter, Pace, Resume};
 use crate::server::{Keyspaces, SharedKeyspace};
 pub use foreign::{Chart, ForeignConfig, ForeignStatus, Plan, Signs, Source};
 pub use intake::{BYTE_LIMIT, Intake, KEY_LIMIT, VALUE_LIMIT};
@@ -184,48 +184,11 @@ impl Mirror {
     /// takes "not yet known" for "empty". One that is registered already (an earlier mirror's) is gone on with; else
     /// one that is kept on disk is registered at once. Cost: reading and admitting that, here.
     pub fn start(config: MirrorConfig, keyspaces: &Keyspaces) -> Result<Self, FollowConfigError> {
-        // Never the own keyspace, which is a replica too when etcd keeps it.
-        let earlier = keyspaces.get(&config.cluster).filter(|_| config.cluster != keyspaces.own().name());
-        let earlier = earlier.map(|handle| handle.keyspace().clone());
-        let going_on = earlier.is_some();
-        let keyspace = earlier
-            .unwrap_or_else(|| SharedKeyspace::new(Keyspace::replica(Identity::adopted(1), config.limits)));
-        let (shown, status) = watch::channel(Shown::default());
-        // What an earlier mirror refused is not known here.
-        let partial = going_on;
-        let meter = config.intake.meter();
-        let mut task = Task {
-            config,
-            meter: meter.clone(),
-            keyspaces: keyspaces.clone(),
-            keyspace: keyspace.clone(),
-            shown,
-            partial,
-        };
-        let start = match going_on {
-            true if task.config.afresh => None,
-            true => Some(keyspace.read(task::position)),
-            false => task.restore(),
-        };
-        let follow = task.config.client.follow(task.follow_config(start))?;
-        task.serve();
-        let cluster = task.config.cluster.clone();
-        let (asks, asked) = mpsc::channel(1);
-        let keep = task.config.keep.clone().map(|dir| Keeping::start(dir, &task, asks, going_on));
-        let intake = task.config.intake;
-        Ok(Self {
-            keyspace,
-            status,
-            task: tokio::spawn(task.run(follow, asked)),
-            cluster,
-            intake,
-            meter,
-            keep,
-            freeze: None,
-        })
+        Loaded::new(config, keyspaces).follow()
     }
 
     /// Starts many, as [`Mirror::start`] does each, on all cores: what is kept on disk is read, decoded and admitted here.
+    /// They begin to follow when all is read: hundreds of handshakes would take the cores from what is waited for.
     /// Must be called in a tokio runtime.
     pub fn start_all(
         configs: Vec<MirrorConfig>,
@@ -239,14 +202,14 @@ impl Mirror {
             loop {
                 let next = configs.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((place, config)) = next else { return };
-                let started = Self::start(config, keyspaces);
-                results.lock().unwrap_or_else(PoisonError::into_inner).push((place, started));
+                let loaded = Loaded::new(config, keyspaces);
+                results.lock().unwrap_or_else(PoisonError::into_inner).push((place, loaded));
             }
         };
         std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         results.sort_unstable_by_key(|(place, _)| *place);
-        results.into_iter().map(|(_, started)| started).collect()
+        results.into_iter().map(|(_, loaded)| loaded.follow()).collect()
     }
 
     /// Writes what is not on disk yet, for a process that is about to end.
@@ -314,6 +277,54 @@ impl Mirror {
         if self.status.changed().await.is_err() {
             std::future::pending().await
         }
+    }
+}
+
+/// A mirror with what is known of it, before it is served and follows.
+struct Loaded {
+    task: Task,
+    status: watch::Receiver<Shown>,
+    /// Where to go on; none: with a list.
+    start: Option<Resume>,
+    going_on: bool,
+}
+
+impl Loaded {
+    fn new(config: MirrorConfig, keyspaces: &Keyspaces) -> Self {
+        // Never the own keyspace, which is a replica too when etcd keeps it.
+        let earlier = keyspaces.get(&config.cluster).filter(|_| config.cluster != keyspaces.own().name());
+        let earlier = earlier.map(|handle| handle.keyspace().clone());
+        let going_on = earlier.is_some();
+        let keyspace = earlier
+            .unwrap_or_else(|| SharedKeyspace::new(Keyspace::replica(Identity::adopted(1), config.limits)));
+        let (shown, status) = watch::channel(Shown::default());
+        // What an earlier mirror refused is not known here.
+        let partial = going_on;
+        let meter = config.intake.meter();
+        let mut task = Task { config, meter, keyspaces: keyspaces.clone(), keyspace, shown, partial };
+        let start = match going_on {
+            true if task.config.afresh => None,
+            true => Some(task.keyspace.read(task::position)),
+            false => task.restore(),
+        };
+        Self { task, status, start, going_on }
+    }
+
+    fn follow(self) -> Result<Mirror, FollowConfigError> {
+        let Self { task, status, start, going_on } = self;
+        let follow = task.config.client.follow(task.follow_config(start))?;
+        task.serve();
+        let (asks, asked) = mpsc::channel(1);
+        Ok(Mirror {
+            keyspace: task.keyspace.clone(),
+            status,
+            cluster: task.config.cluster.clone(),
+            intake: task.config.intake,
+            meter: task.meter.clone(),
+            keep: task.config.keep.clone().map(|dir| Keeping::start(dir, &task, asks, going_on)),
+            freeze: None,
+            task: tokio::spawn(task.run(follow, asked)),
+        })
     }
 }
 
