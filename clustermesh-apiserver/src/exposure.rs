@@ -48,7 +48,8 @@ pub fn exposures(objects: &Objects) -> Vec<Exposure> {
             continue;
         }
         let slices = objects.slices_of(&service.key);
-        let addresses = slices.flat_map(|slice| &slice.endpoints).flat_map(|endpoint| endpoint.addresses.iter());
+        let addresses =
+            slices.flat_map(|slice| &slice.endpoints).flat_map(|endpoint| endpoint.addresses.iter());
         let mut behind: Vec<_> = addresses.filter_map(|ip| pods.get(ip)).collect();
         behind.sort_by_key(|pod| &pod.name);
         behind.dedup_by_key(|pod| &pod.name);

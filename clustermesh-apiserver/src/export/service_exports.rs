@@ -90,7 +90,8 @@ impl Export {
         labels.insert(SERVICE_NAME_LABEL.to_owned(), service.key.name().to_owned());
         // It has no address of its own here.
         let labels = Pairs::from(&labels);
-        let as_derived = Service { key: key.clone(), cluster_ips: Addresses::default(), labels, ..service.clone() };
+        let as_derived =
+            Service { key: key.clone(), cluster_ips: Addresses::default(), labels, ..service.clone() };
         let shared = self.shared_service(&as_derived, backends(&slices), &slices);
         part.add(&self.record, &Entry::Service(shared));
         for slice in slices {
