@@ -13,7 +13,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # bpf-linker must read the bitcode of exactly the compiler in rust-toolchain.toml (LLVM 22): move both together.
 BPF_LINKER_VERSION := 0.10.4
 
-APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server frr iproute2 iptables \
+APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server ethtool frr iproute2 iptables \
 	iperf3 iputils-ping jq nftables openssl procps qemu-system-x86 socat tcpdump wireguard-go wireguard-tools
 
 .PHONY: help setup build release demo bench-lb bench-failover bench-tunnel bench-store soak test test-vm vm-kernel check fmt lint doc unit layers clean
@@ -49,7 +49,7 @@ bench-lb: release ## connections by the number of services: no service, Hawser, 
 bench-failover: release ## a cluster, then a node, cut off under load, 20 times each (QUICK=1: only that it runs)
 	@QUICK=$(QUICK) target/release/hawser-lab bench failover
 
-bench-tunnel: build ## one TCP flow: our engine, wireguard-go, no tunnel
+bench-tunnel: build ## TCP, UDP, round trips: our engine, wireguard-go, boringtun-cli if it is on the PATH, no tunnel (QUICK=1)
 	@target/debug/hawser-lab bench tunnel
 
 bench-store: release ## the mesh store beside a real etcd: first sync, propagation, fan-out, durable writes (QUICK=1: only that it runs)

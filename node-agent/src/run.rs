@@ -144,6 +144,7 @@ fn start_tunnels(config: &Config, state: &StateDir, choice: Choice) -> Result<Wi
         mark: config.mark,
         table: config.table,
         private_key: state.path(WIREGUARD_KEY),
+        take_over: false,
     };
     WireguardDriver::start(engine).with_context(|| format!("starting the tunnels of {}", config.device))
 }

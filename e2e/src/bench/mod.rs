@@ -1,10 +1,8 @@
 //! Numbers that we claim: us and the peers in one run, interleaved, as ratios (`make bench-*`).
 
-mod engine;
 mod failover;
 mod lb;
 mod objects;
-mod pair;
 mod part;
 mod plot;
 mod result;
@@ -14,8 +12,8 @@ mod tunnel;
 
 use anyhow::Result;
 
-pub use engine::{EngineArgs, run as run_engine};
 pub use store::Share;
+pub use tunnel::{EngineArgs, run_engine};
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Bench {
@@ -23,7 +21,7 @@ pub enum Bench {
     Lb,
     /// A cluster and a node cut off under load, many times. QUICK=1 shows only that it runs.
     Failover,
-    /// One TCP flow through a tunnel: our engine, wireguard-go, no tunnel.
+    /// TCP, UDP and round trips through a tunnel: our engine, wireguard-go, boringtun-cli if it is there, no tunnel. QUICK=1 shows only that it runs.
     Tunnel,
     /// The mesh store: first sync, propagation, fan-out, durable writes, beside a real etcd. QUICK=1 shows only that it runs.
     Store,
@@ -37,7 +35,7 @@ pub fn run(bench: Bench, only: Option<Share>) -> Result<u8> {
     let (result, complete) = match bench {
         Bench::Lb => (lb::measure(quick)?, true),
         Bench::Failover => (failover::measure(quick)?, true),
-        Bench::Tunnel => (tunnel::measure()?, true),
+        Bench::Tunnel => (tunnel::measure(quick)?, true),
         Bench::Store => store::measure(quick, only)?,
     };
     result.print();

@@ -75,48 +75,12 @@ struct Machine {
     load: [String; 2],
 }
 
-/// A way to do the same thing, with one number a round.
-#[derive(Clone, Debug)]
-pub(super) struct Column {
-    pub(super) name: &'static str,
-    pub(super) rounds: Vec<f64>,
-}
-
-impl Column {
-    pub(super) fn new(name: &'static str) -> Self {
-        Self { name, rounds: Vec::new() }
-    }
-}
-
 /// The order of `count` columns in a round: each comes first, second, ... equally often.
 pub(super) fn turn(round: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |place| (round + place) % count)
 }
 
 impl BenchResult {
-    /// The first column is ours; `goals` are for what it has over each of the others, in their order.
-    pub(super) fn new(
-        name: &'static str,
-        what: &str,
-        unit: &'static str,
-        load_before: String,
-        columns: &[Column],
-        goals: &[Option<f64>],
-    ) -> Self {
-        let (ours, peers) = columns.split_first().expect("a benchmark has our column");
-        let better = "higher";
-        let medians = peers.iter().map(|peer| (peer.name, Estimate::of(&peer.rounds).median)).collect();
-        let rate = Estimate::of(&ours.rounds);
-        let mut rows = vec![Row { peers: medians, ..Row::estimated(what, rate, unit, better, None) }];
-        for (peer, goal) in peers.iter().zip(goals) {
-            let ratio = Estimate::of_ratios(&ours.rounds, &peer.rounds);
-            let key = format!("{} / {}", ours.name, peer.name);
-            rows.push(Row::estimated(&key, ratio, "ratio", better, *goal));
-        }
-        let machine = Machine::describe(load_before);
-        Self { name, machine, rounds: ours.rounds.len(), rows }
-    }
-
     /// Of rows that were measured elsewhere.
     pub(super) fn of_rows(name: &'static str, load_before: String, rounds: usize, rows: Vec<Row>) -> Self {
         Self { name, machine: Machine::describe(load_before), rounds, rows }

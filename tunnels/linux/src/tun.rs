@@ -45,6 +45,15 @@ impl Tun {
         Ok(tun)
     }
 
+    /// The queues of a predecessor; at least one.
+    pub(crate) fn adopt(queues: Vec<File>) -> Self {
+        Self { queues }
+    }
+
+    pub(crate) fn queues(&self) -> &[File] {
+        &self.queues
+    }
+
     fn attach(name: &DeviceName, many: libc::c_int) -> Result<File, Errno> {
         let mut options = OpenOptions::new();
         let file = options

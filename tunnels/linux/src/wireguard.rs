@@ -52,6 +52,8 @@ pub struct WireguardConfig {
     pub table: u32,
     /// Made on the first start.
     pub private_key: PathBuf,
+    /// Where this process carries: go on with what another one carries for this device now (a planned restart).
+    pub take_over: bool,
 }
 
 /// Refused before anything is changed.
@@ -114,6 +116,7 @@ impl WireguardDriver {
                 port: config.port,
                 mark: config.mark.value,
                 mtu: config.mtu,
+                take_over: config.take_over,
             })?))
         };
         let wg = wg(&config, if kernel { Backend::Kernel } else { Backend::Userspace })?;

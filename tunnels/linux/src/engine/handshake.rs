@@ -78,7 +78,7 @@ impl Peer {
         let index = context.sessions.reserve(self);
         let mut message = [0; RESPONSE_LENGTH];
         let keys = handshake::respond(verified, &preshared, index, &mut message);
-        let session = match keys.and_then(|keys| make(context.sessions, &keys, false, context.now)) {
+        let session = match keys.and_then(|keys| make(context.sessions, keys, false, context.now)) {
             Ok(session) => session,
             Err(forged) => {
                 context.sessions.remove(index);
@@ -106,7 +106,7 @@ impl Peer {
         let pending = pending.filter(|pending| pending.initiated.index == index).ok_or(Reason::NoSession)?;
         let keys =
             handshake::finish(&pending.initiated, context.own, &preshared, message).map_err(refused)?;
-        let session = make(context.sessions, &keys, true, context.now).map_err(refused)?;
+        let session = make(context.sessions, keys, true, context.now).map_err(refused)?;
         // Its index is the session's now.
         control.pending = None;
         control.endpoint = Some(from);
@@ -152,7 +152,7 @@ pub(super) fn receive(
     }
 }
 
-fn make(sessions: &Sessions, keys: &Keys, initiator: bool, now: Millis) -> Result<Arc<Session>, Forged> {
+fn make(sessions: &Sessions, keys: Keys, initiator: bool, now: Millis) -> Result<Arc<Session>, Forged> {
     let session = Arc::new(Session::new(keys, initiator, now)?);
     sessions.fulfil(&session);
     Ok(session)

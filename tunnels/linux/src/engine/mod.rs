@@ -14,6 +14,7 @@
 //! a peer's control, then its way or the table.
 
 mod counters;
+mod handover;
 mod handshake;
 mod mmsg;
 mod peer;
@@ -29,7 +30,7 @@ mod transmit;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{JoinHandle, available_parallelism};
@@ -44,6 +45,7 @@ use crate::clock::Millis;
 use crate::tun::Tun;
 use crate::uapi::{self, SetDevice, Snapshot};
 use counters::{Counters, Reason};
+pub(crate) use handover::{REQUEST as HANDOVER, give};
 use mmsg::SendBatch;
 use peer::Context;
 use sessions::Sessions;
@@ -66,6 +68,9 @@ pub struct EngineSettings {
     /// `SO_MARK` of the engine's own packets; 0 is none.
     pub mark: u32,
     pub mtu: u16,
+    /// Go on with the device, the port and the sessions of an engine that serves this device now; it carries nothing from
+    /// then on.
+    pub take_over: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +87,10 @@ pub enum EngineError {
         "another process answers {path}: it already serves {device}. fix: stop it or choose another device name"
     )]
     Served { device: DeviceName, path: String },
+    #[error(
+        "cannot take {device} over from the process that answers {path}: {source}. fix: stop it and start again without taking over; sessions are then made anew"
+    )]
+    TakeOver { device: DeviceName, path: String, source: io::Error },
     #[error("cannot listen on {path}: {source}. fix: run as root")]
     Listen { path: String, source: io::Error },
     #[error("cannot start the threads of {device}: {source}")]
@@ -105,18 +114,29 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Opens the device and the port in this thread's network namespace and starts to carry packets.
+    /// Opens the device and the port in this thread's network namespace, or takes them over, and starts to carry packets.
     pub fn start(settings: EngineSettings) -> Result<Self, EngineError> {
-        let EngineSettings { device, key, port, mark, mtu } = settings;
+        let device = settings.device.clone();
+        let path = uapi::path(&device);
+        let taken = if settings.take_over { handover::take(&path) } else { Ok(None) };
+        let taken = taken.map_err(|source| EngineError::TakeOver {
+            device: device.clone(),
+            path: path.display().to_string(),
+            source,
+        })?;
         let listener = uapi::Listener::bind(&device)?;
-        let bind = |source| EngineError::Bind { device: device.clone(), port, source };
-        let sockets = Sockets::bind(port, mark).map_err(bind)?;
-        let queues = available_parallelism().map_or(1, NonZero::get).min(MOST_QUEUES);
-        let tun = Tun::open(&device, queues)
-            .map_err(|source| EngineError::Tun { device: device.clone(), source })?;
         let sessions = Arc::<Sessions>::default();
-        let state = State::new(key, mark, Arc::clone(&sessions))
+        let mut state = State::new(settings.key.clone(), settings.mark, Arc::clone(&sessions))
             .map_err(|_| EngineError::Random { device: device.clone() })?;
+        let (tun, sockets) = match taken {
+            Some(taken) => {
+                taken.restore(&mut state);
+                state.mark = taken.mark();
+                (taken.tun, taken.sockets)
+            }
+            None => open(&settings)?,
+        };
+        let queues = tun.queues().len();
         let threads = |source| EngineError::Threads { device: device.clone(), source };
         let mut pipes = Vec::new();
         for _ in 0..queues + 3 {
@@ -126,23 +146,33 @@ impl Engine {
         let shared = Arc::new(Shared {
             device: device.clone(),
             tun: RwLock::new(Arc::new(tun)),
-            sockets: RwLock::new(Arc::new(sockets)),
             queues,
+            sockets: RwLock::new(Arc::new(sockets)),
             state: RwLock::new(state),
             sessions,
             counters: Counters::default(),
-            mtu: AtomicUsize::new(mtu.into()),
+            mtu: AtomicUsize::new(settings.mtu.into()),
             running: AtomicBool::new(true),
+            carrying: AtomicUsize::new(0),
             wakers,
         });
         let mut engine = Self { shared, threads: Vec::new() };
+        // A predecessor may have had another port or mark.
+        let EngineSettings { key, port, mark, .. } = settings;
+        let set = SetDevice {
+            private_key: Some(key),
+            port: Some(port).filter(|port| *port != 0),
+            mark: Some(mark),
+            ..SetDevice::default()
+        };
+        engine.shared.set(set).map_err(|errno| EngineError::Bind { device, port, source: errno.into() })?;
         let mut readers = readers.into_iter();
         for queue in 0..queues {
             let run = move |shared: &Shared, wake: &PipeReader| transmit::run(shared, queue, wake);
-            engine.spawn(&format!("tun{queue}"), readers.next(), run)?;
+            engine.spawn(&format!("tun{queue}"), readers.next(), carrying(run))?;
         }
-        engine.spawn("udp", readers.next(), receive::run)?;
-        engine.spawn("timers", readers.next(), timers::run)?;
+        engine.spawn("udp", readers.next(), carrying(receive::run))?;
+        engine.spawn("timers", readers.next(), carrying(timers::run))?;
         engine.spawn("uapi", readers.next(), move |shared, wake| listener.run(shared, wake))?;
         Ok(engine)
     }
@@ -198,8 +228,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Stops, and takes the device away.
+    /// Stops, and takes the device away; one that a successor has now is left to it.
     pub fn remove(self) -> Result<(), EngineError> {
+        if !self.shared.running() {
+            return Ok(());
+        }
         let (tun, device) = (self.shared.tun(), self.shared.device.clone());
         drop(self);
         match tun.set_persistent(false) {
@@ -221,6 +254,33 @@ impl Drop for Engine {
     }
 }
 
+fn open(settings: &EngineSettings) -> Result<(Tun, Sockets), EngineError> {
+    let EngineSettings { device, port, mark, .. } = settings;
+    let (device, port) = (device.clone(), *port);
+    let sockets = Sockets::bind(port, *mark).map_err(|source| EngineError::Bind {
+        device: device.clone(),
+        port,
+        source,
+    })?;
+    let queues = available_parallelism().map_or(1, NonZero::get).min(MOST_QUEUES);
+    let tun = Tun::open(&device, queues).map_err(|source| EngineError::Tun { device, source })?;
+    Ok((tun, sockets))
+}
+
+/// A body that a successor waits for the end of: it seals, opens, or uses the device.
+fn carrying(
+    body: impl Fn(&Shared, &PipeReader) + Send + 'static,
+) -> impl Fn(&Shared, &PipeReader) + Send + 'static {
+    move |shared, wake| {
+        shared.carrying.fetch_add(1, Ordering::AcqRel);
+        let ended = catch_unwind(AssertUnwindSafe(|| body(shared, wake)));
+        shared.carrying.fetch_sub(1, Ordering::AcqRel);
+        if let Err(panic) = ended {
+            resume_unwind(panic);
+        }
+    }
+}
+
 /// What the threads share.
 pub(crate) struct Shared {
     device: DeviceName,
@@ -233,6 +293,8 @@ pub(crate) struct Shared {
     counters: Counters,
     mtu: AtomicUsize,
     running: AtomicBool,
+    /// Threads that carry packets now.
+    carrying: AtomicUsize,
     /// One for each thread: a byte makes it look around.
     wakers: Vec<PipeWriter>,
 }

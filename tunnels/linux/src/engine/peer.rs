@@ -14,6 +14,7 @@ use hawser_model::PublicKey;
 use zeroize::Zeroizing;
 
 use super::counters::{Counters, Reason};
+use super::handover::export;
 use super::handshake::Pending;
 use super::mmsg::SendBatch;
 use super::sessions::Sessions;
@@ -275,6 +276,51 @@ impl Peer {
         self.publish(control);
     }
 
+    /// What a successor needs beside the configuration. Nobody may seal any more.
+    pub(super) fn export(&self, text: &mut Zeroizing<String>) {
+        let control = self.lock();
+        let mut line = |key: &str, value: String| text.extend([key, "=", value.as_str(), "\n"]);
+        line("peer", hex(self.key.as_bytes()));
+        line("stamped", hex(control.stamped.bytes()));
+        line("newest", hex(control.newest.bytes()));
+        let since = control.last_handshake.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        line("handshake", since.unwrap_or_default().as_secs().to_string());
+        let (rx, tx) = self.bytes();
+        line("rx", rx.to_string());
+        line("tx", tx.to_string());
+        let slots = [("current", &control.current), ("next", &control.next)];
+        slots
+            .iter()
+            .for_each(|(slot, session)| session.iter().for_each(|session| export(slot, session, text)));
+        control.older.iter().for_each(|session| export("older", session, text));
+    }
+
+    /// One line of what a predecessor exported.
+    pub(super) fn import(self: &Arc<Self>, sessions: &Sessions, key: &str, value: &str, now: Millis) {
+        let mut control = self.lock();
+        let number = || value.parse::<u64>().unwrap_or(0);
+        match key {
+            "stamped" => control.stamped = stamp(value),
+            "newest" => control.newest = stamp(value),
+            "handshake" if number() > 0 => {
+                control.last_handshake = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(number()));
+            }
+            "rx" => self.activity.rx_bytes.store(number(), Ordering::Relaxed),
+            "tx" => self.activity.tx_bytes.store(number(), Ordering::Relaxed),
+            "current" | "next" | "older" => {
+                let session = Session::import(value).filter(|session| !session.is_over(now)).map(Arc::new);
+                let Some(session) = session.filter(|session| sessions.adopt(self, session)) else { return };
+                match key {
+                    "current" => control.current = Some(session),
+                    "next" => control.next = Some(session),
+                    _ => control.retire(Some(session), sessions),
+                }
+                self.publish(&control);
+            }
+            _ => {}
+        }
+    }
+
     /// What is due without a packet: renewal, retries, keepalives, the end of sessions.
     pub(crate) fn tick(self: &Arc<Self>, context: &mut Context<'_>) {
         let mut control = self.lock();
@@ -382,6 +428,17 @@ impl Control {
             sessions.remove(pending.initiated.index);
         }
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One that cannot be read is older than every other.
+fn stamp(text: &str) -> Stamp {
+    let byte =
+        |at: usize| text.get(2 * at..2 * at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    Stamp::from_bytes(std::array::from_fn(|at| byte(at).unwrap_or(0)))
 }
 
 /// What changes of sessions need around them.

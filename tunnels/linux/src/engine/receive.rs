@@ -3,7 +3,6 @@
 //! Datagrams are opened where they were received, many of one session at a time, and go on to the TUN from there.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
 use std::sync::{Arc, RwLockReadGuard};
 
 use super::counters::Reason;
@@ -36,8 +35,7 @@ pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
     let mut batch = ReceiveBatch::new();
     while shared.running() {
         let (tun, sockets) = (shared.tun(), shared.sockets());
-        let fds: Vec<_> = sockets.both().map(AsFd::as_fd).collect();
-        let ready = wait(&fds, wake, None);
+        let ready = wait(&sockets.fds()[..sockets.both().count()], wake, None);
         for (socket, _) in sockets.both().zip(ready).filter(|(_, ready)| *ready) {
             if let Ok(count @ 1..) = batch.receive(socket) {
                 receiver.take(&mut batch, count, &sockets);

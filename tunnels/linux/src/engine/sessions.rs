@@ -48,6 +48,18 @@ impl Sessions {
         }
     }
 
+    /// One that a predecessor has made. False if its index is taken.
+    pub(crate) fn adopt(&self, peer: &Arc<Peer>, session: &Arc<Session>) -> bool {
+        let entry = Entry { peer: Arc::clone(peer), session: Some(Arc::clone(session)) };
+        match self.write().entry(session.local) {
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(entry);
+                true
+            }
+            std::collections::hash_map::Entry::Occupied(_) => false,
+        }
+    }
+
     pub(crate) fn remove(&self, index: u32) {
         self.write().remove(&index);
     }

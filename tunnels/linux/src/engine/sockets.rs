@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -38,6 +38,12 @@ impl Sockets {
         Ok(sockets)
     }
 
+    /// Those of a predecessor.
+    pub(crate) fn adopt(v4: UdpSocket, v6: Option<UdpSocket>) -> io::Result<Self> {
+        let port = v4.local_addr()?.port();
+        Ok(Self { v4, v6, port })
+    }
+
     pub(crate) fn set_mark(&self, mark: u32) -> io::Result<()> {
         for socket in self.both() {
             setsockopt(socket, sockopt::Mark, &mark)?;
@@ -51,6 +57,11 @@ impl Sockets {
 
     pub(crate) fn of(&self, v6: bool) -> Option<&UdpSocket> {
         if v6 { self.v6.as_ref() } else { Some(&self.v4) }
+    }
+
+    /// Of [`Sockets::both`], in their order; the last one may be there twice.
+    pub(crate) fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.v4.as_fd(), self.v6.as_ref().unwrap_or(&self.v4).as_fd()]
     }
 
     pub(crate) fn both(&self) -> impl Iterator<Item = &UdpSocket> {

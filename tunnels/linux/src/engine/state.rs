@@ -32,6 +32,10 @@ impl State {
         Ok(Self { key, mark, guard, peers, owners, sessions })
     }
 
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
     /// Every session ends with the key it was made with.
     pub(crate) fn set_key(&mut self, key: PrivateKey) -> Result<(), Forged> {
         if key.public() != self.key.public() {

@@ -45,6 +45,14 @@ impl Stamp {
         Self(bytes)
     }
 
+    pub(crate) fn from_bytes(bytes: [u8; 12]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; 12] {
+        &self.0
+    }
+
     fn next(self) -> Self {
         let [a, b, c, d, e, f, g, h, nanos @ ..] = self.0;
         let (seconds, nanos) = (u64::from_be_bytes([a, b, c, d, e, f, g, h]), u32::from_be_bytes(nanos));

@@ -1,15 +1,18 @@
 //! What a handshake leaves: a key and a counter to seal with, a key and a replay window to open with (§5.4.6).
 //!
 //! Any number of threads may seal and open at once. A counter is drawn by one atomic addition, so no two messages share
-//! a nonce, whoever seals them. Keys never leave: aws-lc wipes them when the session is dropped.
+//! a nonce, whoever seals them. Keys leave only for a successor of this process, and are wiped when the session is
+//! dropped.
 
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use aws_lc_rs::aead::{Aad, LessSafeKey};
+use zeroize::Zeroizing;
 
 use super::handshake::Keys;
-use super::primitives::{Forged, aead, nonce};
+use super::primitives::{Forged, Key, aead, nonce};
 use super::window::Window;
 use super::{
     DATA, DATA_HEADER, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, TAG,
@@ -28,10 +31,15 @@ pub(crate) struct Session {
     receive: LessSafeKey,
     counter: AtomicU64,
     window: Mutex<Window>,
+    keys: [Key; 2],
 }
 
+/// Left out by a successor: more than threads of the predecessor could have been at work unseen, and less than a peer's
+/// replay window.
+const GAP: u64 = 1024;
+
 impl Session {
-    pub(crate) fn new(keys: &Keys, initiator: bool, made: Millis) -> Result<Self, Forged> {
+    pub(crate) fn new(keys: Keys, initiator: bool, made: Millis) -> Result<Self, Forged> {
         Ok(Self {
             local: keys.local,
             remote: keys.remote,
@@ -42,7 +50,43 @@ impl Session {
             receive: aead(&keys.receive)?,
             counter: AtomicU64::new(0),
             window: Mutex::new(Window::new()),
+            keys: [keys.send, keys.receive],
         })
+    }
+
+    /// For a successor: numbers and keys in hexadecimal. Nobody may seal any more.
+    pub(crate) fn export(&self, text: &mut Zeroizing<String>) {
+        let flags = u64::from(self.initiator) | u64::from(self.is_confirmed()) << 1;
+        let own = [u64::from(self.local), u64::from(self.remote), flags, self.made.0];
+        let counter = self.counter.load(Ordering::Acquire);
+        let keys =
+            self.keys.iter().flat_map(|key| key.as_chunks::<8>().0).map(|part| u64::from_le_bytes(*part));
+        let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        for number in own.into_iter().chain(keys).chain([counter]).chain(window.export()) {
+            // To a string, which cannot fail.
+            let _ = write!(text, "{number:x} ");
+        }
+    }
+
+    /// None for what is none.
+    pub(crate) fn import(text: &str) -> Option<Self> {
+        let mut numbers = text.split_whitespace().map_while(|number| u64::from_str_radix(number, 16).ok());
+        let mut next = || numbers.next();
+        let (local, remote) = (next()?.try_into().ok()?, next()?.try_into().ok()?);
+        let (flags, made) = (next()?, Millis(next()?));
+        let mut key = || {
+            let mut key = Key::default();
+            for part in key.as_chunks_mut::<8>().0 {
+                *part = next()?.to_le_bytes();
+            }
+            Some(key)
+        };
+        let keys = Keys { local, remote, send: key()?, receive: key()? };
+        let mut session = Self::new(keys, flags & 1 != 0, made).ok()?;
+        session.confirmed = AtomicBool::new(flags & 2 != 0);
+        session.counter = AtomicU64::new(numbers.next()?.saturating_add(GAP));
+        session.window = Mutex::new(Window::import(numbers)?);
+        Some(session)
     }
 
     /// Neither sealed nor opened with afterwards.

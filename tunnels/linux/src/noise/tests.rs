@@ -99,7 +99,7 @@ fn boringtun_answers_our_handshake() {
         let keys =
             handshake::finish(&initiated, &ours, &preshared(secret.map_or(0, |key| key[0])), &response)
                 .unwrap();
-        let session = Session::new(&keys, true, NOW).unwrap();
+        let session = Session::new(keys, true, NOW).unwrap();
         let confirming = sealed(&session, &[]);
         assert!(matches!(boringtun.decapsulate(None, &confirming, &mut out), TunnResult::Done));
         both_ways(&session, &mut boringtun);
@@ -124,7 +124,7 @@ fn we_answer_boringtuns_handshake() {
         let key = preshared(secret.map_or(0, |key| key[0]));
         let keys = handshake::respond(verified, &key, 99, &mut response).unwrap();
         Jar::new(&theirs.public()).stamp(&mut response, NOW);
-        let session = Session::new(&keys, false, NOW).unwrap();
+        let session = Session::new(keys, false, NOW).unwrap();
         let confirming = written(boringtun.decapsulate(None, &response, &mut out));
         assert_eq!(receiver(&confirming, Kind::Data), 99);
         assert_eq!(self::opened(&session, &confirming).unwrap(), b"");
@@ -165,7 +165,7 @@ fn a_clock_that_goes_back_neither_panics_nor_makes_our_handshakes_look_like_repl
         }
     }
     assert!(Stamp::after(last, noon + Duration::from_secs(60)) > last);
-    let session = Session::new(&keys(), true, NOW).unwrap();
+    let session = Session::new(keys(), true, NOW).unwrap();
     assert!(!session.is_over(Millis(0)) && !session.is_old(Millis(0)));
 }
 
@@ -175,7 +175,7 @@ fn keys() -> Keys {
 
 #[test]
 fn a_counter_is_64_bits_and_a_session_retires_before_it_would_repeat() {
-    let session = Session::new(&keys(), true, NOW).unwrap();
+    let session = Session::new(keys(), true, NOW).unwrap();
     at_counter(&session, u64::from(u32::MAX));
     let message = [sealed(&session, b"a"), sealed(&session, b"b")].map(|message| message[8..16].to_vec());
     assert_eq!(message[1], (u64::from(u32::MAX) + 1).to_le_bytes());
@@ -192,7 +192,7 @@ fn a_counter_is_64_bits_and_a_session_retires_before_it_would_repeat() {
 
 #[test]
 fn a_session_ends_after_three_minutes() {
-    let session = Session::new(&keys(), true, NOW).unwrap();
+    let session = Session::new(keys(), true, NOW).unwrap();
     assert!(!session.is_old(NOW + Duration::from_secs(119)));
     assert!(session.is_old(NOW + Duration::from_secs(120)));
     assert!(!session.is_over(NOW + Duration::from_secs(179)));
@@ -200,9 +200,32 @@ fn a_session_ends_after_three_minutes() {
 }
 
 #[test]
+fn a_successor_goes_on_with_other_counters_and_knows_what_was_seen() {
+    let old = Session::new(keys(), false, NOW).unwrap();
+    let sent: Vec<_> = (0..3).map(|n| sealed(&old, &[n])).collect();
+    assert_eq!(opened(&old, &sent[0]), Some(vec![0]));
+    assert_eq!(opened(&old, &sent[2]), Some(vec![2]));
+    let mut text = Zeroizing::new(String::new());
+    old.export(&mut text);
+    let new = Session::import(&text).unwrap();
+    assert_eq!((new.local, new.made, new.initiator, new.is_confirmed()), (old.local, NOW, false, false));
+    assert_eq!((opened(&new, &sent[0]), opened(&new, &sent[2])), (None, None), "seen by its predecessor");
+    assert_eq!(opened(&new, &sent[1]), Some(vec![1]));
+    let counter = u64::from_le_bytes(sealed(&new, b"")[8..16].try_into().unwrap());
+    assert!(
+        (3..3 + 8192).contains(&counter),
+        "never one that was used, and within a peer's window: {counter}"
+    );
+    for cut in 0..text.len() - 1 {
+        let _ = Session::import(&text[..cut]);
+    }
+    assert!(Session::import("").is_none() && Session::import("1 2 3 zz").is_none());
+}
+
+#[test]
 fn many_threads_seal_at_once_and_no_counter_is_used_twice() {
     const EACH: usize = 5000;
-    let session = Session::new(&keys(), true, NOW).unwrap();
+    let session = Session::new(keys(), true, NOW).unwrap();
     let mut counters: Vec<u64> = std::thread::scope(|scope| {
         let seal =
             || (0..EACH).map(|_| sealed(&session, b"x")[8..16].try_into().map(u64::from_le_bytes).unwrap());
@@ -216,7 +239,7 @@ fn many_threads_seal_at_once_and_no_counter_is_used_twice() {
 proptest! {
     #[test]
     fn a_message_that_was_touched_does_not_open(packet in prop::collection::vec(any::<u8>(), 0..200), at: prop::sample::Index, bit in 0..8u8) {
-        let session = Session::new(&keys(), true, NOW).unwrap();
+        let session = Session::new(keys(), true, NOW).unwrap();
         let good = sealed(&session, &packet);
         let mut bad = good.clone();
         // The type and the receiver are read before the seal is; the nonce is part of it.
@@ -249,7 +272,7 @@ proptest! {
             jar.stamp(&mut initiation, NOW);
             prop_assert!(jar.take(message, NOW).is_err());
         }
-        let session = Session::new(&keys(), true, NOW).unwrap();
+        let session = Session::new(keys(), true, NOW).unwrap();
         prop_assert!(session.open(&mut message).is_err());
     }
 }

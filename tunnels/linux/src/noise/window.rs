@@ -19,6 +19,20 @@ impl Window {
         Self { next: 0, words: [0; WORDS as usize] }
     }
 
+    /// For a successor: the next counter, then the words.
+    pub(super) fn export(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.next).chain(self.words)
+    }
+
+    pub(super) fn import(mut numbers: impl Iterator<Item = u64>) -> Option<Self> {
+        let mut window = Self::new();
+        window.next = numbers.next()?;
+        for word in &mut window.words {
+            *word = numbers.next()?;
+        }
+        Some(window)
+    }
+
     /// Whether this counter is here for the first time; marks it. Only for what has proved authentic. O(1), except that
     /// a jump clears up to the whole window, 1 KiB.
     pub(super) fn admit(&mut self, counter: u64) -> bool {

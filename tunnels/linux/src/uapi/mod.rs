@@ -10,15 +10,17 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hawser_tunnels::DeviceName;
 use nix::errno::Errno;
 
+pub(crate) use text::public_key;
 pub(crate) use text::{PeerSnapshot, Snapshot};
 pub use text::{SetDevice, SetPeer, parse_set};
 
-use crate::engine::{EngineError, Shared, wait};
+use crate::engine::{EngineError, HANDOVER, Shared, give, wait};
 
 /// Where `wg` looks; it knows no other place.
 const DIRECTORY: &str = "/var/run/wireguard";
@@ -36,6 +38,8 @@ pub(crate) fn path(device: &DeviceName) -> PathBuf {
 pub(crate) struct Listener {
     socket: UnixListener,
     path: PathBuf,
+    /// The name is a successor's now.
+    given: AtomicBool,
 }
 
 impl Listener {
@@ -55,7 +59,7 @@ impl Listener {
         // The private key can be read here.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(listen)?;
         socket.set_nonblocking(true).map_err(listen)?;
-        Ok(Self { socket, path })
+        Ok(Self { socket, path, given: AtomicBool::new(false) })
     }
 
     pub(crate) fn run(&self, shared: &Shared, wake: &io::PipeReader) {
@@ -64,31 +68,40 @@ impl Listener {
                 continue;
             }
             if let Ok((stream, _)) = self.socket.accept()
-                && let Err(error) = serve(&stream, shared, wake)
+                && let Err(error) = self.serve(&stream, shared, wake)
             {
                 tracing::debug!(path = %self.path.display(), %error, "a UAPI client left early");
             }
+        }
+    }
+
+    /// Answers request after request until the client hangs up, or has taken the engine over.
+    fn serve(&self, stream: &UnixStream, shared: &Shared, wake: &io::PipeReader) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let mut pending = Vec::new();
+        loop {
+            let Some(request) = next_request(stream, &mut pending, shared, wake)? else { return Ok(()) };
+            stream.set_nonblocking(false)?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            if request == HANDOVER {
+                tracing::info!(path = %self.path.display(), "a successor takes over");
+                // The name is the successor's from here on.
+                let _ = fs::remove_file(&self.path);
+                self.given.store(true, Ordering::Release);
+                return give(stream, shared);
+            }
+            let answer = answer(&request, shared);
+            (&mut &*stream).write_all(answer.as_bytes())?;
+            stream.set_nonblocking(true)?;
         }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Answers request after request until the client hangs up.
-fn serve(stream: &UnixStream, shared: &Shared, wake: &io::PipeReader) -> io::Result<()> {
-    stream.set_nonblocking(true)?;
-    let mut pending = Vec::new();
-    loop {
-        let Some(request) = next_request(stream, &mut pending, shared, wake)? else { return Ok(()) };
-        let answer = answer(&request, shared);
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        (&mut &*stream).write_all(answer.as_bytes())?;
-        stream.set_nonblocking(true)?;
+        if !self.given.load(Ordering::Acquire) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -109,7 +109,7 @@ fn yes(text: &str) -> Result<bool, Errno> {
     if text == "true" { Ok(true) } else { Err(Errno::EINVAL) }
 }
 
-fn public_key(text: &str) -> Result<PublicKey, Errno> {
+pub(crate) fn public_key(text: &str) -> Result<PublicKey, Errno> {
     PublicKey::new(hex(text)?).map_err(|_| Errno::EINVAL)
 }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy.toml exempts only inside #[test]")]
 
+mod allocations;
 mod engine;
 mod fuzz;
 mod interop;

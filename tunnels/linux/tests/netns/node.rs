@@ -32,6 +32,7 @@ pub(crate) fn config(device: DeviceName, private_key: PathBuf) -> WireguardConfi
         mark: MARK,
         table: TABLE,
         private_key,
+        take_over: false,
     }
 }
 

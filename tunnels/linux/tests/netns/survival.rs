@@ -1,8 +1,13 @@
 //! The process is killed; the device, the routes and the secret stay.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hawser_model::PublicKey;
 use hawser_tunnels::DeviceName;
@@ -26,6 +31,10 @@ struct Process {
 impl Process {
     /// This test binary again, in the namespace, as `the_process_that_is_killed`.
     fn start(netns: &Netns, device: &str, dir: &Path, peer: PublicKey) -> Self {
+        Self::run(netns, device, dir, peer, false)
+    }
+
+    fn run(netns: &Netns, device: &str, dir: &Path, peer: PublicKey, take_over: bool) -> Self {
         let mut child = Command::new("ip")
             .args(["netns", "exec", &netns.name])
             .arg(std::env::current_exe().unwrap())
@@ -33,6 +42,7 @@ impl Process {
             .env(DEVICE, device)
             .env("HAWSER_TEST_DIR", dir)
             .env("HAWSER_TEST_PEER", hex(peer))
+            .env("HAWSER_TEST_TAKE_OVER", take_over.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -71,7 +81,8 @@ fn the_process_that_is_killed() {
     let Ok(device) = std::env::var(DEVICE) else { return };
     let dir = std::env::var("HAWSER_TEST_DIR").unwrap();
     let peer = unhex(&std::env::var("HAWSER_TEST_PEER").unwrap());
-    let config = config(DeviceName::parse(&device).unwrap(), Path::new(&dir).join("wireguard.key"));
+    let mut config = config(DeviceName::parse(&device).unwrap(), Path::new(&dir).join("wireguard.key"));
+    config.take_over = std::env::var("HAWSER_TEST_TAKE_OVER").unwrap() == "true";
     let driver = WireguardDriver::start(config.clone()).unwrap();
     let mut desired = desired(&config, driver.public_key(), 1);
     let allowed = nets(&["240.2.0.1/32", "fd68:6177:7365:2::1/128", "10.2.0.0/16"]);
@@ -147,6 +158,113 @@ fn a_killed_engine_leaks_nothing_and_its_successor_adopts_everything() {
     send_everywhere();
     eventually("the proof can fail", || capture.saw(MARKER));
     let _ = std::fs::remove_file(format!("/var/run/wireguard/{device}.sock"));
+}
+
+/// Datagrams from one end, which the other sends back; so many under way that a test's own sockets hold them.
+struct Stream {
+    running: Arc<AtomicBool>,
+    threads: [JoinHandle<()>; 3],
+    sent: Arc<AtomicU64>,
+    seen: Arc<AtomicU64>,
+}
+
+const UNDER_WAY: u64 = 60;
+
+impl Stream {
+    fn between(a: &Netns, b: &Netns) -> Self {
+        let bound = |netns: &Netns, at| {
+            let socket = netns.inside(|| UdpSocket::bind(SocketAddr::new(at, 0)).unwrap());
+            socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            socket
+        };
+        let (here, there) = (bound(a, mesh_v4(1)), bound(b, mesh_v4(2)));
+        here.connect(there.local_addr().unwrap()).unwrap();
+        there.connect(here.local_addr().unwrap()).unwrap();
+        let (running, sent, seen) =
+            (Arc::new(AtomicBool::new(true)), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let back = here.try_clone().unwrap();
+        let (go, count, came) = (Arc::clone(&running), Arc::clone(&sent), Arc::clone(&seen));
+        let send = move || {
+            while go.load(Ordering::Relaxed) {
+                if count.load(Ordering::Relaxed) - came.load(Ordering::Relaxed) < UNDER_WAY {
+                    here.send(&count.fetch_add(1, Ordering::Relaxed).to_le_bytes()).unwrap();
+                }
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        };
+        let echo = move || {
+            let mut buffer = [0; 8];
+            while there.recv(&mut buffer).is_ok() {
+                there.send(&buffer).unwrap();
+            }
+        };
+        let came = Arc::clone(&seen);
+        let count = move || {
+            let mut buffer = [0; 8];
+            while back.recv(&mut buffer).is_ok() {
+                came.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let threads = [std::thread::spawn(send), std::thread::spawn(echo), std::thread::spawn(count)];
+        Self { running, threads, sent, seen }
+    }
+
+    /// Datagrams sent, and those that came there and back; after a silence in which nothing more came.
+    fn end(self) -> (u64, u64) {
+        self.running.store(false, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        (self.sent.load(Ordering::Relaxed), self.seen.load(Ordering::Relaxed))
+    }
+
+    fn goes_on_for(&self, count: u64) {
+        let until = self.sent.load(Ordering::Relaxed) + count;
+        eventually("datagrams are sent", || self.sent.load(Ordering::Relaxed) >= until);
+    }
+}
+
+#[test]
+fn a_planned_restart_hands_the_sessions_over_and_loses_no_packet() {
+    let world = World::new();
+    let mut two = Node::start(&world.b, 2);
+    let (device, dir) = (unique(), tempfile::tempdir().unwrap());
+    let mut process = Process::start(&world.a, &device, dir.path(), two.driver.public_key());
+    two.add_peer(1, process.key, endpoint([172, 31, 1, 2]), &[]);
+    two.reconcile();
+    assert!(world.a.pings(mesh_v4(2)));
+    let handshake = || two.stats().peers[&process.key].last_handshake;
+    let before = handshake();
+    let stream = Stream::between(&world.a, &world.b);
+    let mut successors = Vec::new();
+    for _ in 0..3 {
+        stream.goes_on_for(300);
+        let successor = Process::run(&world.a, &device, dir.path(), two.driver.public_key(), true);
+        assert_eq!(successor.key, process.key);
+        stream.goes_on_for(300);
+        successors.push(successor);
+    }
+    assert_eq!(handshake(), before, "the session that was goes on");
+    let last = successors.pop().unwrap();
+    // Those before carry nothing any more, and take nothing along.
+    successors.into_iter().for_each(Process::kill);
+    let key = process.key;
+    std::mem::replace(&mut process, last).kill();
+    stream.goes_on_for(300);
+    let (sent, seen) = stream.end();
+    assert_eq!(seen, sent);
+    assert_eq!(process.key, key);
+    assert!(world.b.pings(mesh_v4(1)));
+    assert!(process.ops.iter().all(|op| !op.starts_with("add peer")), "peers are there: {:?}", process.ops);
+}
+
+#[test]
+fn there_is_nothing_to_take_over_where_nobody_is_and_that_is_no_error() {
+    let world = World::new();
+    let mut two = Node::start(&world.b, 2);
+    let (device, dir) = (unique(), tempfile::tempdir().unwrap());
+    let process = Process::run(&world.a, &device, dir.path(), two.driver.public_key(), true);
+    two.add_peer(1, process.key, endpoint([172, 31, 1, 2]), &[]);
+    two.reconcile();
+    assert!(world.a.pings(mesh_v4(2)));
 }
 
 fn interface_index(netns: &Netns, device: &str) -> String {
