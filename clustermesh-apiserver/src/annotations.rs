@@ -1,11 +1,11 @@
 //! What a Service's annotations ask for. Every name of ours has Cilium's as an alias where there is one; an unknown value
-//! is a problem, and never a guess; so is a wish that this version does not carry out.
+//! is a problem, and never a guess.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use hawser_model::{
-    Affinity, Fallback, MinHealthy, OnLoss, ResetAfter, Routing, SessionAffinity, ZoneAffinity,
+    Affinity, Algorithm, Fallback, MinHealthy, OnLoss, ResetAfter, Routing, SessionAffinity, ZoneAffinity,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -39,11 +39,8 @@ const ON_DATA_PLANE_LOSS: Name = ("hawser.io/on-data-plane-loss", None);
 const ON_CONTROL_PLANE_LOSS: Name = ("hawser.io/on-control-plane-loss", None);
 const DRAIN_GRACE: Name = ("hawser.io/drain-grace", None);
 const ZONE_AFFINITY: Name = ("hawser.io/zone-affinity", None);
+const ALGORITHM: Name = ("hawser.io/algorithm", Some("service.cilium.io/lb-algorithm"));
 const RESET_AFTER: Name = ("hawser.io/reset-after", None);
-
-/// Not carried out yet, and the one value that asks for what is done anyway.
-const LATER: [(Name, &str); 1] =
-    [(("hawser.io/algorithm", Some("service.cilium.io/lb-algorithm")), "random")];
 
 impl Wishes {
     /// What is meant, and what could not be understood. What is not understood is not done: the service is not global,
@@ -65,7 +62,6 @@ impl Wishes {
         wishes.routing = reader.routing();
         wishes.session =
             reader.parsed(SESSION, Routing::parse_session, "the Service's own sessionAffinity counts");
-        reader.later();
         reader.misspelt();
         (wishes, reader.problems)
     }
@@ -114,6 +110,9 @@ impl<'a> Reader<'a> {
             drain_grace_seconds: self
                 .parsed(DRAIN_GRACE, Routing::parse_drain_grace, "there is none")
                 .unwrap_or(default.drain_grace_seconds),
+            algorithm: self
+                .parsed(ALGORITHM, Algorithm::parse, "it is \"random\"")
+                .unwrap_or(default.algorithm),
             zone_affinity: self
                 .parsed(ZONE_AFFINITY, ZoneAffinity::parse, "zones do not count")
                 .unwrap_or(default.zone_affinity),
@@ -183,17 +182,6 @@ impl<'a> Reader<'a> {
         ));
     }
 
-    fn later(&mut self) {
-        for (name, done) in LATER {
-            if let Some((name, value)) = self.value(name).filter(|(_, value)| *value != done) {
-                let value: String = value.chars().take(64).collect();
-                self.problems.push(format!(
-                    "annotation {name}: {value:?} is not carried out by this version of Hawser; fix: leave it out"
-                ));
-            }
-        }
-    }
-
     /// A name of ours that nobody knows is a typo: what was meant would silently not be done.
     fn misspelt(&mut self) {
         let known = [
@@ -210,11 +198,10 @@ impl<'a> Reader<'a> {
             ON_CONTROL_PLANE_LOSS,
             DRAIN_GRACE,
             ZONE_AFFINITY,
+            ALGORITHM,
             RESET_AFTER,
         ];
-        let is_known = |name: &str| {
-            known.iter().chain(LATER.iter().map(|(name, _)| name)).any(|(ours, _)| *ours == name)
-        };
+        let is_known = |name: &str| known.iter().any(|(ours, _)| *ours == name);
         let odd = self.annotations.keys().filter(|name| name.starts_with("hawser.io/") && !is_known(name));
         let odd = odd.map(|name| {
             let name: String = name.chars().take(64).collect();
@@ -299,6 +286,7 @@ mod tests {
             ("hawser.io/on-control-plane-loss", "drain"),
             ("hawser.io/drain-grace", "30s"),
             ("hawser.io/zone-affinity", "local"),
+            ("hawser.io/algorithm", "maglev"),
             ("hawser.io/reset-after", "never"),
         ];
         let (wishes, problems) = read(&good);
@@ -312,7 +300,7 @@ mod tests {
         assert_eq!((routing.fallback, routing.on_data_plane_loss), (Fallback::None, OnLoss::Keep));
         assert_eq!(routing.reset_after, Some(ResetAfter::Never));
         assert_eq!((routing.on_control_plane_loss, routing.drain_grace_seconds), (OnLoss::Drain, 30));
-        assert_eq!(routing.zone_affinity, ZoneAffinity::Local);
+        assert_eq!((routing.zone_affinity, routing.algorithm), (ZoneAffinity::Local, Algorithm::Maglev));
         for (name, _) in &good[1..] {
             let (wishes, problems) = read(&[global, (name, "nonsense!")]);
             assert_eq!(wishes.routing(SessionAffinity::None), Routing::default(), "{name}");
@@ -331,13 +319,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_carried_out_and_what_does_nothing_is_told() {
+    fn what_does_nothing_and_what_nobody_knows_is_told() {
         let global = ("hawser.io/global", "true");
-        for ((name, _), done) in LATER {
-            let (_, problems) = read(&[global, (name, "maglev")]);
-            assert!(problems.len() == 1 && problems[0].contains("not carried out"), "{name}: {problems:?}");
-            assert_eq!(read(&[global, (name, done)]).1, [""; 0], "{name}: that is what is done");
-        }
         for (name, value) in [("hawser.io/affinity-min-healthy", "3"), ("hawser.io/fallback", "none")] {
             let (_, problems) = read(&[global, (name, value)]);
             assert!(problems.len() == 1 && problems[0].contains("does nothing without"), "{problems:?}");

@@ -13,6 +13,7 @@ mod load;
 mod maps;
 mod runs;
 mod sys;
+mod table;
 
 pub use attach::{Attachments, Hook};
 pub use error::{AttachError, LoadError, MapError, UninstallError};

@@ -28,7 +28,9 @@ pub use node::{
     AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
 };
 pub use peer::{CiliumPeer, ClusterConfig, ExportMode, ParseServerUrlError, Peer, PeerKind, ServerUrl};
-pub use routing::{Fallback, MinHealthy, OnLoss, ParseRoutingError, ResetAfter, Routing, ZoneAffinity};
+pub use routing::{
+    Algorithm, Fallback, MinHealthy, OnLoss, ParseRoutingError, ResetAfter, Routing, ZoneAffinity,
+};
 pub use service::{
     Affinity, Endpoint, GlobalService, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
     ServicePort, SharedService,

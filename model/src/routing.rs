@@ -26,6 +26,7 @@ pub struct Routing {
     pub on_control_plane_loss: OnLoss,
     /// How long a backend that was withdrawn is still served to those that use it.
     pub drain_grace_seconds: u32,
+    pub algorithm: Algorithm,
     /// Backends in the zone of the client's node come first.
     pub zone_affinity: ZoneAffinity,
     /// When established connections to what is lost are ended. None: as the agent's configuration says.
@@ -44,6 +45,7 @@ impl Default for Routing {
             on_data_plane_loss: OnLoss::Drain,
             on_control_plane_loss: OnLoss::Keep,
             drain_grace_seconds: 0,
+            algorithm: Algorithm::Random,
             zone_affinity: ZoneAffinity::None,
             reset_after: None,
         }
@@ -189,6 +191,32 @@ impl Fallback {
     }
 }
 
+/// How a backend is chosen among equals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Algorithm {
+    #[default]
+    Random,
+    /// A client goes to the same one every time; when one changes, only its own share of the clients moves.
+    Maglev,
+}
+
+impl Algorithm {
+    pub fn parse(text: &str) -> Result<Self, ParseRoutingError> {
+        match text {
+            "random" => Ok(Self::Random),
+            "maglev" => Ok(Self::Maglev),
+            other => Err(ParseRoutingError::Algorithm { text: shorten(other) }),
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Maglev => "maglev",
+        }
+    }
+}
+
 /// Whether the zone of the client's node matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ZoneAffinity {
@@ -296,6 +324,8 @@ pub enum ParseRoutingError {
     TooMany,
     #[error("{text:?} is none of any, none")]
     Fallback { text: String },
+    #[error("{text:?} is none of random, maglev")]
+    Algorithm { text: String },
     #[error("{text:?} is none of none, local")]
     ZoneAffinity { text: String },
     #[error("{text:?} is no time of at most an hour (0s, 30s, 10m)")]

@@ -276,6 +276,7 @@ fn wishes(routing: &Routing) -> BTreeMap<String, String> {
             "drain-grace",
             Some(routing.drain_grace_seconds).filter(|grace| *grace > 0).map(|grace| format!("{grace}s")),
         ),
+        ("algorithm", changed(routing.algorithm.as_str(), routing.algorithm != default.algorithm)),
         (
             "zone-affinity",
             changed(routing.zone_affinity.as_str(), routing.zone_affinity != default.zone_affinity),

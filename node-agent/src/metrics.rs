@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use hawser_api::local::{StatusReply, TunnelStatus};
-use hawser_ebpf_abi::{DesiredDatapath, map, size};
+use hawser_ebpf_abi::{DesiredDatapath, ServiceSpec, maglev_slots, map, size};
 use hawser_model::ClusterHealth;
 use hawser_telemetry::{Family, Histogram, Labels, seconds_histogram};
 
@@ -55,6 +55,12 @@ pub(crate) struct MapFill {
     most: u32,
 }
 
+/// What a service takes of `backends`.
+fn slots(service: &ServiceSpec) -> usize {
+    let lens = service.slices.values().map(|slice| slice.backends.len());
+    if service.maglev { lens.map(maglev_slots).sum() } else { lens.sum() }
+}
+
 /// Of the maps that grow with the mesh. Cost: the services.
 pub(crate) fn fills(datapath: &DesiredDatapath) -> Vec<MapFill> {
     let slices = || datapath.services.values().flat_map(|service| service.slices.values());
@@ -62,7 +68,7 @@ pub(crate) fn fills(datapath: &DesiredDatapath) -> Vec<MapFill> {
     vec![
         fill(map::SERVICES, datapath.services.len(), size::SERVICES),
         fill(map::SLICES, slices().count(), size::SLICES),
-        fill(map::BACKENDS, slices().map(|slice| slice.backends.len()).sum(), size::BACKENDS),
+        fill(map::BACKENDS, datapath.services.values().map(slots).sum(), size::BACKENDS),
         fill(map::IPCACHE, datapath.ipcache.len(), size::IPCACHE),
         fill(map::ENDPOINTS, datapath.endpoints.len(), size::ENDPOINTS),
         fill(map::EXPORTED, datapath.exported.len(), size::EXPORTED),

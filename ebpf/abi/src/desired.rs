@@ -28,9 +28,22 @@ pub struct DesiredDatapath {
 pub struct ServiceSpec {
     /// How long a client keeps its backend; 0 = it does not.
     pub session_seconds: u32,
+    /// A client goes to the same backend every time, and keeps none besides.
+    pub maglev: bool,
     /// By cluster id, and a number of its own below [`crate::MAX_GROUPS`] for each group of the cluster's backends that has
     /// another tier; at most [`crate::MAX_SLICES`]. A cluster without backends may be left out.
     pub slices: BTreeMap<(u16, u8), SliceSpec>,
+}
+
+/// Slots of a table of so many backends: at least 32 for each of up to 128; none beyond 4,096, where they are a plain list.
+/// Where it grows, most clients move once.
+pub const fn maglev_slots(backends: usize) -> usize {
+    match backends {
+        0 => 0,
+        1..=32 => 1_024,
+        33..=4_096 => 4_096,
+        more => more,
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

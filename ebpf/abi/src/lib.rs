@@ -20,7 +20,7 @@ pub mod reason;
 
 pub use addr::{Addr, Port, PrefixKey};
 #[cfg(not(target_arch = "bpf"))]
-pub use desired::{BackendSpec, DesiredDatapath, ServiceSpec, SliceSpec};
+pub use desired::{BackendSpec, DesiredDatapath, ServiceSpec, SliceSpec, maglev_slots};
 pub use layout::Plain;
 pub use maps::*;
 pub use reason::{Kind, Reason};

@@ -96,6 +96,9 @@ pub const TIERS: u8 = 16;
 /// A socket that sends UDP to a service without connecting keeps its backend while it is not idle for this long.
 pub const UDP_IDLE_SECONDS: u32 = 60;
 
+/// [`Service::flags`]: runs of backends are tables, of which a client has always the same slot.
+pub const SERVICE_MAGLEV: u16 = 1;
+
 /// [`Backend::flags`]: takes nothing new while another one can. Who is pinned to it stays.
 pub const BACKEND_DRAINING: u8 = 1;
 
@@ -149,7 +152,7 @@ plain! {
         /// Index of the first slice.
         pub slices_at: u32,
         pub slices_len: u16,
-        pub pad: u16,
+        pub flags: u16,
         /// Session affinity: a client keeps its backend while it is not idle for so many seconds; 0 = it does not.
         pub session_seconds: u32,
     }

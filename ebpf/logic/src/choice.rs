@@ -336,7 +336,8 @@ pub fn draw<T: Tables + ?Sized>(tables: &T, query: Query, so_far: Draw) -> Optio
             total += weight;
             // The n-th candidate replaces the earlier ones with probability weight / total. The total is at most 2^33 and
             // the draw has 30 bits, so the product fits.
-            let drawn = (random::draw(query.seed, next as u64) >> 2) as u64;
+            // By cluster, not by place: a client that draws the same again must not mind who else is there.
+            let drawn = (random::draw(query.seed, slice.cluster as u64) >> 2) as u64;
             if (drawn * total) >> 30 < weight {
                 start = next;
             }
@@ -413,7 +414,7 @@ pub fn probe<T: Tables + ?Sized>(tables: &T, query: Query, start: u16, tier: u16
         if look > STARTS - 1 && look - (STARTS - 1) >= len {
             break;
         }
-        let at = slice.backends_at.wrapping_add(place(query.seed, offset, look, len));
+        let at = slice.backends_at.wrapping_add(place(query.seed, slice.cluster, look, len));
         let Some(backend) = tables.backend(at) else { return Probe::Torn };
         if backend.service != query.id || backend.generation != slice.backends_generation {
             return Probe::Torn;
@@ -427,10 +428,10 @@ pub fn probe<T: Tables + ?Sized>(tables: &T, query: Query, start: u16, tier: u16
 
 /// Where in a slice of `len` the n-th look goes: a few random places, then on in order from the last of them.
 #[inline(always)]
-fn place(seed: u64, offset: u32, look: u32, len: u32) -> u32 {
+fn place(seed: u64, cluster: u16, look: u32, len: u32) -> u32 {
     let (start, on) = if look < STARTS { (look, 0) } else { (STARTS - 1, look - (STARTS - 1)) };
-    // Indices beyond MAX_SLICES belong to no slice's weight draw.
-    let index = (MAX_SLICES + offset * STARTS + start) as u64;
+    // Indices from MAX_SLICES on belong to no cluster's weight draw.
+    let index = (MAX_SLICES + cluster as u32 * STARTS + start) as u64;
     let place = below(random::draw(seed, index), len) + on;
     if place >= len { place - len } else { place }
 }

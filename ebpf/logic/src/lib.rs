@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod choice;
+pub mod maglev;
 pub mod mss;
 pub mod packet;
 pub mod pin;

@@ -9,10 +9,11 @@
 
 use hawser_ebpf_abi::{
     Addr, BACKEND_DRAINING, Config, HEALTH_FULL_WEIGHT, IPPROTO_UDP, MAX_GROUPS, Pin, PinKey, Port, Reason,
-    Service, ServiceKey, Slice, UDP_IDLE_SECONDS,
+    SERVICE_MAGLEV, Service, ServiceKey, Slice, UDP_IDLE_SECONDS,
 };
 
 use crate::choice::{Choice, Tables, choose, stale_cluster};
+use crate::maglev;
 use crate::{forgotten, weight_of};
 
 const NANOS: u64 = 1_000_000_000;
@@ -53,8 +54,10 @@ pub fn assign<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Confi
         Client::Socket if key.proto == IPPROTO_UDP => UDP_IDLE_SECONDS,
         Client::Socket => 0,
     };
-    if idle == 0 {
-        return choose(clients, key, service, config, clients.seed());
+    let maglev = service.flags & SERVICE_MAGLEV != 0;
+    let seed = if maglev { maglev::seed(clients.cookie(Client::Namespace), key) } else { clients.seed() };
+    if idle == 0 || maglev {
+        return choose(clients, key, service, config, seed);
     }
     let now = clients.now();
     let pin_key = PinKey { client: clients.cookie(client), service: service.id, pad: 0 };
@@ -87,7 +90,7 @@ pub fn assign<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Confi
             }
         }
     }
-    let choice = choose(clients, key, service, config, clients.seed());
+    let choice = choose(clients, key, service, config, seed);
     let Choice::Backend { addr, port, cluster, reason } = choice else { return choice };
     if reason as u32 == no_better {
         return stay(clients, client, &pin_key, pin, now, reason);

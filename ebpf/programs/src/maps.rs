@@ -72,9 +72,10 @@ pub(crate) fn service(key: &ServiceKey) -> Option<Service> {
         let generation = (&raw const (*found).generation).read_volatile();
         let slices_at = (&raw const (*found).slices_at).read_volatile();
         let slices_len = (&raw const (*found).slices_len).read_volatile();
+        let flags = (&raw const (*found).flags).read_volatile();
         let session_seconds = (&raw const (*found).session_seconds).read_volatile();
         let check = (&raw const (*found).check).read_volatile();
-        Some(Service { check, id, generation, slices_at, slices_len, pad: 0, session_seconds })
+        Some(Service { check, id, generation, slices_at, slices_len, flags, session_seconds })
     }
 }
 

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use aya::maps::{Array, HashMap, MapData};
 use hawser_ebpf_abi::{
-    BACKEND_DRAINING, Backend, BackendSpec, HEALTH_FULL_WEIGHT, Service, ServiceKey, ServiceSpec, Slice,
-    SliceSpec, TIERS, map, size,
+    BACKEND_DRAINING, Backend, BackendSpec, HEALTH_FULL_WEIGHT, SERVICE_MAGLEV, Service, ServiceKey,
+    ServiceSpec, Slice, SliceSpec, TIERS, map, size,
 };
 use hawser_model::Time;
 
@@ -17,6 +17,7 @@ use super::table::full_or;
 use super::{SyncReport, kernel};
 use crate::error::MapError;
 use crate::runs::{Run, RunAllocator};
+use crate::table::run_of;
 
 /// What the kernel holds of one service.
 #[derive(Clone, Debug)]
@@ -174,10 +175,17 @@ impl Services {
         let mut held = Held { id, spec: Some(spec.clone()), slices, backends: BTreeMap::new() };
         let mut writes = 0;
         for (at, (of, slice)) in (slices.at..).zip(&spec.slices) {
-            let backends = match unchanged(old, *of, slice) {
+            let backends = match unchanged(old, *of, spec, slice) {
                 Some(kept) => kept,
                 None => {
-                    let (run, written) = self.write_backends(id, generation, of.0, key.proto, slice, now)?;
+                    let (run, written) = self.write_backends(
+                        id,
+                        generation,
+                        of.0,
+                        key.proto,
+                        run_of(&slice.backends, spec.maglev),
+                        now,
+                    )?;
                     fresh.push(run);
                     writes += written;
                     HeldSlice { run, generation }
@@ -204,7 +212,7 @@ impl Services {
             generation,
             slices_at: slices.at,
             slices_len: u16::try_from(slices.len).unwrap_or(u16::MAX),
-            pad: 0,
+            flags: if spec.maglev { SERVICE_MAGLEV } else { 0 },
             session_seconds: spec.session_seconds,
         };
         self.services
@@ -219,13 +227,13 @@ impl Services {
         generation: u32,
         cluster: u16,
         proto: u8,
-        slice: &SliceSpec,
+        backends: Vec<BackendSpec>,
         now: Time,
     ) -> Result<(Run, u64), MapError> {
-        let len = u32::try_from(slice.backends.len()).unwrap_or(u32::MAX);
+        let len = u32::try_from(backends.len()).unwrap_or(u32::MAX);
         let run = self.backend_runs.take(len, now).ok_or_else(|| full(map::BACKENDS, &self.backend_runs))?;
-        for (at, spec) in (run.at..).zip(&slice.backends) {
-            let BackendSpec { addr, port, node, draining } = *spec;
+        for (at, spec) in (run.at..).zip(backends) {
+            let BackendSpec { addr, port, node, draining } = spec;
             let flags = if draining { BACKEND_DRAINING } else { 0 };
             let value = Backend { addr, service, generation, node, port, cluster, proto, flags, pad: 0 };
             if let Err(source) = self.backends.set(at, Cell(value), 0) {
@@ -243,10 +251,10 @@ impl Services {
 }
 
 /// The run of backends that can be pointed at again.
-fn unchanged(old: Option<&Held>, of: (u16, u8), slice: &SliceSpec) -> Option<HeldSlice> {
+fn unchanged(old: Option<&Held>, of: (u16, u8), new: &ServiceSpec, slice: &SliceSpec) -> Option<HeldSlice> {
     let old = old?;
-    let spec = old.spec.as_ref()?.slices.get(&of)?;
-    if spec.backends != slice.backends {
+    let spec = old.spec.as_ref()?;
+    if spec.maglev != new.maglev || spec.slices.get(&of)?.backends != slice.backends {
         return None;
     }
     old.backends.get(&of).copied()

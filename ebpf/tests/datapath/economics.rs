@@ -32,7 +32,7 @@ fn key(n: u32) -> ServiceKey {
 fn desired(services: u32) -> DesiredDatapath {
     let service = |n: u32| {
         let slices = [((1, 0), backends(4 * n, 2)), ((2, 0), backends(4 * n + 2, 2))].into();
-        (key(n), ServiceSpec { session_seconds: 0, slices })
+        (key(n), ServiceSpec { slices, ..ServiceSpec::default() })
     };
     DesiredDatapath {
         config: Config::new(1),
@@ -86,7 +86,10 @@ fn what_does_not_fit_is_refused_by_the_maps_name_and_nothing_is_lost() {
         desired.endpoints.extend((size::ENDPOINTS..size::ENDPOINTS + 10).map(endpoint));
         desired.services.insert(
             key(1),
-            ServiceSpec { session_seconds: 0, slices: [((1, 0), backends(0, size::BACKENDS + 1))].into() },
+            ServiceSpec {
+                slices: [((1, 0), backends(0, size::BACKENDS + 1))].into(),
+                ..ServiceSpec::default()
+            },
         );
         let report = datapath.maps.sync(&desired, Time::ZERO);
         let problems: Vec<_> = report.problems.iter().map(ToString::to_string).collect();

@@ -30,7 +30,7 @@ fn slice(backends: &[&str]) -> SliceSpec {
 fn desired() -> DesiredDatapath {
     let mut desired = DesiredDatapath { config: Config::new(1), ..DesiredDatapath::default() };
     let slices = [((1, 0), slice(&["10.1.0.1", "10.1.0.2"])), ((2, 0), slice(&["10.2.0.1"]))].into();
-    desired.services.insert(key("172.20.0.1", 80), ServiceSpec { session_seconds: 0, slices });
+    desired.services.insert(key("172.20.0.1", 80), ServiceSpec { slices, ..ServiceSpec::default() });
     let remote = IpEntry { identity: 7, node: 1, cluster: 2, flags: IP_REMOTE };
     desired.ipcache.insert(PrefixKey::new("10.2.0.0".parse().unwrap(), 16).unwrap(), remote);
     desired.endpoints.insert(ip("10.1.0.1"), Endpoint { ifindex: 1, identity: 9, flags: 0 });

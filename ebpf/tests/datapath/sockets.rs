@@ -54,7 +54,7 @@ impl World {
         let slices = [((1, 0), slice(HERE, 1)), ((2, 0), slice(THERE, 2))].into();
         let mut desired = DesiredDatapath { config: Config::new(1), ..DesiredDatapath::default() };
         let key = ServiceKey::new(ip("172.20.0.1"), Port::new(80), 6);
-        desired.services.insert(key, ServiceSpec { session_seconds: 0, slices });
+        desired.services.insert(key, ServiceSpec { slices, ..ServiceSpec::default() });
         let procs = config.cgroup2.join("kubepods/cgroup.procs");
         let cgroup = std::fs::OpenOptions::new().write(true).open(&procs).unwrap();
         let mut world = Self { datapath: Datapath::load(config).unwrap(), desired, cgroup };

@@ -50,7 +50,7 @@ fn world(config: &LoadConfig) -> World {
         let at: SocketAddr = service.parse().unwrap();
         let key = ServiceKey::new(at.ip().into(), Port::new(at.port()), UDP);
         let slices = [((1, 0), slice(here, 1)), ((2, 0), slice(there, 2))].into();
-        world.desired.services.insert(key, ServiceSpec { session_seconds: 0, slices });
+        world.desired.services.insert(key, ServiceSpec { slices, ..ServiceSpec::default() });
     }
     world.sync();
     world
@@ -265,5 +265,37 @@ fn a_socket_stays_with_a_backend_that_drains_and_what_is_new_goes_elsewhere_whil
             (0..30).map(|_| world.connects(SERVICE, AddressFamily::Inet).answered).collect();
         assert_eq!(last.len(), 2, "with nothing else left they serve: {last:?}");
         assert_eq!(world.count(Reason::ConnectDraining), 30);
+    });
+}
+
+#[test]
+fn with_maglev_a_namespace_goes_to_one_backend_by_tcp_and_udp_until_that_is_withdrawn_or_down() {
+    in_a_namespace(|config| {
+        let mut world = world(config);
+        for service in world.desired.services.values_mut() {
+            service.maglev = true;
+        }
+        world.sync();
+        let tcp = |world: &World| {
+            let all = (0..20).map(|_| world.connects(SERVICE, AddressFamily::Inet).answered);
+            all.collect::<std::collections::BTreeSet<_>>()
+        };
+        let home = tcp(&world);
+        assert_eq!(home.len(), 1, "{home:?}");
+        let udp: std::collections::BTreeSet<_> = (0..20)
+            .flat_map(|_| talk(&world, SERVICE, AddressFamily::Inet, How::SendTo).into_iter().step_by(2))
+            .collect();
+        assert_eq!(udp.len(), 1, "{udp:?}");
+        assert_eq!(world.count(Reason::PinMade), 0);
+        let (cluster, other) = if home.contains(HERE) { (1, THERE) } else { (2, HERE) };
+        world.datapath.maps.set_cluster_health(cluster, HEALTH_NO_NEW).unwrap();
+        assert_eq!(tcp(&world), [other.to_owned()].into());
+        world.datapath.maps.set_cluster_health(cluster, 256).unwrap();
+        assert_eq!(tcp(&world), home, "and back");
+        for service in world.desired.services.values_mut() {
+            service.slices.remove(&(cluster, 0));
+        }
+        world.sync();
+        assert_eq!(tcp(&world), [other.to_owned()].into());
     });
 }

@@ -7,9 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hawser_model::{
-    Affinity, BootId, ClusterName, Epoch, Fallback, GlobalService, MeshAddresses, MinHealthy, NodeIndex,
-    NodeName, OnLoss, ParseRoutingError, PortName, Protocol, ResetAfter, Routing, ServiceKey, ServicePort,
-    TunnelEnd, TunnelNode, ZoneAffinity,
+    Affinity, Algorithm, BootId, ClusterName, Epoch, Fallback, GlobalService, MeshAddresses, MinHealthy,
+    NodeIndex, NodeName, OnLoss, ParseRoutingError, PortName, Protocol, ResetAfter, Routing, ServiceKey,
+    ServicePort, TunnelEnd, TunnelNode, ZoneAffinity,
 };
 use serde::{Deserialize, Serialize};
 
@@ -166,6 +166,8 @@ struct ServiceIn<'a> {
     drain_grace_seconds: u32,
     #[serde(borrow, default)]
     zone_affinity: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    algorithm: Option<Text<'a>>,
     shared: bool,
     #[serde(borrow)]
     backends: PortMapIn<'a, { limits::BACKENDS }>,
@@ -216,6 +218,8 @@ struct ServiceOut<'a> {
     drain_grace_seconds: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     zone_affinity: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    algorithm: Option<&'static str>,
     shared: bool,
     backends: PortMapOut<'a>,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
@@ -300,6 +304,8 @@ fn routing(raw: &ServiceIn<'_>) -> Result<Routing, Fault> {
         drain_grace_seconds: grace,
         zone_affinity: parsed(raw.zone_affinity.as_ref(), "zoneAffinity", ZoneAffinity::parse)?
             .unwrap_or(default.zone_affinity),
+        algorithm: parsed(raw.algorithm.as_ref(), "algorithm", Algorithm::parse)?
+            .unwrap_or(default.algorithm),
         reset_after: parsed(raw.reset_after.as_ref(), "resetAfter", ResetAfter::parse)?,
         ..default
     })
@@ -349,6 +355,7 @@ pub fn encode_service(service: &GlobalService) -> Bytes {
             .map(OnLoss::as_str),
         drain_grace_seconds: routing.drain_grace_seconds,
         zone_affinity: unless(routing.zone_affinity, default.zone_affinity).map(ZoneAffinity::as_str),
+        algorithm: unless(routing.algorithm, default.algorithm).map(Algorithm::as_str),
         shared: service.shared,
         backends: port_map_out(&service.backends),
         draining: &service.draining,

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_model::{
-    AddressFamily, AddressKind, Affinity, BootId, CiliumPeer, ClusterConfig, ClusterId, ClusterIdWidth,
-    ClusterName, ClusterRef, Endpoint, EndpointSlice, Epoch, ExportMode, ExportedPort, Fallback,
-    GlobalService, Identity, IdentityId, ImportKind, InternalTrafficPolicy, Labels, MeshPlan, MinHealthy,
-    Node, NodeAddress, NodeIndex, NodeName, OnLoss, Peer, PeerKind, PortName, Protocol, PublicKey,
-    ResetAfter, Routing, ServerUrl, ServiceExport, ServiceKey, ServicePort, SessionAffinity, SharedService,
-    SliceEndpoint, SliceKey, SlicePort, Timestamp, TrafficDistribution, TunnelEnd, TunnelNode, ZoneAffinity,
+    AddressFamily, AddressKind, Affinity, Algorithm, BootId, CiliumPeer, ClusterConfig, ClusterId,
+    ClusterIdWidth, ClusterName, ClusterRef, Endpoint, EndpointSlice, Epoch, ExportMode, ExportedPort,
+    Fallback, GlobalService, Identity, IdentityId, ImportKind, InternalTrafficPolicy, Labels, MeshPlan,
+    MinHealthy, Node, NodeAddress, NodeIndex, NodeName, OnLoss, Peer, PeerKind, PortName, Protocol,
+    PublicKey, ResetAfter, Routing, ServerUrl, ServiceExport, ServiceKey, ServicePort, SessionAffinity,
+    SharedService, SliceEndpoint, SliceKey, SlicePort, Timestamp, TrafficDistribution, TunnelEnd, TunnelNode,
+    ZoneAffinity,
 };
 use hawser_wire::{Context, Entry, Key, Resource, decode};
 
@@ -344,6 +345,7 @@ fn a_local_service_and_a_peer() {
         on_control_plane_loss: OnLoss::Drain,
         drain_grace_seconds: 30,
         zone_affinity: ZoneAffinity::Local,
+        algorithm: Algorithm::Maglev,
     };
     golden(
         Entry::LocalService(GlobalService {
@@ -354,7 +356,7 @@ fn a_local_service_and_a_peer() {
             ..service.clone()
         }),
         "hawser/local/services/v1/hawser-a/shop/cart",
-        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","resetAfter":"never","onControlPlaneLoss":"drain","drainGraceSeconds":30,"zoneAffinity":"local","shared":true,"backends":{},"draining":["10.4.3.9"],"zones":{"10.4.3.9":"z1"}}"#,
+        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","resetAfter":"never","onControlPlaneLoss":"drain","drainGraceSeconds":30,"zoneAffinity":"local","algorithm":"maglev","shared":true,"backends":{},"draining":["10.4.3.9"],"zones":{"10.4.3.9":"z1"}}"#,
     );
     golden(
         Entry::LocalService(service),

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use hawser_ebpf_abi::map::{BACKENDS, IPCACHE};
-use hawser_ebpf_abi::size;
-use hawser_model::ClusterRef;
+use hawser_ebpf_abi::{maglev_slots, size};
+use hawser_model::{Algorithm, ClusterRef};
 
 use crate::services::MergedService;
 
@@ -49,11 +49,13 @@ pub(crate) fn limit_backends(own: &ClusterRef, services: &mut [MergedService], n
 fn costs(own: &ClusterRef, service: &MergedService) -> BTreeMap<ClusterRef, usize> {
     let v6 = service.cluster_ips.iter().filter(|ip| ip.is_ipv6()).count();
     let v4 = service.cluster_ips.len() - v6;
+    let maglev = service.routing.algorithm == Algorithm::Maglev;
     let mut costs = BTreeMap::new();
     for port in service.ports.values().filter(|port| port.is_programmed()) {
         for (cluster, backends) in port.slices.iter().filter(|(cluster, _)| *cluster != own) {
             let of_v6 = backends.iter().filter(|backend| backend.ip.is_ipv6()).count();
-            let cost = of_v6 * v6 + (backends.len() - of_v6) * v4;
+            let slots = |backends| if maglev { maglev_slots(backends) } else { backends };
+            let cost = slots(of_v6) * v6 + slots(backends.len() - of_v6) * v4;
             *costs.entry(cluster.clone()).or_insert(0) += cost;
         }
     }

@@ -9,7 +9,7 @@ use hawser_ebpf_abi::{
     Addr, BackendSpec, CONFIG_OWN_STALE, Config, DesiredDatapath, EXPORTED_CLOSING, Endpoint, Exported,
     IP_MESH_ADDRESS, IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
 };
-use hawser_model::{ClusterRef, IdentityId, OnLoss, Peer, Routing};
+use hawser_model::{Algorithm, ClusterRef, IdentityId, OnLoss, Peer, Routing};
 use ipnet::IpNet;
 
 use crate::budget::IpcacheShare;
@@ -118,7 +118,8 @@ fn frontends(own: &ClusterRef, service: &MergedService, desired: &mut DesiredDat
             let key = ServiceKey::new((*ip).into(), Port::new(port.port.port), port.port.protocol.number());
             let slices = slices(own, &service.routing, port, *ip);
             let session_seconds = service.routing.session_seconds.unwrap_or(0);
-            desired.services.insert(key, ServiceSpec { session_seconds, slices });
+            let maglev = service.routing.algorithm == Algorithm::Maglev;
+            desired.services.insert(key, ServiceSpec { session_seconds, maglev, slices });
         }
     }
 }

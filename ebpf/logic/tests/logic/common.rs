@@ -106,7 +106,7 @@ impl Maps {
             generation,
             slices_at: at,
             slices_len: parts.len() as u16,
-            pad: 0,
+            flags: 0,
             session_seconds: 0,
         }
     }

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::{DOWN, Maps, OWN, Part, backend_addr, config, draining, part};
 use hawser_ebpf_abi::{
-    Addr, Backend, IPPROTO_UDP, Pin, PinKey, Port, Reason, Service, ServiceKey, Slice, UDP_IDLE_SECONDS,
+    Addr, Backend, IPPROTO_UDP, Pin, PinKey, Port, Reason, SERVICE_MAGLEV, Service, ServiceKey, Slice,
+    UDP_IDLE_SECONDS,
 };
 use hawser_ebpf_logic::choice::{Choice, Tables};
+use hawser_ebpf_logic::maglev::owner;
 use hawser_ebpf_logic::pin::{Client, Clients, assign};
 use proptest::prelude::*;
 
@@ -19,6 +21,9 @@ struct Socket {
     pins: RefCell<BTreeMap<(Client, PinKey), Pin>>,
     notes: RefCell<Vec<Reason>>,
     seed: Cell<u64>,
+    /// The namespace's: `first` and so many.
+    cookie: Cell<u64>,
+    first: Cell<u64>,
     /// The LRU map has forgotten everything before each use.
     forgetful: bool,
 }
@@ -47,7 +52,7 @@ impl Tables for Socket {
 
 impl Clients for Socket {
     fn cookie(&self, client: Client) -> u64 {
-        if client == Client::Socket { 7 } else { 8 }
+        if client == Client::Socket { 7 } else { 8 + self.first.get() + self.cookie.get() }
     }
 
     fn seed(&self) -> u64 {
@@ -191,6 +196,82 @@ fn a_backend_that_begins_to_drain_keeps_its_sockets_and_session_affinity_goes_el
         assert_eq!(socket.sends(), (first, Reason::ConnectDraining));
         assert!(socket.noted(Reason::PinUnhealthy));
         assert_eq!(socket.sends(), (first, Reason::ConnectDraining), "and there it stays");
+    }
+}
+
+/// A service with tables for runs, one for each cluster, of the backends with these numbers.
+fn with_tables(socket: &mut Socket, clusters: &BTreeMap<u16, BTreeSet<usize>>, at: u32) {
+    const SLOTS: usize = 1_024;
+    let parts: Vec<_> = clusters
+        .iter()
+        .map(|(cluster, backends)| Part { weight: backends.len() as u16, ..part(*cluster, 1, &[1; SLOTS]) })
+        .collect();
+    let service = socket.maps.write(&parts, at);
+    for ((cluster, backends), run) in clusters.iter().zip(0..) {
+        let addrs: Vec<_> = backends.iter().map(|backend| backend_addr(*cluster, *backend)).collect();
+        for slot in 0..SLOTS as u32 {
+            let owner = owner(slot, addrs.iter().map(|addr| (*addr, Port::new(8080))));
+            socket.maps.backends.get_mut(&(at + run * SLOTS as u32 + slot)).unwrap().addr = addrs[owner];
+        }
+    }
+    let key = ServiceKey { proto: IPPROTO_UDP, ..crate::common::key() };
+    socket.maps.services.clear();
+    let service = Service { check: key.check(), flags: SERVICE_MAGLEV, session_seconds: 600, ..service };
+    socket.maps.services.insert(key, service);
+}
+
+/// Where each of so many clients goes.
+fn homes(socket: &Socket, clients: u64) -> Vec<Addr> {
+    let home = |client: u64| {
+        socket.cookie.set(client);
+        let (first, reason) = socket.sends();
+        assert_eq!((socket.sends(), reason), ((first, reason), Reason::ConnectChosen), "always the same");
+        first.unwrap()
+    };
+    (0..clients).map(home).collect()
+}
+
+#[test]
+fn with_maglev_clients_are_spread_evenly_over_all_clusters() {
+    let mut socket = Socket::new(&[]);
+    with_tables(&mut socket, &BTreeMap::from([(1, (0..4).collect()), (2, (0..2).collect())]), 0);
+    let mut shares = BTreeMap::<Addr, u32>::new();
+    homes(&socket, 6_000).into_iter().for_each(|home| *shares.entry(home).or_default() += 1);
+    assert_eq!(shares.len(), 6);
+    // A slot's owner is drawn: with 256 slots expected, a sixth more or less is three standard deviations.
+    assert!(shares.values().all(|share| (800..1_200).contains(share)), "{shares:?}");
+    assert!(socket.pins.borrow().is_empty(), "and nothing is kept of them");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Within a cluster: exactly the clients of the backend that went. Of another cluster: what its weight gained or lost.
+    #[test]
+    fn with_maglev_a_change_of_one_backend_moves_its_share_of_clients(
+        sizes in prop::collection::vec(2..12usize, 1..4),
+        first in 0..1_000_000u64,
+    ) {
+        const CLIENTS: u64 = 1_500;
+        let mut clusters: BTreeMap<u16, BTreeSet<usize>> =
+            sizes.iter().zip(1..).map(|(size, cluster)| (cluster, (0..*size).collect())).collect();
+        let backends: usize = sizes.iter().sum();
+        let mut socket = Socket::new(&[]);
+        socket.first.set(first << 20);
+        with_tables(&mut socket, &clusters, 0);
+        let before = homes(&socket, CLIENTS);
+        let gone = backend_addr(1, 0);
+        clusters.get_mut(&1).unwrap().remove(&0);
+        with_tables(&mut socket, &clusters, 100_000);
+        let after = homes(&socket, CLIENTS);
+        let of_gone = before.iter().filter(|home| **home == gone).count();
+        let moved = before.iter().zip(&after).filter(|(a, b)| a != b && **a != gone).count();
+        if clusters.len() == 1 {
+            prop_assert_eq!(moved, 0, "who was elsewhere stays");
+        }
+        // A cluster's weight is one of many now: that alone moves up to a backend's share again.
+        let share = CLIENTS as usize / backends;
+        prop_assert!(of_gone + moved <= 3 * share + 60, "{of_gone} + {moved}, a share is {share}");
     }
 }
 
