@@ -211,8 +211,8 @@ impl admin_server::Admin for AdminService {
         let facts = self.board.read();
         let [identities, endpoints, services] = status::counts(&self.own, &facts);
         let problems = facts.source_problems.iter().chain(&facts.export_problems);
-        let source_errors =
-            problems.chain(&facts.heartbeat_problem).chain(&facts.writeback_problem).cloned().collect();
+        let source_errors = problems.chain(&facts.heartbeat_problem).chain(&facts.writeback_problem);
+        let source_errors = source_errors.cloned().chain(self.views.problem()).collect();
         Ok(Response::new(StatusReply {
             cluster: self.config.cluster.name.to_string(),
             cluster_id: self.config.cluster.id.get().into(),
@@ -220,7 +220,7 @@ impl admin_server::Admin for AdminService {
             store: self.store.clone(),
             revision: self.own.revision(),
             nodes: status::nodes(&self.config, &self.own, &self.board, Instant::now()),
-            peers: status::peers(&self.mirrors, self.views.exports(), Instant::now()),
+            peers: status::peers(&self.mirrors, &self.views.exports(), Instant::now()),
             services,
             identities,
             endpoints,

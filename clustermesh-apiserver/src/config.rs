@@ -17,6 +17,8 @@ use crate::tokenreview::AgentAccount;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Where it was read.
+    pub file: PathBuf,
     pub cluster: ClusterRef,
     pub listen: SocketAddr,
     pub advertise: Vec<ServerUrl>,
@@ -183,7 +185,11 @@ impl Config {
             let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
             ConfigError::Syntax { path: path.to_owned(), line, reason }
         })?;
-        read.into_config().map_err(|(key, reason)| ConfigError::Value { path: path.to_owned(), key, reason })
+        read.into_config(path).map_err(|(key, reason)| ConfigError::Value {
+            path: path.to_owned(),
+            key,
+            reason,
+        })
     }
 }
 
@@ -194,7 +200,7 @@ fn refuse<E: ToString>(key: &'static str) -> impl FnOnce(E) -> Refusal {
 }
 
 impl Text {
-    fn into_config(self) -> Result<Config, Refusal> {
+    fn into_config(self, file: &Path) -> Result<Config, Refusal> {
         let max = self.mesh.max_connected_clusters.unwrap_or(255);
         let width = ClusterIdWidth::from_max_clusters(max).map_err(refuse("mesh.maxConnectedClusters"))?;
         let name = ClusterName::parse(&self.cluster.name).map_err(refuse("cluster.name"))?;
@@ -240,6 +246,7 @@ impl Text {
         let store = self.store.parse().map_err(refuse("store"))?;
         let store_tls = store_tls(&store, self.store_tls)?;
         Ok(Config {
+            file: file.to_owned(),
             cluster: ClusterRef { name, id },
             listen,
             advertise,

@@ -25,7 +25,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,7 @@ use tonic::service::Routes;
 use tracing::Instrument as _;
 
 use crate::authorize::Caller;
+use crate::exports::{ExportFilter, Exports};
 use crate::limits::Readers;
 use crate::places::{Guest, Places, raise_open_files};
 use crate::session::Session;
@@ -103,6 +104,7 @@ pub async fn serve(
     tls: Arc<ServerConfig>,
     trust: Trust,
     readers: Readers,
+    exports: watch::Receiver<Arc<Exports>>,
     routes: Routes,
     stop: CancellationToken,
 ) {
@@ -133,6 +135,7 @@ pub async fn serve(
             acceptor: acceptor.clone(),
             trust: trust.clone(),
             readers: readers.clone(),
+            exports: exports.clone(),
             routes: routes.clone(),
             stop: stop.clone(),
         };
@@ -160,6 +163,7 @@ struct Connection {
     acceptor: TlsAcceptor,
     trust: Trust,
     readers: Readers,
+    exports: watch::Receiver<Arc<Exports>>,
     routes: Routes,
     stop: CancellationToken,
 }
@@ -253,6 +257,8 @@ impl Connection {
             },
             Caller::Anonymous | Caller::Refused(_) => Place::Guest(guest),
         };
+        let mut exports = self.exports.clone();
+        let filter = filter(&caller, &exports.borrow_and_update());
         let mut over = pin!(place.over());
         let end = CancellationToken::new();
         let mut serve = pin!(self.serve(stream, caller.clone(), counted, Arc::clone(&session), end.clone()));
@@ -265,6 +271,10 @@ impl Connection {
                 // The trust lives as long as the listener.
                 _ = changes.changed() => if identify(&self.trust, &session) != caller {
                     return tracing::info!(%from, ?caller, "connection ended: its role changed");
+                },
+                // It begins anew, with a list of what it is exported now.
+                Ok(()) = exports.changed() => if self::filter(&caller, &exports.borrow_and_update()) != filter {
+                    return tracing::info!(%from, ?caller, "connection ended: it is exported something else");
                 },
                 () = self.stop.cancelled(), if !end.is_cancelled() => end.cancel(),
             }
@@ -346,6 +356,14 @@ fn identify(trust: &Trust, session: &Session) -> Caller {
     match trust.current().role(std::slice::from_ref(&shown), now()) {
         Ok(role) => Caller::Known(role),
         Err(error) => Caller::Refused(error.to_string()),
+    }
+}
+
+/// What a peer is exported; none for whoever has no filter.
+fn filter(caller: &Caller, exports: &Exports) -> Option<Arc<ExportFilter>> {
+    match caller {
+        Caller::Known(Role::Remote(peer)) => Some(Arc::clone(exports.of(peer))),
+        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hawser_api::admin::LimitStatus;
-use hawser_etcd::mirror::{MirrorState, MirrorStatus};
+use hawser_etcd::mirror::{ForeignStatus, MirrorState, MirrorStatus};
 use hawser_etcd::server::{KeyspaceHandle, Keyspaces, ReaderStatus, WriteError, Writer};
 use hawser_kvstore::{Op, Reply, Revision};
 use hawser_model::{ClusterName, Peer};
@@ -109,7 +109,38 @@ pub fn remotes(mirrors: &Mirrors, counted: &Counted, now: Instant, wall: SystemT
     counted.retain(&remotes);
     let mut families = remote_families(&remotes, now, wall);
     families.extend(limit_families(&remotes));
+    families.extend(cilium_families(&remotes, now));
     families
+}
+
+/// What only a cluster on Cilium has: a heartbeat in place of an answer, replicas that know nothing of each other.
+fn cilium_families(remotes: &[RemoteStatus], now: Instant) -> Vec<Family> {
+    let known = |value: &dyn Fn(&ForeignStatus) -> Option<f64>| -> Vec<_> {
+        let row = |remote: &RemoteStatus| {
+            let foreign = remote.status.as_ref()?.foreign.as_ref()?;
+            Some((target(remote), value(foreign)?))
+        };
+        remotes.iter().filter_map(row).collect()
+    };
+    let age = |foreign: &ForeignStatus| Some(now.saturating_duration_since(foreign.beat_at?).as_secs_f64());
+    vec![
+        Family::gauge(
+            "hawser_clustermesh_cilium_heartbeat_age",
+            "Since the heartbeat of a cluster on Cilium last changed.",
+        )
+        .seconds()
+        .rows(known(&age)),
+        Family::gauge(
+            "hawser_clustermesh_cilium_held_back_keys",
+            "Keys that a cluster on Cilium has no more and that are served on until it is seen alive.",
+        )
+        .rows(known(&|foreign| Some(foreign.held_back as f64))),
+        Family::counter(
+            "hawser_clustermesh_cilium_replica_changes",
+            "Times a cluster on Cilium was read from another of its replicas than before.",
+        )
+        .rows(known(&|foreign| Some(foreign.replica_changes as f64))),
+    ]
 }
 
 fn remote_families(remotes: &[RemoteStatus], now: Instant, wall: SystemTime) -> Vec<Family> {

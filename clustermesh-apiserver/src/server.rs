@@ -23,7 +23,7 @@ use crate::board::Board;
 use crate::cached::Cached;
 use crate::config::Config;
 use crate::exporter::{Command, Exporter};
-use crate::exports::Views;
+use crate::exports::{self, Views};
 use crate::leader::{self, Leader, Leading};
 use crate::listen::{self, ListenError};
 use crate::metrics::Commits;
@@ -157,14 +157,16 @@ impl Server {
             let cached = Cached::new(Arc::clone(&config), own, keyspaces, Cached::LINGER);
             tasks.spawn(cached.run(stop.clone()));
         }
-        let Parts { own, board, trust, certificates, mirrors, rotating, .. } = parts;
+        let Parts { own, board, trust, certificates, mirrors, rotating, views, .. } = parts;
         tasks.spawn(watch_lock(own.clone(), board.watchdog().clone(), stop.clone()));
         tasks.spawn(heartbeat::run(own, board, leading, stop.clone()));
         let readers = mirrors.readers().clone();
         tasks.spawn(mirrors.run(stop.clone()));
         tasks.spawn(certificates.keep_fresh(trust.clone(), stop.clone()));
         tasks.spawn(rotating.run(stop.clone()));
-        tasks.spawn(listen::serve(listener, tls, trust, readers, routes, stop.clone()));
+        let exports = views.subscribe();
+        tasks.spawn(exports::follow_file(config, views, stop.clone()));
+        tasks.spawn(listen::serve(listener, tls, trust, readers, exports, routes, stop.clone()));
         // None of them ends before it is told to: if one does, the process must not go on half alive.
         while let Some(ended) = tasks.join_next().await {
             if !stop.is_cancelled() {

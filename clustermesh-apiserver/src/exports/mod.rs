@@ -4,6 +4,7 @@
 
 mod membership;
 mod pods;
+mod reload;
 mod report;
 mod text;
 mod views;
@@ -17,6 +18,7 @@ use hawser_model::ClusterName;
 use hawser_sources::{Expression, Selector};
 
 pub use membership::{Membership, encode_namespace};
+pub use reload::follow_file;
 pub use report::report;
 pub use text::ExportsText;
 pub use views::Views;
@@ -36,6 +38,18 @@ impl Exports {
     /// Where in cluster.yaml, below `exports`, the peer's filter is.
     pub fn place_of(&self, peer: &ClusterName) -> String {
         if self.peers.contains_key(peer) { format!("peers.{peer}") } else { "default".into() }
+    }
+
+    fn filters(&self) -> impl Iterator<Item = &Arc<ExportFilter>> {
+        self.peers.values().chain([&self.default])
+    }
+
+    /// Whose filter is not the same there.
+    fn changed(&self, other: &Self) -> Vec<String> {
+        let named: BTreeSet<_> = self.named().chain(other.named()).collect();
+        let peers = named.into_iter().filter(|peer| self.of(peer) != other.of(peer)).map(ToString::to_string);
+        let default = (self.default != other.default).then(|| "default".to_owned());
+        peers.chain(default).collect()
     }
 
     /// The peers with a filter of their own.

@@ -20,7 +20,8 @@ pub async fn report(
     connected: &BTreeSet<ClusterName>,
     one: Option<&ClusterName>,
 ) -> Option<ExportsReply> {
-    let known: BTreeSet<_> = connected.iter().chain(views.exports().named()).collect();
+    let exports = views.exports();
+    let known: BTreeSet<_> = connected.iter().chain(exports.named()).collect();
     let mut reply = ExportsReply { cluster: views.cluster().to_string(), ..Default::default() };
     match one {
         Some(peer) if !known.contains(peer) => return None,
@@ -39,7 +40,8 @@ pub async fn report(
 }
 
 async fn of(views: &Views, peer: &ClusterName, connected: bool) -> PeerExport {
-    let filter = views.exports().of(peer);
+    let exports = views.exports();
+    let filter = exports.of(peer);
     let shown = views.of(peer).ready().await;
     let count = |resource: Resource| {
         let keys = KeyRange::prefix(resource.prefix(views.cluster()));
@@ -50,7 +52,7 @@ async fn of(views: &Views, peer: &ClusterName, connected: bool) -> PeerExport {
     PeerExport {
         peer: peer.to_string(),
         connected,
-        filter: views.exports().place_of(peer),
+        filter: exports.place_of(peer),
         selects: filter.to_string(),
         view: format!("{:016x}", filter.view()),
         services: count(Resource::Services),

@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 
 use hawser_etcd::mirror::{Intake, KEY_LIMIT, VALUE_LIMIT};
 use hawser_kvstore::Keyspace;
+use hawser_model::PeerKind;
 use proptest::collection::vec;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 use entries::{Effect, Say, endpoint, say};
 use lies::Lie;
-use world::{VALUE_BYTES, World};
+use world::{VALUE_BYTES, World, on_cilium};
 
 /// What a node should hold after `says`: the honest entries, each as it was said last.
 fn apply(held: &mut BTreeMap<Vec<u8>, Vec<u8>>, say: &Say) {
@@ -29,22 +30,44 @@ fn apply(held: &mut BTreeMap<Vec<u8>, Vec<u8>>, say: &Say) {
 }
 
 /// Cases are the same in every run; `HOSTILE_CASES` has more of them tried.
-fn runner() -> TestRunner {
-    let cases = std::env::var("HOSTILE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(128);
+fn runner(cases: u32) -> TestRunner {
+    let cases = std::env::var("HOSTILE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(cases);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 64, ..Config::default() };
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
 
 #[test]
 fn whatever_a_peer_says_among_honest_entries_a_node_holds_those_and_nothing_else() {
+    let more = ["foreign_cluster", "mesh_address", "unknown_kind"];
+    says_what_it_likes(PeerKind::Hawser, 128, &[&REASONS[..], &more].concat());
+}
+
+/// Fewer: two heartbeats a second are listened to.
+#[test]
+fn whatever_a_peer_on_cilium_says_among_honest_entries_a_node_holds_those_and_nothing_else() {
+    says_what_it_likes(on_cilium(), 32, &REASONS);
+}
+
+const REASONS: [&str; 7] = [
+    "address_range",
+    "identity_range",
+    "identity_labels",
+    "malformed",
+    "node_address",
+    "pod_cidr",
+    VALUE_LIMIT,
+];
+
+fn says_what_it_likes(kind: PeerKind, cases: u32, reasons: &[&str]) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let world = std::cell::RefCell::new(runtime.block_on(World::new("entries")));
-    let result = runner().run(&vec(say(), 1..80), |says| {
+    let world = std::cell::RefCell::new(runtime.block_on(World::new("entries", kind)));
+    let result = runner(cases).run(&vec(say(), 1..80), |says| {
         let mut world = world.borrow_mut();
         runtime.block_on(async {
             world.clear().await;
             let before = world.refused();
             let mut held = BTreeMap::new();
+            let says: Vec<_> = says.into_iter().filter(|say| world.is_read(say)).collect();
             for say in &says {
                 world.say(say).await;
                 apply(&mut held, say);
@@ -62,28 +85,27 @@ fn whatever_a_peer_says_among_honest_entries_a_node_holds_those_and_nothing_else
     });
     result.unwrap();
     let status = world.borrow().mirror.status();
-    for reason in [
-        "address_range",
-        "foreign_cluster",
-        "identity_range",
-        "identity_labels",
-        "malformed",
-        "mesh_address",
-        "node_address",
-        "pod_cidr",
-        "unknown_kind",
-        VALUE_LIMIT,
-    ] {
+    for reason in reasons {
         assert!(status.refused.contains_key(reason), "{reason} was not among {:?}", status.refused);
     }
 }
 
-/// One world per lie, side by side.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_peer_lies_about_its_history_it_harms_itself_alone_and_converges_when_it_turns_honest() {
+    lies(PeerKind::Hawser).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_peer_on_cilium_lies_about_its_history_it_harms_itself_alone_too() {
+    lies(on_cilium()).await;
+}
+
+/// One world per lie, side by side.
+async fn lies(kind: PeerKind) {
     let one = |lie: Lie| {
+        let kind = kind.clone();
         tokio::spawn(async move {
-            let mut world = World::new(&format!("{lie:?}")).await;
+            let mut world = World::new(&format!("{lie:?}"), kind).await;
             let mut held = BTreeMap::new();
             for n in 1..20 {
                 let say = endpoint(n, 1);
@@ -119,7 +141,8 @@ async fn whatever_a_peer_lies_about_its_history_it_harms_itself_alone_and_conver
 
 #[tokio::test]
 async fn a_flood_of_keys_and_bytes_stops_at_the_limits_and_what_was_said_before_stays() {
-    let mut world = World::with("flood", Intake { keys: 500, bytes: 1 << 20, ..World::intake() }).await;
+    let mut world =
+        World::with("flood", Intake { keys: 500, bytes: 1 << 20, ..World::intake() }, PeerKind::Hawser).await;
     let mut held = BTreeMap::new();
     for n in 1..20 {
         let say = endpoint(n, 1);

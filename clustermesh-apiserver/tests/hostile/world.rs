@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use clustermesh_apiserver::chart::CiliumChart;
 use clustermesh_apiserver::config::Config;
 use clustermesh_apiserver::dial::Line;
 use clustermesh_apiserver::limits::Readers;
@@ -16,11 +17,11 @@ use clustermesh_apiserver::peers;
 use clustermesh_apiserver::trust::{Certificates, Trust};
 use hawser_agent_core::{ClusterView, MeshView};
 use hawser_etcd::client::{Client, Follow, FollowConfig, FollowEvent, Pace};
-use hawser_etcd::mirror::{Intake, Mirror, MirrorConfig};
+use hawser_etcd::mirror::{ForeignConfig, Intake, Mirror, MirrorConfig};
 use hawser_etcd::pb;
 use hawser_etcd::server::{AllowAll, EtcdServer, KeyspaceHandle, Keyspaces, MemoryWriter, SharedKeyspace};
-use hawser_kvstore::{DeleteRange, Identity, KeyRange, Keyspace, Limits, Op, Put};
-use hawser_model::{ClusterName, MeshPlan, Peer, PeerKind, ServerUrl, Timestamp};
+use hawser_kvstore::{DeleteRange, Identity, KeyRange, Keyspace, Limits, Op, Put, RangeQuery};
+use hawser_model::{CiliumPeer, ClusterName, MeshPlan, Peer, PeerKind, ServerUrl, Timestamp};
 use hawser_pki::{Ca, CaSet, TrustStore};
 use hawser_wire::Entry;
 use tokio::net::TcpListener;
@@ -35,6 +36,22 @@ use crate::lies::{Liar, Lie, Lies};
 /// Of one value; large enough for every honest one.
 pub(crate) const VALUE_BYTES: usize = 8 << 10;
 const HONEST: u32 = 3;
+/// Without canaries, so that everything is read at once.
+const CONFIG: (&str, &str) = (
+    "cilium/cluster-config/eu-west",
+    r#"{"id":2,"capabilities":{"maxConnectedClusters":255,"endpointSlicesExportMode":"services-and-endpointslices"}}"#,
+);
+/// What is read of a cluster on Cilium, beside what it says of itself.
+const READ_OF_CILIUM: [&[u8]; 4] = [
+    b"cilium/state/nodes/v1/eu-west/",
+    b"cilium/state/identities/v1/id/",
+    b"cilium/state/ip/v1/default/",
+    b"cilium/state/services/v1/eu-west/",
+];
+
+pub(crate) fn on_cilium() -> PeerKind {
+    PeerKind::Cilium(CiliumPeer::default())
+}
 
 fn now() -> Timestamp {
     Timestamp::from_system(SystemTime::now())
@@ -89,7 +106,7 @@ impl Home {
         Self { _dir: dir, config, certificates: Arc::new(certificates) }
     }
 
-    fn peer(&self, c: u32, port: u16) -> Peer {
+    fn peer(&self, c: u32, port: u16, kind: PeerKind) -> Peer {
         Peer {
             cluster: cluster(c),
             endpoints: vec![ServerUrl::parse(&format!("https://127.0.0.1:{port}")).unwrap()],
@@ -97,7 +114,7 @@ impl Home {
             node_cidrs: self.config.node_cidrs.clone(),
             ca: self.certificates.authority().trusted().pem(),
             admitted: now(),
-            kind: PeerKind::Hawser,
+            kind,
         }
     }
 }
@@ -112,14 +129,14 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    async fn start(c: u32, us: &Home) -> Self {
+    async fn start(c: u32, us: &Home, kind: PeerKind) -> Self {
         let (raw, home) = (memory(c), Home::of(c));
         let (behind, lies) = (plain(Keyspaces::new(raw.clone())).await, Lies::none());
         let liar = Liar { behind: channel(behind), lies: lies.clone() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let peer = home.peer(c, listener.local_addr().unwrap().port());
+        let peer = home.peer(c, listener.local_addr().unwrap().port(), kind);
         let trust = Trust::new(TrustStore::new(cluster(c).name, home.certificates.authority().trusted()));
-        let reader = us.peer(1, 1);
+        let reader = us.peer(1, 1, PeerKind::Hawser);
         let cas = CaSet::from_pem(&reader.ca).unwrap();
         trust.admit(&reader, cas);
         let tls = listen::tls(&home.certificates, provider()).unwrap();
@@ -127,12 +144,25 @@ impl Origin {
         let kv = pb::kv_server::KvServer::new(liar.clone());
         let routes = Routes::new(kv).add_service(pb::watch_server::WatchServer::new(liar));
         let stop = CancellationToken::new();
-        tokio::spawn(listen::serve(listener, tls, trust, readers, routes, stop.clone()));
+        let (_, exports) = tokio::sync::watch::channel(Arc::default());
+        tokio::spawn(listen::serve(listener, tls, trust, readers, exports, routes, stop.clone()));
         Self { raw, lies, peer, _home: home, _stop: stop.drop_guard() }
     }
 
     async fn write(&self, op: Op) {
         self.raw.writer().write(op).await.unwrap();
+    }
+}
+
+impl Origin {
+    pub(crate) fn is_on_cilium(&self) -> bool {
+        matches!(self.peer.kind, PeerKind::Cilium(_))
+    }
+
+    /// It lives, and so may delete.
+    async fn beat(&self) {
+        let beat = format!("2026-11-21T07:00:00.{:09}Z", self.raw.keyspace().read(Keyspace::revision));
+        self.write(Op::Put(Put::new("cilium/.heartbeat", beat))).await;
     }
 }
 
@@ -172,13 +202,18 @@ impl World {
         Intake { value_bytes: VALUE_BYTES, keys: 20_000, bytes: 32 << 20, ..Intake::default() }
     }
 
-    pub(crate) async fn new(name: &str) -> Self {
-        Self::with(name, Self::intake()).await
+    pub(crate) async fn new(name: &str, kind: PeerKind) -> Self {
+        Self::with(name, Self::intake(), kind).await
     }
 
-    pub(crate) async fn with(name: &str, intake: Intake) -> Self {
+    pub(crate) async fn with(name: &str, intake: Intake, kind: PeerKind) -> Self {
         let us = Home::of(1);
-        let (origin, honest) = (Origin::start(HOSTILE, &us).await, Origin::start(HONEST, &us).await);
+        let origin = Origin::start(HOSTILE, &us, kind).await;
+        let honest = Origin::start(HONEST, &us, PeerKind::Hawser).await;
+        if origin.is_on_cilium() {
+            origin.write(Op::Put(Put::new(CONFIG.0, CONFIG.1))).await;
+            origin.beat().await;
+        }
         for n in 1..50 {
             let key = format!("cilium/state/ip/v1/default/10.3.1.{n}");
             let value =
@@ -188,12 +223,27 @@ impl World {
         let keyspaces = Keyspaces::new(memory(1));
         let mirror = |origin: &Origin| {
             let line = Line::new(&origin.peer, None, &us.certificates, provider()).unwrap();
+            let limits = Limits { history_bytes: 4 << 20, history_events: 64, ..Limits::default() };
+            let cluster = origin.peer.cluster.clone();
+            if origin.is_on_cilium() {
+                let config = ForeignConfig {
+                    cluster: cluster.name.to_string(),
+                    connect: Box::new(move || Client::new(line.another())),
+                    chart: Box::new(CiliumChart { cluster, width: WIDTH }),
+                    admit: peers::admission(&origin.peer, &us.config),
+                    limits,
+                    intake,
+                    pace: pace(),
+                    keep: None,
+                };
+                return Mirror::start_foreign(config, &keyspaces);
+            }
             let config = MirrorConfig {
-                cluster: origin.peer.cluster.name.to_string(),
+                cluster: cluster.name.to_string(),
                 client: Client::new(line.channel()),
                 ranges: peers::ranges(&origin.peer.cluster.name),
                 admit: peers::admission(&origin.peer, &us.config),
-                limits: Limits { history_bytes: 4 << 20, history_events: 64, ..Limits::default() },
+                limits,
                 intake,
                 afresh: false,
                 pace: pace(),
@@ -280,7 +330,8 @@ impl World {
         expected.upsert(&cluster(1).name, peer.key(&cluster(1)).to_string().as_bytes(), &peer.encode());
         let name = cluster(HOSTILE).name;
         expected.begin(&name);
-        for (key, value) in held {
+        let stated = self.stated();
+        for (key, value) in held.iter().chain(&stated) {
             expected.upsert(&name, key, value);
         }
         let expected_of = expected.cluster(&name).unwrap();
@@ -289,7 +340,11 @@ impl World {
         let raw = self.origin.raw.keyspace().clone();
         let through =
             move |world: &Self| world.keyspace().read(Keyspace::revision) >= raw.read(Keyspace::revision);
-        self.until(&format!("{what}: everything is mirrored"), through).await;
+        match self.origin.is_on_cilium() {
+            // Its mirror counts for itself. Many deletions at once wait for the next heartbeat.
+            true => self.origin.beat().await,
+            false => self.until(&format!("{what}: everything is mirrored"), through).await,
+        }
         let began = Instant::now();
         while self.of(HOSTILE).is_none_or(|view| content(view) != all) {
             let has = self.of(HOSTILE).map(content);
@@ -310,7 +365,7 @@ impl World {
         // What is left out is noticed by nobody, unless everything is.
         let noticed = |world: &Self| lie != Lie::Silent || world.mirror.status().reconnects > 0;
         while !(self.origin.lies.told() >= 6 && noticed(self)) && began.elapsed() < Duration::from_secs(20) {
-            self.origin.write(Op::Put(Put::new("cilium/.heartbeat", "2026-11-21T07:00:00Z"))).await;
+            self.origin.beat().await;
             tokio::time::sleep(Duration::from_millis(50)).await;
             self.pump();
         }
@@ -335,9 +390,26 @@ impl World {
         self.origin.write(Op::DeleteRange(DeleteRange::new(KeyRange::prefix(prefix.to_owned())))).await;
     }
 
+    /// What a mirror of a cluster on Cilium says of its own, whatever the cluster has.
+    fn stated(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        if !self.origin.is_on_cilium() {
+            return BTreeMap::new();
+        }
+        let config = RangeQuery::new(KeyRange::key(CONFIG.0));
+        let kvs = self.keyspace().read(|keyspace| keyspace.range(&config)).unwrap().kvs;
+        kvs.iter().map(|kv| (kv.key.to_vec(), kv.value.to_vec())).collect()
+    }
+
+    /// Whether the mirror reads such a key at all.
+    pub(crate) fn is_read(&self, say: &Say) -> bool {
+        !self.origin.is_on_cilium() || READ_OF_CILIUM.iter().any(|prefix| say.key.starts_with(prefix))
+    }
+
     /// Nothing is left of what was said before.
     pub(crate) async fn clear(&mut self) {
-        self.origin.write(Op::DeleteRange(DeleteRange::new(KeyRange::all()))).await;
+        let all =
+            if self.origin.is_on_cilium() { KeyRange::prefix("cilium/state/") } else { KeyRange::all() };
+        self.origin.write(Op::DeleteRange(DeleteRange::new(all))).await;
         self.until_held("nothing is said", &BTreeMap::new()).await;
     }
 

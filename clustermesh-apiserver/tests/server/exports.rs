@@ -208,14 +208,53 @@ async fn another_filter_is_another_view_that_peers_list_and_compare() {
     let mirror = eu.etcd(Some(&eu.admin_identity()), Some("us-east")).await.unwrap();
     until_says(&mirror, LEDGER, "10.1.0.20").await;
     let before = header(&mirror).await.cluster_id;
-    us.write_config(&format!("{}exports: {{peers: {{eu-west: {{namespaces: [shop]}}}}}}\n", us.config()));
-    assert_eq!(us.stop(), Some(0));
-    us.start(&[]).await;
+    let other = format!("{}exports: {{peers: {{eu-west: {{namespaces: [shop]}}}}}}\n", us.config());
+    us.write_config(&other);
+    // While the server runs.
     until_gone(&mirror, LEDGER).await;
     assert!(get(&mirror, CART).await.unwrap().is_some());
-    assert_ne!(header(&mirror).await.cluster_id, before);
+    let after = header(&mirror).await.cluster_id;
+    assert_ne!(after, before);
     let peer = eu.status().await.peers[0].clone();
-    assert_eq!(peer.relists, 1, "{peer:?}");
+    assert_eq!((peer.relists, peer.state.as_str()), (1, "synced"), "{peer:?}");
+    let shown =
+        us.admin().await.exports(ExportsRequest { peer: "eu-west".into() }).await.unwrap().into_inner();
+    assert_eq!(shown.peers[0].selects, "namespaces: in (shop); services: all; pods: of exported services");
+
+    // The same after a restart, so nobody lists.
+    assert_eq!(us.stop(), Some(0));
+    us.start(&[]).await;
+    us.manifest("shop.yaml", &open_shop().replace("10.1.0.9", "10.1.0.8"));
+    until_says(&mirror, CART, "10.1.0.8").await;
+    assert_eq!((header(&mirror).await.cluster_id, eu.status().await.peers[0].relists), (after, 1));
+}
+
+#[tokio::test]
+async fn filters_that_cannot_be_read_leave_those_before_and_are_named_until_they_can() {
+    let (us, eu) = two("exports: {peers: {eu-west: {namespaces: [shop]}}}\n").await;
+    let mirror = eu.etcd(Some(&eu.admin_identity()), Some("us-east")).await.unwrap();
+    until_says(&mirror, CART, "10.1.0.9").await;
+    us.write_config(&format!("{}exports: {{peers: {{eu-west: {{namespace: [bank]}}}}}}\n", us.config()));
+    let named = eventually("the mistake is named", async || {
+        let errors = us.status().await.source_errors;
+        errors.into_iter().find(|error| error.contains("cluster.yaml")).ok_or("none".into())
+    })
+    .await;
+    assert!(named.contains("`namespace`") && named.contains("fix: "), "{named}");
+    assert_eq!(eu.status().await.peers[0].relists, 0);
+    // What is not under exports is not taken over; a peer that is not named is let alone.
+    let other = us.config().replace("127.0.0.1:", "0.0.0.0:");
+    us.write_config(&format!(
+        "{other}exports: {{peers: {{eu-west: {{namespaces: [shop]}}, ap-south: {{}}}}}}\n"
+    ));
+    eventually("nothing is wrong any more", async || {
+        let errors = us.status().await.source_errors;
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+    })
+    .await;
+    let peer = eu.status().await.peers[0].clone();
+    assert_eq!((peer.relists, peer.reconnects, peer.state.as_str()), (0, 0, "synced"), "{peer:?}");
+    assert!(us.log().contains("fix: restart this server"));
 }
 
 #[tokio::test]

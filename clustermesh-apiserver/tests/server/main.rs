@@ -19,3 +19,4 @@ mod policies;
 mod replicas;
 mod roles;
 mod startup;
+mod traces;
