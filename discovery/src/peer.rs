@@ -70,6 +70,9 @@ impl LivenessConfig {
     }
 }
 
+/// A node that never answered is given this long at least: its tunnel's first handshake may have to wait for the other end.
+const FIRST_ANSWER: Duration = Duration::from_secs(3);
+
 /// Why a verdict changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Because {
@@ -206,7 +209,10 @@ impl Peer {
 
     /// When silence is long enough.
     pub(crate) fn silent_at(&self, base: Duration, config: &LivenessConfig) -> Time {
-        let silent = self.heard.unwrap_or(self.began) + base + config.grace();
+        let silent = match self.heard {
+            Some(heard) => heard + base + config.grace(),
+            None => self.began + (base + config.grace()).max(FIRST_ANSWER),
+        };
         match self.sampled {
             Some(since) if self.heard.is_none_or(|heard| heard < since) => silent.min(since + config.grace()),
             _ => silent,
