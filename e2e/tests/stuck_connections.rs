@@ -60,7 +60,10 @@ impl Drop for Silent {
 fn established(lab: &Lab, to: &str) -> Result<usize> {
     let pod = &lab.cluster("us-east").pod("client").place;
     let listed = run(pod.command("ss").args(["-Htn", "state", "established"]))?;
-    Ok(listed.lines().filter(|line| line.split_whitespace().last().is_some_and(|peer| peer.starts_with(to))).count())
+    Ok(listed
+        .lines()
+        .filter(|line| line.split_whitespace().last().is_some_and(|peer| peer.starts_with(to)))
+        .count())
 }
 
 #[test]
@@ -71,7 +74,11 @@ fn connections_to_a_cluster_that_is_cut_off_end_and_those_to_others_do_not() {
         lab.wait_until_served()?;
         let target = lab.cluster("us-east").service_address();
         let mut silent = Silent::start(&lab, &target)?;
-        let asking = Request::to(&target).keep_alive().concurrency(8).every(Duration::from_millis(50)).timeout(FOREVER);
+        let asking = Request::to(&target)
+            .keep_alive()
+            .concurrency(8)
+            .every(Duration::from_millis(50))
+            .timeout(FOREVER);
         let asking = lab.cluster("us-east").pod("client").keep_asking(&asking)?;
         let (lost, kept) = lab.wait("all are connected", PATIENCE, |lab| {
             let (lost, kept) = (established(lab, "10.2.")?, established(lab, "10.3.")?);
@@ -98,19 +105,30 @@ fn connections_to_a_cluster_that_is_cut_off_end_and_those_to_others_do_not() {
         }
         let report = asking.stop()?;
         let errors: Vec<_> = report.records.iter().filter_map(|record| record.error.as_deref()).collect();
-        ensure!(errors.len() + said.len() == lost, "{lost} were lost, and {errors:?} and {said:?} came of it");
+        ensure!(
+            errors.len() + said.len() == lost,
+            "{lost} were lost, and {errors:?} and {said:?} came of it"
+        );
         for error in &errors {
             ensure!(error.contains("os error 104") || error.contains("os error 103"), "{error}");
         }
         let last = report.records.iter().rev().take(8);
-        ensure!(last.clone().all(|record| record.cluster.as_deref() == Some("ap-south")), "{:?}", last.collect::<Vec<_>>());
+        ensure!(
+            last.clone().all(|record| record.cluster.as_deref() == Some("ap-south")),
+            "{:?}",
+            last.collect::<Vec<_>>()
+        );
 
         let status = lab.cluster("us-east").node("node-1").status()?;
         let ended = &status.stuck_connections;
         ensure!(ended.sweep && ended.missing.is_empty(), "{ended:?}");
         ensure!(ended.swept as usize + ended.reset as usize >= lost, "{ended:?} for {lost}");
-        let standings: Vec<_> = status.clusters.iter().map(|c| (c.name.as_str(), c.standing.as_str())).collect();
-        ensure!(standings.contains(&("eu-west", "down")) && standings.contains(&("ap-south", "serving")), "{standings:?}");
+        let standings: Vec<_> =
+            status.clusters.iter().map(|c| (c.name.as_str(), c.standing.as_str())).collect();
+        ensure!(
+            standings.contains(&("eu-west", "down")) && standings.contains(&("ap-south", "serving")),
+            "{standings:?}"
+        );
         let table = lab.cluster("us-east").node("node-1").status_table()?;
         ensure!(table.contains("! eu-west/node-1: nothing heard for"), "{table}");
         Ok(())

@@ -37,7 +37,7 @@ impl Selector {
             // A label that is not there is not in the set either.
             Expression::NotIn { key, values } => !has(key, values),
             Expression::Exists { key } => labels.label(key).is_some(),
-            Expression::DoesNotExist { key } => !labels.label(key).is_some(),
+            Expression::DoesNotExist { key } => labels.label(key).is_none(),
         })
     }
 }
