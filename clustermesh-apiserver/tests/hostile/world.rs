@@ -197,6 +197,38 @@ pub(crate) struct World {
     _us: Home,
 }
 
+/// As the API server mirrors a peer of its kind.
+fn mirror_of(origin: &Origin, us: &Home, intake: Intake, keyspaces: &Keyspaces) -> Mirror {
+    let line = Line::new(&origin.peer, None, &us.certificates, provider()).unwrap();
+    let limits = Limits { history_bytes: 4 << 20, history_events: 64, ..Limits::default() };
+    let cluster = origin.peer.cluster.clone();
+    if origin.is_on_cilium() {
+        let config = ForeignConfig {
+            cluster: cluster.name.to_string(),
+            connect: Box::new(move || Client::new(line.another())),
+            chart: Box::new(CiliumChart { cluster, width: WIDTH }),
+            admit: peers::admission(&origin.peer, &us.config),
+            limits,
+            intake,
+            pace: pace(),
+            keep: None,
+        };
+        return Mirror::start_foreign(config, keyspaces);
+    }
+    let config = MirrorConfig {
+        cluster: cluster.name.to_string(),
+        client: Client::new(line.channel()),
+        ranges: peers::ranges(&cluster.name),
+        admit: peers::admission(&origin.peer, &us.config),
+        limits,
+        intake,
+        afresh: false,
+        pace: pace(),
+        keep: None,
+    };
+    Mirror::start(config, keyspaces).unwrap()
+}
+
 impl World {
     pub(crate) fn intake() -> Intake {
         Intake { value_bytes: VALUE_BYTES, keys: 20_000, bytes: 32 << 20, ..Intake::default() }
@@ -221,36 +253,7 @@ impl World {
             honest.write(Op::Put(Put::new(key, value))).await;
         }
         let keyspaces = Keyspaces::new(memory(1));
-        let mirror = |origin: &Origin| {
-            let line = Line::new(&origin.peer, None, &us.certificates, provider()).unwrap();
-            let limits = Limits { history_bytes: 4 << 20, history_events: 64, ..Limits::default() };
-            let cluster = origin.peer.cluster.clone();
-            if origin.is_on_cilium() {
-                let config = ForeignConfig {
-                    cluster: cluster.name.to_string(),
-                    connect: Box::new(move || Client::new(line.another())),
-                    chart: Box::new(CiliumChart { cluster, width: WIDTH }),
-                    admit: peers::admission(&origin.peer, &us.config),
-                    limits,
-                    intake,
-                    pace: pace(),
-                    keep: None,
-                };
-                return Mirror::start_foreign(config, &keyspaces);
-            }
-            let config = MirrorConfig {
-                cluster: cluster.name.to_string(),
-                client: Client::new(line.channel()),
-                ranges: peers::ranges(&origin.peer.cluster.name),
-                admit: peers::admission(&origin.peer, &us.config),
-                limits,
-                intake,
-                afresh: false,
-                pace: pace(),
-                keep: None,
-            };
-            Mirror::start(config, &keyspaces).unwrap()
-        };
+        let mirror = |origin| mirror_of(origin, &us, intake, &keyspaces);
         let (mirror, other) = (mirror(&origin), mirror(&honest));
         let mut view = MeshView::new(cluster(1), WIDTH, MeshPlan::default());
         let addr = plain(keyspaces.clone()).await;

@@ -137,7 +137,7 @@ impl Node {
     }
 
     /// What the pod says is a reset at once: nothing of it leaves.
-    fn is_told(self) {
+    fn ends_with_a_reset(self) {
         self.pod.speaks();
         assert_eq!(self.pod.heard.recv().unwrap(), Err(ErrorKind::ConnectionReset));
         assert!(self.count(Reason::PodFromReset) > 0);
@@ -146,7 +146,7 @@ impl Node {
     }
 
     /// What the pod says leaves as it always did.
-    fn is_carried(self) {
+    fn goes_on(self) {
         self.pod.speaks();
         let data = self.sent();
         assert!(data.len() > 500, "{}", data.len());
@@ -174,7 +174,7 @@ fn on_a_node(test: impl Fn(Node) + Send + Clone + 'static) {
 fn a_pods_connection_to_a_cluster_that_is_down_ends_with_a_reset_at_its_next_packet() {
     on_a_node(|mut node| {
         node.datapath.maps.set_cluster_health(2, DOWN).unwrap();
-        node.is_told();
+        node.ends_with_a_reset();
     });
 }
 
@@ -182,7 +182,7 @@ fn a_pods_connection_to_a_cluster_that_is_down_ends_with_a_reset_at_its_next_pac
 fn a_pods_connection_to_a_node_that_is_down_ends_as_well() {
     on_a_node(|mut node| {
         node.datapath.maps.set_node_health(1, DOWN).unwrap();
-        node.is_told();
+        node.ends_with_a_reset();
     });
 }
 
@@ -206,7 +206,7 @@ fn what_is_to_be_left_alone_goes_on_into_the_tunnel() {
             let mut node = Node::new(config);
             happens(&mut node);
             node.sync();
-            node.is_carried();
+            node.goes_on();
         });
     }
 }

@@ -321,7 +321,7 @@ fn a_tunnel_node() {
 }
 
 #[test]
-fn a_local_service_and_a_peer() {
+fn a_local_service() {
     let service = GlobalService {
         cluster: cx().cluster,
         key: ServiceKey::new("shop", "cart").unwrap(),
@@ -363,6 +363,10 @@ fn a_local_service_and_a_peer() {
         "hawser/local/services/v1/hawser-a/shop/cart",
         r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"local","shared":true,"backends":{"10.4.3.9":{"http":{"Protocol":"TCP","Port":8080}}}}"#,
     );
+}
+
+#[test]
+fn a_peer_of_ours_and_one_on_cilium() {
     let name = ClusterName::parse("eu-west").unwrap();
     let peer = Peer {
         cluster: ClusterRef { name, id: ClusterId::new(2, WIDTH).unwrap() },

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use hawser_discovery::{About, NodeId, Transition};
-use hawser_ebpf_abi::DesiredDatapath;
+use hawser_ebpf_abi::{CONFIG_OWN_STALE, DesiredDatapath};
 use hawser_model::{ClusterHealth, ClusterName, Peer, Time};
 use hawser_tunnels::Desired;
 
@@ -493,8 +493,10 @@ impl Agent {
             &closing,
             &self.slots,
             &self.interfaces,
-            self.own_stale,
         );
+        if self.own_stale {
+            datapath.config.flags |= CONFIG_OWN_STALE;
+        }
         notes.extend(over);
         let (after, cut_off) = (self.config.reset_after, self.cut_off);
         plan_resets(&self.config.cluster, &self.services, after, cut_off, &mut datapath, &mut notes);

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_ebpf_abi::{
-    Addr, BackendSpec, CONFIG_OWN_STALE, Config, DesiredDatapath, EXPORTED_CLOSING, Endpoint, Exported,
-    IP_MESH_ADDRESS, IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
+    Addr, BackendSpec, Config, DesiredDatapath, EXPORTED_CLOSING, Endpoint, Exported, IP_MESH_ADDRESS,
+    IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
 };
 use hawser_model::{Algorithm, ClusterRef, IdentityId, OnLoss, Peer, Routing};
 use ipnet::IpNet;
@@ -57,7 +57,6 @@ pub(crate) fn plan_datapath(
     closing: &Closing,
     slots: &NodeSlots,
     interfaces: &Interfaces,
-    own_stale: bool,
 ) -> (DesiredDatapath, Vec<String>) {
     let pods = local_pods(config, view);
     let endpoints = pods.iter().filter_map(|(ip, identity)| {
@@ -65,7 +64,7 @@ pub(crate) fn plan_datapath(
         Some((Addr::from(*ip), Endpoint { ifindex, identity: identity.get(), flags: 0 }))
     });
     let mut desired = DesiredDatapath {
-        config: header(config, interfaces, own_stale),
+        config: header(config, interfaces),
         endpoints: endpoints.collect(),
         ..DesiredDatapath::default()
     };
@@ -98,12 +97,11 @@ pub(crate) fn plan_datapath(
     (desired, over)
 }
 
-fn header(config: &AgentConfig, interfaces: &Interfaces, own_stale: bool) -> Config {
+fn header(config: &AgentConfig, interfaces: &Interfaces) -> Config {
     let mesh = config.mesh_addresses();
     Config {
         tunnel_ifindex: interfaces.tunnel,
         tunnel_mtu: config.mtu.into(),
-        flags: if own_stale { CONFIG_OWN_STALE } else { 0 },
         own_mesh_v4: mesh.ipv4.into(),
         own_mesh_v6: mesh.ipv6.into(),
         probe_port: Port::new(config.probe_port),
