@@ -160,7 +160,7 @@ impl Taken {
     }
 }
 
-/// `<slot>=<session>`, for [`import`].
+/// `<slot>=<session>`, for [`Peer::import`](super::peer::Peer).
 pub(super) fn export(slot: &str, session: &Session, text: &mut Zeroizing<String>) {
     // To a string, which cannot fail.
     let _ = write!(text, "{slot}=");
