@@ -10,6 +10,7 @@
 
 mod check;
 mod desired;
+mod ipsec;
 mod keys;
 mod mtu;
 mod observed;
@@ -20,7 +21,8 @@ mod resolve;
 
 pub use check::{Violation, check};
 pub use desired::{Desired, Device, DeviceName, Family, Mark, ParseDeviceNameError, Peer, PeerName, Rule};
-pub use mtu::{DEFAULT_MTU, MIN_MTU_IPV6, inner_mtu, outer_overhead, tcp_mss};
+pub use ipsec::{Derivation, End, EspKey, MIN_SECRET, MeshSecret, ParseSecretError, SALT, SMALLEST_SPI, Sa};
+pub use mtu::{Carrier, DEFAULT_MTU, MIN_MTU_IPV6, inner_mtu, outer_overhead, overhead, tcp_mss};
 pub use observed::{Observed, ObservedDevice, ObservedPeer};
 pub use op::Op;
 pub use plan::{Plan, plan};

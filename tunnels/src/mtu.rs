@@ -40,6 +40,35 @@ pub const fn tcp_mss(tunnel_mtu: u16, family: Family) -> u16 {
     tunnel_mtu.saturating_sub(ip + TCP_HEADER)
 }
 
+/// What carries the packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    Wireguard,
+    Esp,
+    /// ESP in UDP (RFC 3948).
+    EspInUdp,
+}
+
+/// SPI and sequence number (RFC 4303 §2), and the explicit part of the nonce (RFC 4106 §3).
+const ESP_HEADER: u16 = 8 + 8;
+/// Pad length and next header; with them the packet ends on four octets, so up to three are padding.
+const ESP_TRAILER: u16 = 2;
+const ESP_PADDING: u16 = 3;
+
+/// Bytes around an inner packet, at the most.
+pub const fn overhead(carrier: Carrier, underlay: Family) -> u16 {
+    let ip = match underlay {
+        Family::V4 => IPV4_HEADER,
+        Family::V6 => IPV6_HEADER,
+    };
+    let esp = ip + ESP_HEADER + ESP_PADDING + ESP_TRAILER + AEAD_TAG;
+    match carrier {
+        Carrier::Wireguard => outer_overhead(underlay),
+        Carrier::Esp => esp,
+        Carrier::EspInUdp => esp + UDP_HEADER,
+    }
+}
+
 const fn inner(path_mtu: u16, underlay: Family) -> u16 {
     path_mtu.saturating_sub(outer_overhead(underlay))
 }
@@ -51,5 +80,10 @@ const _: () = {
     assert!(DEFAULT_MTU >= MIN_MTU_IPV6);
     assert!(tcp_mss(DEFAULT_MTU, Family::V4) == 1380);
     assert!(tcp_mss(DEFAULT_MTU, Family::V6) == 1360);
+    assert!(overhead(Carrier::Esp, Family::V4) == 57 && overhead(Carrier::Esp, Family::V6) == 77);
+    assert!(overhead(Carrier::EspInUdp, Family::V4) == 65 && overhead(Carrier::EspInUdp, Family::V6) == 85);
+    // One MTU serves a mesh whichever way it encrypts; over IPv6 in UDP alone it is 1415.
+    assert!(DEFAULT_MTU + overhead(Carrier::Esp, Family::V6) <= 1500);
+    assert!(DEFAULT_MTU + overhead(Carrier::EspInUdp, Family::V4) <= 1500);
     assert!(inner_mtu(1340, Family::V4).is_some() && inner_mtu(1340, Family::V6).is_none());
 };
