@@ -138,6 +138,15 @@ impl WireguardDriver {
         }
     }
 
+    /// Whether nothing here is needed any more for packets to be carried: a successor has what this process had, or the
+    /// kernel carries anyway.
+    pub fn is_given(&self) -> bool {
+        match &self.lock().carrier {
+            Some(Carrier::Engine(engine)) => engine.is_given(),
+            Some(Carrier::Kernel) | None => true,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // What a panic left half-done, the next plan sees.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)

@@ -28,7 +28,25 @@ use crate::noise::session::Session;
 use crate::tun::Tun;
 use crate::uapi::{SetDevice, parse_set, public_key};
 
-pub(crate) const REQUEST: &str = "handover=1\n\n";
+const REQUEST: &str = "handover=1\n\n";
+
+/// What a client of the UAPI socket asks who asks for everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// In the form of this version.
+    Known,
+    /// In another: it gets nothing but the place.
+    Unknown,
+}
+
+impl Asked {
+    pub(crate) fn of(request: &str) -> Option<Self> {
+        match request {
+            REQUEST => Some(Self::Known),
+            other => other.starts_with("handover=").then_some(Self::Unknown),
+        }
+    }
+}
 
 /// A predecessor that has not stopped by then will not; one that has nothing more to say after this is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +66,16 @@ pub(crate) struct Taken {
 }
 
 /// Gives everything away. The engine carries nothing afterwards, even when this fails.
-pub(crate) fn give(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
+pub(crate) fn give(stream: &UnixStream, shared: &Shared, asked: Asked) -> io::Result<()> {
+    stop(shared)?;
+    if asked == Asked::Known {
+        send(stream, shared)?;
+    }
+    shared.given.store(true, Ordering::Release);
+    Ok(())
+}
+
+fn stop(shared: &Shared) -> io::Result<()> {
     shared.running.store(false, Ordering::Release);
     shared.wake_all();
     let patience = Instant::now() + PATIENCE;
@@ -58,6 +85,10 @@ pub(crate) fn give(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+    Ok(())
+}
+
+fn send(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     let (tun, sockets) = (shared.tun(), shared.sockets());
     let mut fds: Vec<RawFd> = sockets.both().map(AsRawFd::as_raw_fd).collect();
     let mut text = Zeroizing::new(format!("sockets={}\n", fds.len()));

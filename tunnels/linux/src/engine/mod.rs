@@ -34,7 +34,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{JoinHandle, available_parallelism};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hawser_tunnels::DeviceName;
 use nix::errno::Errno;
@@ -45,7 +45,7 @@ use crate::clock::Millis;
 use crate::tun::Tun;
 use crate::uapi::{self, SetDevice, Snapshot};
 use counters::{Counters, Reason};
-pub(crate) use handover::{REQUEST as HANDOVER, give};
+pub(crate) use handover::{Asked, give};
 use mmsg::SendBatch;
 use peer::Context;
 use sessions::Sessions;
@@ -54,6 +54,9 @@ use state::State;
 
 /// The largest MTU of the TUN: jumbo frames less the overhead fit, and buffers stay small.
 pub const MAX_MTU: u16 = 9000;
+
+/// A predecessor that has let go has closed its descriptors by then.
+const LETS_GO: Duration = Duration::from_secs(5);
 
 /// More queues than this have shown no gain.
 const MOST_QUEUES: usize = 8;
@@ -69,7 +72,7 @@ pub struct EngineSettings {
     pub mark: u32,
     pub mtu: u16,
     /// Go on with the device, the port and the sessions of an engine that serves this device now; it carries nothing from
-    /// then on.
+    /// then on. One that hands over in a way that is not understood lets go all the same: sessions are then made anew.
     pub take_over: bool,
 }
 
@@ -87,10 +90,6 @@ pub enum EngineError {
         "another process answers {path}: it already serves {device}. fix: stop it or choose another device name"
     )]
     Served { device: DeviceName, path: String },
-    #[error(
-        "cannot take {device} over from the process that answers {path}: {source}. fix: stop it and start again without taking over; sessions are then made anew"
-    )]
-    TakeOver { device: DeviceName, path: String, source: io::Error },
     #[error("cannot listen on {path}: {source}. fix: run as root")]
     Listen { path: String, source: io::Error },
     #[error("cannot start the threads of {device}: {source}")]
@@ -117,14 +116,8 @@ impl Engine {
     /// Opens the device and the port in this thread's network namespace, or takes them over, and starts to carry packets.
     pub fn start(settings: EngineSettings) -> Result<Self, EngineError> {
         let device = settings.device.clone();
-        let path = uapi::path(&device);
-        let taken = if settings.take_over { handover::take(&path) } else { Ok(None) };
-        let taken = taken.map_err(|source| EngineError::TakeOver {
-            device: device.clone(),
-            path: path.display().to_string(),
-            source,
-        })?;
-        let listener = uapi::Listener::bind(&device)?;
+        let (taken, patience) = take_over(&settings);
+        let listener = patiently(patience, || uapi::Listener::bind(&device))?;
         let sessions = Arc::<Sessions>::default();
         let mut state = State::new(settings.key.clone(), settings.mark, Arc::clone(&sessions))
             .map_err(|_| EngineError::Random { device: device.clone() })?;
@@ -134,7 +127,7 @@ impl Engine {
                 state.mark = taken.mark();
                 (taken.tun, taken.sockets)
             }
-            None => open(&settings)?,
+            None => patiently(patience, || open(&settings))?,
         };
         let queues = tun.queues().len();
         let threads = |source| EngineError::Threads { device: device.clone(), source };
@@ -153,6 +146,7 @@ impl Engine {
             counters: Counters::default(),
             mtu: AtomicUsize::new(settings.mtu.into()),
             running: AtomicBool::new(true),
+            given: AtomicBool::new(false),
             carrying: AtomicUsize::new(0),
             wakers,
         });
@@ -210,6 +204,11 @@ impl Engine {
         self.shared.sockets().port()
     }
 
+    /// Whether a successor has what this engine had.
+    pub fn is_given(&self) -> bool {
+        self.shared.given.load(Ordering::Acquire)
+    }
+
     /// Tells the engine the MTU that the device has now.
     pub fn set_mtu(&self, mtu: u16) {
         self.shared.mtu.store(mtu.into(), Ordering::Relaxed);
@@ -254,6 +253,35 @@ impl Drop for Engine {
     }
 }
 
+/// What a predecessor gives, and until when one that let go may still be closing what it held.
+fn take_over(settings: &EngineSettings) -> (Option<handover::Taken>, Option<Instant>) {
+    if !settings.take_over {
+        return (None, None);
+    }
+    match handover::take(&uapi::path(&settings.device)) {
+        Ok(taken) => (taken, None),
+        Err(error) => {
+            let device = &settings.device;
+            tracing::warn!(%device, %error, "the predecessor's sessions cannot be taken over: they are made anew");
+            (None, Some(Instant::now() + LETS_GO))
+        }
+    }
+}
+
+fn patiently<T>(
+    until: Option<Instant>,
+    mut attempt: impl FnMut() -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    loop {
+        match attempt() {
+            Err(_) if until.is_some_and(|until| Instant::now() < until) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
 fn open(settings: &EngineSettings) -> Result<(Tun, Sockets), EngineError> {
     let EngineSettings { device, port, mark, .. } = settings;
     let (device, port) = (device.clone(), *port);
@@ -293,6 +321,8 @@ pub(crate) struct Shared {
     counters: Counters,
     mtu: AtomicUsize,
     running: AtomicBool,
+    /// To a successor.
+    given: AtomicBool,
     /// Threads that carry packets now.
     carrying: AtomicUsize,
     /// One for each thread: a byte makes it look around.

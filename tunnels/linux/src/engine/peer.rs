@@ -332,6 +332,8 @@ impl Peer {
         match &control.pending {
             Some(pending) if now.since(pending.first) >= REKEY_ATTEMPT_TIME => {
                 control.drop_pending(context.sessions);
+                // Given up (§6.4): only the next packet asks again, not what went unanswered before.
+                self.activity.unanswered.store(0, Ordering::Relaxed);
                 while control.queue.pop_front().is_some() {
                     context.counters.count(Reason::Unanswered);
                 }

@@ -258,6 +258,21 @@ fn a_peer_that_falls_silent_is_asked_again_after_fifteen_seconds() {
 }
 
 #[test]
+fn a_peer_that_is_gone_is_given_up_and_not_asked_again_until_there_is_a_packet_for_it() {
+    let mut pair = Pair::connected();
+    pair.pass(5 * SECOND, false, |_| {});
+    pair.send(0, b"lost");
+    // 15 s until it is missed, 90 s of asking.
+    pair.pass(110 * SECOND, true, |_| {});
+    let asked = pair.ends[0].peer.lock().asked;
+    pair.pass(300 * SECOND, true, |_| {});
+    assert_eq!(pair.ends[0].peer.lock().asked, asked, "not once in five minutes");
+    pair.send(0, b"is anybody there");
+    pair.exchange();
+    assert_eq!(pair.ends[1].got.last().unwrap(), b"is anybody there");
+}
+
+#[test]
 fn retries_are_spread_and_end_after_ninety_seconds() {
     let mut pair = Pair::new();
     pair.send(0, b"for nobody");

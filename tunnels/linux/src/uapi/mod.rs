@@ -20,7 +20,7 @@ pub(crate) use text::public_key;
 pub(crate) use text::{PeerSnapshot, Snapshot};
 pub use text::{SetDevice, SetPeer, parse_set};
 
-use crate::engine::{EngineError, HANDOVER, Shared, give, wait};
+use crate::engine::{Asked, EngineError, Shared, give, wait};
 
 /// Where `wg` looks; it knows no other place.
 const DIRECTORY: &str = "/var/run/wireguard";
@@ -83,12 +83,12 @@ impl Listener {
             let Some(request) = next_request(stream, &mut pending, shared, wake)? else { return Ok(()) };
             stream.set_nonblocking(false)?;
             stream.set_write_timeout(Some(PATIENCE))?;
-            if request == HANDOVER {
-                tracing::info!(path = %self.path.display(), "a successor takes over");
+            if let Some(asked) = Asked::of(&request) {
+                tracing::info!(path = %self.path.display(), ?asked, "a successor takes over");
                 // The name is the successor's from here on.
                 let _ = fs::remove_file(&self.path);
                 self.given.store(true, Ordering::Release);
-                return give(stream, shared);
+                return give(stream, shared, asked);
             }
             let answer = answer(&request, shared);
             (&mut &*stream).write_all(answer.as_bytes())?;

@@ -1,7 +1,8 @@
 //! The process is killed; the device, the routes and the secret stay.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
@@ -254,6 +255,29 @@ fn a_planned_restart_hands_the_sessions_over_and_loses_no_packet() {
     assert_eq!(process.key, key);
     assert!(world.b.pings(mesh_v4(1)));
     assert!(process.ops.iter().all(|op| !op.starts_with("add peer")), "peers are there: {:?}", process.ops);
+}
+
+/// A successor of another version: what it asks with is not known here, and it cannot use what it would get.
+#[test]
+fn a_predecessor_that_does_not_understand_lets_go_and_its_successor_makes_sessions_anew() {
+    let world = World::new();
+    let mut two = Node::start(&world.b, 2);
+    let (device, dir) = (unique(), tempfile::tempdir().unwrap());
+    let process = Process::start(&world.a, &device, dir.path(), two.driver.public_key());
+    two.add_peer(1, process.key, endpoint([172, 31, 1, 2]), &[]);
+    two.reconcile();
+    assert!(world.a.pings(mesh_v4(2)));
+    let mut stream = UnixStream::connect(format!("/var/run/wireguard/{device}.sock")).unwrap();
+    stream.write_all(b"handover=2\nwith more to say\n\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"", "nothing of its keys, and the end");
+    assert!(!world.a.pings(mesh_v4(2)), "it carries no more");
+    let key = process.key;
+    process.kill();
+    let successor = Process::run(&world.a, &device, dir.path(), two.driver.public_key(), true);
+    assert_eq!(successor.key, key);
+    eventually("the mesh is whole again", || world.a.pings(mesh_v4(2)));
 }
 
 #[test]
