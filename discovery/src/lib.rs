@@ -1,4 +1,5 @@
-//! Which peers answer: liveness as state machines that are handed the time and never open a socket.
+//! Which peers answer, and where: liveness and the choice of an endpoint as state machines that are handed the time and
+//! never open a socket.
 //!
 //! Between Hawser nodes it is seamless BFD over the mesh addresses ([`Liveness`]); with others plain BFD ([`bfd`]). Words
 //! that the datapath reads are written from these verdicts, so a verdict never rests on our own sleep: silence counts only
@@ -7,6 +8,7 @@
 pub mod bfd;
 mod budget;
 mod damping;
+mod endpoint;
 mod liveness;
 mod path;
 mod peer;
@@ -14,6 +16,7 @@ mod sbfd;
 
 pub use budget::{Budget, FOR_OTHERS, FOR_WATCHED, MOST_PACKETS, RECENTLY, WATCHED_CLUSTERS, budget};
 pub use damping::DampingConfig;
+pub use endpoint::{EndpointChoice, MOST_ENDPOINTS, PATIENCE, PATIENCE_MOST, PeerSeen};
 pub use liveness::{About, Deadline, Liveness, Output, SAMPLE, Timer, Transition};
 pub use path::multiplier;
 pub use peer::{Because, LivenessConfig, NodeId, PeerSnapshot};

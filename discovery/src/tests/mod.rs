@@ -2,6 +2,7 @@
 
 mod budget;
 mod damping;
+mod endpoint;
 mod path;
 mod properties;
 mod sampling;
