@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hawser_model::{ClusterRef, NodeName, PublicKey};
+use hawser_model::{BootId, ClusterRef, NodeName, PublicKey};
 use ipnet::IpNet;
 
 /// Everything a node wants: one device, its peers, and what lies behind them.
@@ -68,6 +68,10 @@ pub struct Peer {
     pub allowed: BTreeSet<IpNet>,
     /// Seconds; none is silent when idle.
     pub keepalive: Option<u16>,
+    /// Goes into the keys of IPsec.
+    pub boot_id: Option<BootId>,
+    /// The node's number on this machine, by which `tunnel_in` knows it: IPsec's request id. WireGuard has its keys for that.
+    pub slot: u32,
 }
 
 /// Whose tunnel end it is. The order of names decides conflicts.

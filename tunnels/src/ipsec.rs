@@ -169,6 +169,14 @@ impl MeshSecret {
         }
     }
 
+    /// Tells two secrets apart, and gives nothing away.
+    pub fn fingerprint(&self) -> String {
+        let mut out = [0; 8];
+        expand(&Salt::new(HKDF_SHA256, b"hawser ipsec print").extract(&self.bytes), b"", &mut out);
+        let print: String = out.iter().map(|octet| format!("{octet:02x}")).collect();
+        format!("{}-{print}-{:?}", self.epoch, self.derivation).to_lowercase()
+    }
+
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }

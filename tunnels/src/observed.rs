@@ -40,4 +40,6 @@ pub struct ObservedPeer {
     pub configured: Option<SocketAddr>,
     pub allowed: BTreeSet<IpNet>,
     pub keepalive: Option<u16>,
+    /// None where there is no such thing.
+    pub slot: Option<u32>,
 }

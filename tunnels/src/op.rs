@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use hawser_model::PublicKey;
+use hawser_model::{BootId, PublicKey};
 use ipnet::IpNet;
 
 use crate::{DeviceName, Mark, PeerName, Rule};
@@ -36,11 +36,14 @@ pub enum Op {
     AddAddress {
         address: IpAddr,
     },
+    /// Of one that is there already: gives it another slot.
     AddPeer {
         peer: PeerName,
         public_key: PublicKey,
         endpoint: SocketAddr,
         keepalive: Option<u16>,
+        boot_id: Option<BootId>,
+        slot: u32,
     },
     SetEndpoint {
         peer: PeerName,
@@ -98,7 +101,7 @@ impl fmt::Display for Op {
             }
             Self::SetLink { name, mtu } => write!(f, "set {name} up, mtu {mtu}"),
             Self::AddAddress { address } => write!(f, "add own address {address}"),
-            Self::AddPeer { peer, public_key, endpoint, keepalive } => {
+            Self::AddPeer { peer, public_key, endpoint, keepalive, .. } => {
                 write!(f, "add peer {peer} at {endpoint}, {public_key:?}, {}", Keepalive(*keepalive))
             }
             Self::SetEndpoint { peer, endpoint, .. } => write!(f, "move peer {peer} to {endpoint}"),

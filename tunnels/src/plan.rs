@@ -79,12 +79,8 @@ fn give(
         let name = || peer.name.clone();
         let is = have.get(&public_key);
         match is {
-            None => ops.push(Op::AddPeer {
-                peer: name(),
-                public_key,
-                endpoint: peer.endpoint,
-                keepalive: peer.keepalive,
-            }),
+            None => ops.push(add(peer)),
+            Some(is) if is.slot.is_some_and(|slot| slot != peer.slot) => ops.push(add(peer)),
             Some(is) => {
                 if is.configured.or(is.endpoint) != Some(peer.endpoint) {
                     ops.push(Op::SetEndpoint { peer: name(), public_key, endpoint: peer.endpoint });
@@ -102,6 +98,17 @@ fn give(
         }
     }
     gained
+}
+
+fn add(peer: &Peer) -> Op {
+    Op::AddPeer {
+        peer: peer.name.clone(),
+        public_key: peer.public_key,
+        endpoint: peer.endpoint,
+        keepalive: peer.keepalive,
+        boot_id: peer.boot_id.clone(),
+        slot: peer.slot,
+    }
 }
 
 /// Takes away what nobody was given: a prefix that moved is already gone from its former owner.

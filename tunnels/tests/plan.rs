@@ -55,7 +55,8 @@ impl Kernel {
             Op::RemoveRoute { prefix } => drop(routes.remove(&prefix)),
             Op::AddPeer { public_key, endpoint, keepalive, .. } => {
                 let (endpoint, configured) = (Some(endpoint), Some(endpoint));
-                let peer = ObservedPeer { endpoint, configured, keepalive, allowed: BTreeSet::new() };
+                let peer =
+                    ObservedPeer { endpoint, configured, keepalive, allowed: BTreeSet::new(), slot: None };
                 assert!(peers.insert(public_key, peer).is_none(), "added twice");
             }
             Op::RemovePeer { public_key } => drop(peers.remove(&public_key)),
@@ -123,7 +124,15 @@ fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
 
 fn peer(cluster: u8, node: u8, k: u8, allowed: &[&str]) -> Peer {
     let allowed = nets(allowed);
-    Peer { name: name(cluster, node), public_key: key(k), endpoint: endpoint(k), allowed, keepalive: None }
+    Peer {
+        name: name(cluster, node),
+        public_key: key(k),
+        endpoint: endpoint(k),
+        allowed,
+        keepalive: None,
+        boot_id: None,
+        slot: 0,
+    }
 }
 
 fn desired(peers: Vec<Peer>, routes: BTreeSet<IpNet>) -> Desired {
@@ -157,6 +166,8 @@ fn any_peer() -> impl Strategy<Value = Peer> {
             endpoint: endpoint(at),
             allowed,
             keepalive,
+            boot_id: None,
+            slot: 0,
         },
     )
 }
@@ -395,6 +406,8 @@ fn check_refuses_what_plan_would_never_write() {
         public_key: p.public_key,
         endpoint: p.endpoint,
         keepalive: None,
+        boot_id: None,
+        slot: 0,
     };
     let allow = |p: &Peer, prefixes: &[&str]| Op::Allow {
         peer: p.name.clone(),

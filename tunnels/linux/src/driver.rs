@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use hawser_model::PublicKey;
@@ -67,6 +68,17 @@ pub enum DriverError {
         "{device} is to use the key {wanted:?}, but this driver holds {held:?}. fix: publish the key of the driver's key file"
     )]
     ForeignKey { device: DeviceName, wanted: PublicKey, held: PublicKey },
+    #[error(
+        "this kernel has no IPsec ({source}). fix: load its modules (`modprobe -a xfrm_user xfrm_interface esp4 esp6`), or set encryption: wireguard in every cluster of the mesh"
+    )]
+    NoKernelIpsec { source: io::Error },
+    #[error("{device} is {found}, and the mesh's encryption is ipsec. {}", way_out(found))]
+    NotIpsec { device: DeviceName, found: Kind },
+    #[error(
+        "IPsec states of this boot are gone, and their counters with them; keys in Cilium's derivation would be used twice. fix: put a new secret into every node of the mesh, or restart this node (what was in use stands in {})",
+        ledger.display()
+    )]
+    CountersLost { ledger: PathBuf },
     #[error("device {device} is gone. fix: let the next plan create it")]
     NoDevice { device: DeviceName },
     #[error("{device} has been removed by this driver. fix: start a new one")]
@@ -76,8 +88,8 @@ pub enum DriverError {
 /// A device of a kind that we never make is somebody's, and stays.
 fn way_out(found: &Kind) -> &'static str {
     match found {
-        Kind::Wireguard | Kind::Tun => {
-            "fix: run `hawser-node-agent --remove`, which takes it away, and start again; or set wireguard: auto"
+        Kind::Wireguard | Kind::Tun | Kind::Xfrm { .. } => {
+            "fix: run `hawser-node-agent --remove`, which takes it away, and start again; between kinds of WireGuard, wireguard: auto keeps it"
         }
         Kind::Other(_) => "It is not Hawser's. fix: name another device in agent.yaml",
     }

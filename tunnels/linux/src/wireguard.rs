@@ -102,7 +102,7 @@ impl WireguardDriver {
     ///
     /// A device that the kernel carries goes on while no driver runs; one of this process waits for the next.
     pub fn start(config: WireguardConfig) -> Result<Self, DriverError> {
-        check(&config)?;
+        check_limits(config.mtu, config.mark, config.table)?;
         let key = PrivateKey::load_or_create(&config.private_key)?;
         let mut net = Net::open(config.device.clone(), config.table)
             .map_err(|source| DriverError::OpenNetlink { source })?;
@@ -162,16 +162,16 @@ impl WireguardDriver {
     }
 }
 
-fn check(config: &WireguardConfig) -> Result<(), ConfigError> {
-    if !(MIN_MTU_IPV6..=MAX_MTU).contains(&config.mtu) {
-        return Err(ConfigError::Mtu { mtu: config.mtu });
+pub(crate) fn check_limits(mtu: u16, mark: Mark, table: u32) -> Result<(), ConfigError> {
+    if !(MIN_MTU_IPV6..=MAX_MTU).contains(&mtu) {
+        return Err(ConfigError::Mtu { mtu });
     }
-    if config.mark.value == 0 || config.mark.value & !config.mark.mask != 0 {
-        return Err(ConfigError::Mark { mark: config.mark });
+    if mark.value == 0 || mark.value & !mark.mask != 0 {
+        return Err(ConfigError::Mark { mark });
     }
     // unspec, compat, default, main, local: `linux/rtnetlink.h`.
-    if matches!(config.table, 0 | 252..=255) {
-        return Err(ConfigError::Table { table: config.table });
+    if matches!(table, 0 | 252..=255) {
+        return Err(ConfigError::Table { table });
     }
     Ok(())
 }
@@ -214,7 +214,7 @@ fn wg(config: &WireguardConfig, backend: Backend) -> Result<Wg, DriverError> {
     })
 }
 
-fn netlink_error(doing: impl ToString) -> impl FnOnce(io::Error) -> DriverError {
+pub(crate) fn netlink_error(doing: impl ToString) -> impl FnOnce(io::Error) -> DriverError {
     let doing = doing.to_string();
     move |source| DriverError::Netlink { doing, source }
 }
@@ -246,7 +246,16 @@ impl Driver for WireguardDriver {
         let peers = view.peers.into_iter().map(|(key, peer)| {
             let configured = inner.configured.get(&key).copied();
             let endpoint = peer.stats.endpoint;
-            (key, ObservedPeer { endpoint, configured, allowed: peer.allowed, keepalive: peer.keepalive })
+            (
+                key,
+                ObservedPeer {
+                    endpoint,
+                    configured,
+                    allowed: peer.allowed,
+                    keepalive: peer.keepalive,
+                    slot: None,
+                },
+            )
         });
         let peers: BTreeMap<_, _> = peers.collect();
         Ok(Observed { device, addresses, rules, peers, routes: routes.devices, guards: routes.guards })
@@ -332,7 +341,7 @@ impl Driver for WireguardDriver {
     }
 }
 
-fn apply_to_kernel(net: &mut Net, op: &Op) -> io::Result<()> {
+pub(crate) fn apply_to_kernel(net: &mut Net, op: &Op) -> io::Result<()> {
     match op {
         Op::AddGuard { prefix } => net.add_guard(*prefix),
         Op::RemoveGuard { prefix } => net.remove_guard(*prefix),

@@ -12,8 +12,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-    Stats64,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoXfrm, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, Stats64,
 };
 
 use super::netlink::Netlink;
@@ -25,6 +25,10 @@ pub enum Kind {
     /// The kernel's WireGuard.
     Wireguard,
     Tun,
+    /// The kernel's IPsec: an interface of the policies and states with this id.
+    Xfrm {
+        id: u32,
+    },
     Other(String),
 }
 
@@ -33,6 +37,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Wireguard => f.write_str("a WireGuard device of the kernel"),
             Self::Tun => f.write_str("a TUN, as WireGuard in user space has"),
+            Self::Xfrm { id } => write!(f, "an IPsec interface of the kernel (if_id {id})"),
             Self::Other(kind) => write!(f, "a device of kind {kind:?}"),
         }
     }
@@ -81,16 +86,45 @@ fn kind(link: &LinkMessage) -> Kind {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
     });
-    let kind = infos.flatten().find_map(|info| match info {
+    let infos: Vec<_> = infos.flatten().collect();
+    let kind = infos.iter().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,
     });
+    let id = || {
+        infos.iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Xfrm(data)) => data.iter().find_map(|data| match data {
+                InfoXfrm::IfId(id) => Some(*id),
+                _ => None,
+            }),
+            _ => None,
+        })
+    };
     match kind {
+        Some(InfoKind::Xfrm) => Kind::Xfrm { id: id().unwrap_or(0) },
         Some(InfoKind::Wireguard) => Kind::Wireguard,
         Some(InfoKind::Tun) => Kind::Tun,
         Some(other) => Kind::Other(other.to_string()),
         None => Kind::Other("none".to_owned()),
     }
+}
+
+/// An XFRM interface: what enters it leaves by the policies with this id, or not at all. One that is there already stays.
+pub(super) fn create_xfrm(netlink: &mut Netlink, name: &DeviceName, id: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    let data = InfoData::Xfrm(vec![InfoXfrm::IfId(id)]);
+    message
+        .attributes
+        .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Xfrm), LinkInfo::Data(data)]));
+    let created = netlink.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
+    unless(created, &[libc::EEXIST])
+}
+
+pub(super) fn delete(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    unless(netlink.request(RouteNetlinkMessage::DelLink(message), 0), &[libc::ENODEV])
 }
 
 pub(super) fn set_up(netlink: &mut Netlink, index: u32, mtu: u16) -> io::Result<()> {

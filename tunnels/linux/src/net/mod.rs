@@ -17,7 +17,7 @@ use netlink_packet_route::route::RouteProtocol;
 
 pub use link::Kind;
 pub(crate) use link::Link;
-use netlink::Netlink;
+pub(crate) use netlink::Netlink;
 
 /// Who made a route or rule (`rtm_protocol`, `FRA_PROTOCOL`): 'H'. `ip route` prints it as `proto 72`.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(72);
@@ -55,6 +55,18 @@ impl Net {
             ("kernel-rx-errors", counted.rx_errors),
             ("kernel-rx-dropped", counted.rx_dropped),
         ])
+    }
+
+    /// Harmless where it is there; one of another kind with its name is not seen to be.
+    pub(crate) fn create_xfrm(&mut self, id: u32) -> io::Result<()> {
+        link::create_xfrm(&mut self.netlink, &self.device, id)
+    }
+
+    pub(crate) fn delete_link(&mut self) -> io::Result<()> {
+        match self.link()? {
+            Some(link) => link::delete(&mut self.netlink, link.index),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn set_up(&mut self, mtu: u16) -> io::Result<()> {
@@ -127,7 +139,7 @@ fn header_table(table: u32) -> u8 {
 }
 
 /// What is asked for is already so.
-fn unless(result: io::Result<()>, harmless: &[i32]) -> io::Result<()> {
+pub(crate) fn unless(result: io::Result<()>, harmless: &[i32]) -> io::Result<()> {
     match result {
         Err(error) if error.raw_os_error().is_some_and(|number| harmless.contains(&number)) => Ok(()),
         result => result,

@@ -1,9 +1,11 @@
-//! One rtnetlink socket: ask and wait, dump and collect.
+//! One netlink socket, of routes or of IPsec: ask and wait, dump and collect.
 
 use std::io;
+use std::marker::PhantomData;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -17,31 +19,39 @@ const BUFFER: usize = 64 << 10;
 const INTERRUPTED: u16 = 0x10;
 const ATTEMPTS: usize = 10;
 
-pub(crate) struct Netlink {
+pub(crate) struct Netlink<M = RouteNetlinkMessage> {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    messages: PhantomData<fn(M)>,
 }
 
 impl Netlink {
     /// In this thread's network namespace, and bound to it for good.
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        Self::of(NETLINK_ROUTE)
+    }
+}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Netlink<M> {
+    /// Of a protocol (`linux/netlink.h`) that speaks in `M`.
+    pub(crate) fn of(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         // So that the kernel honours the filters of a dump instead of ignoring them (Linux 4.20).
         socket.set_netlink_get_strict_chk(true)?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER), messages: PhantomData })
     }
 
     /// One change, acknowledged.
-    pub(crate) fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(crate) fn request(&mut self, message: M, flags: u16) -> io::Result<()> {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
         self.collect(&mut Vec::new()).map(|_| ())
     }
 
     /// One object by its name or number.
-    pub(crate) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn get(&mut self, message: M) -> io::Result<Vec<M>> {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
         let mut found = Vec::new();
         self.collect(&mut found)?;
@@ -49,7 +59,7 @@ impl Netlink {
     }
 
     /// All objects that the filter lets through. Asked for again while the kernel says that it changed meanwhile.
-    pub(crate) fn dump(&mut self, filter: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn dump(&mut self, filter: &M) -> io::Result<Vec<M>> {
         for _ in 0..ATTEMPTS {
             self.send(filter.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
             let mut found = Vec::new();
@@ -60,12 +70,12 @@ impl Netlink {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "the table changes faster than it can be read"))
     }
 
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    fn send(&mut self, message: M, flags: u16) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = flags;
         header.sequence_number = self.sequence;
-        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         packet.finalize();
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
@@ -73,7 +83,7 @@ impl Netlink {
     }
 
     /// Reads to the end of the answer; false if it was interrupted.
-    fn collect(&mut self, found: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
+    fn collect(&mut self, found: &mut Vec<M>) -> io::Result<bool> {
         let mut consistent = true;
         loop {
             self.buffer.clear();
@@ -82,7 +92,7 @@ impl Netlink {
             while let Some((message, after)) = split(rest) {
                 rest = after;
                 // A message that the crate cannot read is of a kind that we never write, so it is not ours.
-                let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else {
+                let Ok(message) = NetlinkMessage::<M>::deserialize(message) else {
                     continue;
                 };
                 if message.header.sequence_number != self.sequence {

@@ -74,7 +74,8 @@ impl<'a> Node<'a> {
         let mut allowed: BTreeSet<IpNet> = mesh_addresses(n).into_iter().map(IpNet::from).collect();
         allowed.extend(nets(more));
         self.desired.routes.extend(&allowed);
-        let peer = Peer { name: name(n), public_key, endpoint, allowed, keepalive: None };
+        let peer =
+            Peer { name: name(n), public_key, endpoint, allowed, keepalive: None, boot_id: None, slot: 0 };
         self.desired.peers.push(peer);
     }
 
