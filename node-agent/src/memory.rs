@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hawser_agent_core::{AgentConfig, NodeSlots, Plan};
 use hawser_discovery::NodeId;
-use hawser_model::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, NodeIndex, NodeName, PublicKey};
+use hawser_model::{BootId, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, NodeIndex, NodeName, PublicKey};
 use hawser_tunnels::{Desired, Device, Peer, PeerName};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,10 @@ struct PeerRecord {
     key: String,
     endpoint: SocketAddr,
     allowed: Vec<String>,
+    #[serde(default)]
+    boot_id: Option<String>,
+    #[serde(default)]
+    slot: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +76,8 @@ impl Memory {
             key: STANDARD.encode(peer.public_key.as_bytes()),
             endpoint: peer.endpoint,
             allowed: texts(&peer.allowed),
+            boot_id: peer.boot_id.as_ref().map(|id| id.as_str().to_owned()),
+            slot: peer.slot,
         });
         Self {
             slots: slots.iter().map(slot).collect(),
@@ -131,6 +137,8 @@ impl PeerRecord {
             endpoint: self.endpoint,
             allowed: nets(&self.allowed),
             keepalive: None,
+            boot_id: self.boot_id.as_deref().and_then(|id| BootId::parse(id).ok()),
+            slot: self.slot,
         })
     }
 }
@@ -171,6 +179,8 @@ pub(crate) mod tests {
             endpoint: "172.16.2.11:51871".parse().unwrap(),
             allowed: BTreeSet::from(["10.2.1.0/24".parse().unwrap()]),
             keepalive: None,
+            boot_id: Some(BootId::parse("6c1f0c1e-1111-4222-8333-444455556666").unwrap()),
+            slot: 3,
         };
         let config = config();
         let tunnels = Desired { peers: vec![peer], ..Memory::default().tunnels(&config) };
