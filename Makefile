@@ -1,7 +1,7 @@
 # The front door. Everything a developer or CI does is a target here.
 #
 #   make demo        three clusters serve one global service over encrypted tunnels (KEEP=1 leaves it up, ETCD=1 on real etcd)
-#   make test        everything that must hold: format, lints, docs, tests, lab scenarios
+#   make test        everything that must hold: format, lints, docs, tests, lab scenarios, an older kernel in QEMU
 #
 # Both set up what is missing first, as root, on Debian 12 with rustup.
 
@@ -16,7 +16,7 @@ BPF_LINKER_VERSION := 0.10.4
 APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server ethtool frr iproute2 iptables \
 	iperf3 iputils-ping jq nftables openssl procps qemu-system-x86 socat tcpdump wireguard-go wireguard-tools
 
-.PHONY: help setup build release demo bench-lb bench-failover bench-tunnel bench-store soak test test-vm vm-kernel check fmt lint doc unit layers clean
+.PHONY: help setup build release demo bench-lb bench-failover bench-tunnel bench-store soak test test-vm in-vm vm-kernel check fmt lint doc unit layers clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -69,13 +69,15 @@ vm-kernel: setup ## Debian's own kernel, unpacked for `hawser-lab vm`
 		apt-get -qq -o APT::Sandbox::User=root download "$$image"; \
 		dpkg-deb -x "$$image"_*.deb unpacked; mv unpacked kernel; }
 
-test-vm: build vm-kernel ## WireGuard in the kernel, and acts 1 to 3, on Debian 12's own kernel (6.1: clsact, WireGuard in the kernel), in QEMU
-	@tests=$$(cargo test --locked -p hawser-tunnels-linux --test vm --no-run --message-format=json | jq -r 'select(.executable and .target.name == "vm") | .executable'); \
+test-vm: build in-vm ## WireGuard and IPsec in the kernel, and acts 1 to 3, on Debian 12's own kernel (6.1: clsact), in QEMU
+
+in-vm: vm-kernel # the same, with the binaries that are there: `unit` has just built them
+	@tests=$$(cargo test --locked --workspace --test vm --no-run --message-format=json | jq -r 'select(.executable and .target.name == "vm") | .executable'); \
 	target/debug/hawser-lab vm --minutes 3 --with "$$tests" -- "$$tests" --test-threads=2
 	@target/debug/hawser-lab vm --minutes 5 -- hawser-lab demo --acts 3 --fast
 
 test: setup ## everything that must hold
-	@$(MAKE) --no-print-directory fmt lint layers doc unit
+	@$(MAKE) --no-print-directory fmt lint layers doc unit in-vm
 
 check: fmt lint layers ## the quick half of test
 
