@@ -49,8 +49,8 @@ bench-lb: release ## connections by the number of services: no service, Hawser, 
 bench-failover: release ## a cluster, then a node, cut off under load, 20 times each (QUICK=1: only that it runs)
 	@QUICK=$(QUICK) target/release/hawser-lab bench failover
 
-bench-tunnel: build ## TCP, UDP, round trips: our engine, wireguard-go, boringtun-cli if it is on the PATH, no tunnel (QUICK=1)
-	@target/debug/hawser-lab bench tunnel
+bench-tunnel: release ## TCP, UDP, round trips: our engine, wireguard-go, boringtun-cli if it is on the PATH, no tunnel (QUICK=1)
+	@QUICK=$(QUICK) target/release/hawser-lab bench tunnel
 
 bench-store: release ## the mesh store beside a real etcd: first sync, propagation, fan-out, durable writes (QUICK=1: only that it runs)
 	@QUICK=$(QUICK) target/release/hawser-lab bench store $(if $(ONLY),--only $(ONLY))
