@@ -118,7 +118,7 @@ impl World {
 
 /// Everything that crosses a namespace's devices.
 pub(crate) struct Capture {
-    frames: Arc<Mutex<Vec<Vec<u8>>>>,
+    pub(crate) frames: Arc<Mutex<Vec<Vec<u8>>>>,
     running: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }

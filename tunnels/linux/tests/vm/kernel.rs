@@ -27,7 +27,7 @@ fn key(byte: u8) -> PublicKey {
 }
 
 /// Pings one after the other while `body` runs; returns how many of them were lost.
-fn lost_while(netns: &Netns, to: std::net::IpAddr, body: impl FnOnce()) -> usize {
+pub(crate) fn lost_while(netns: &Netns, to: std::net::IpAddr, body: impl FnOnce()) -> usize {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let pings = scope.spawn(|| {
