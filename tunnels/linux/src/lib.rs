@@ -20,6 +20,7 @@ mod tun;
 mod uapi;
 mod wg;
 mod wireguard;
+mod xfrm;
 
 pub use driver::{Driver, DriverError, PeerStats, Stats};
 pub use engine::{Engine, EngineError, EngineSettings, MAX_MTU};
@@ -27,3 +28,4 @@ pub use key::{KeyError, PrivateKey};
 pub use net::Kind;
 pub use uapi::{SetDevice, SetPeer, parse_set};
 pub use wireguard::{Choice, ConfigError, WireguardConfig, WireguardDriver, kernel_listens};
+pub use xfrm::{IpsecConfig, IpsecDriver};
