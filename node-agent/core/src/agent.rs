@@ -1,21 +1,26 @@
 //! The agent's core: events in, plans and words out. Knows the time only as an argument.
 //!
-//! A plan is made from the whole view [`DEBOUNCE`] after the first change that was not planned yet: O(view) per plan, so
-//! at most twenty plans a second however many events come. Health never waits for a plan.
+//! A plan is made from the whole view [`GATHER`] after the first change that was not planned yet, and [`DEBOUNCE`] after the last
+//! plan: O(view) per plan, so at most twenty plans a second however many events come. A change of one service's backends is
+//! flipped at once ([`crate::flips`]) and planned later. Health never waits for a plan.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_discovery::{About, NodeId, Transition};
-use hawser_ebpf_abi::{CONFIG_OWN_STALE, DesiredDatapath};
-use hawser_model::{ClusterHealth, ClusterName, Peer, Time};
-use hawser_tunnels::Desired;
+use hawser_ebpf_abi::CONFIG_OWN_STALE;
+use hawser_model::{ClusterHealth, ClusterName, Peer, ServiceKey, Time};
 
 use crate::budget::limit_backends;
 use crate::config::AgentConfig;
 use crate::drains::Drains;
+use crate::endpoints::Endpoints;
+use crate::flips::{Flips, World};
+use crate::guards::Guards;
 use crate::health::{HealthWords, WordCounts, WordPlace, WordWrite};
+use crate::output::{Deadline, Output, Plan, Timer};
 use crate::plan_datapath::{Interfaces, local_pods, plan_datapath};
 use crate::plan_tunnels::plan_tunnels;
 use crate::resets::{Sweeps, is_cut_off, plan_resets};
@@ -25,8 +30,10 @@ use crate::status::ControlPlane;
 use crate::topology::remotes;
 use crate::view::{Changed, ClusterView, MeshView, QUIET};
 
-/// From the first unplanned change to the plan.
+/// From one plan to the next.
 pub const DEBOUNCE: Duration = Duration::from_millis(50);
+/// From the first unplanned change to the plan: what was written together comes together.
+pub const GATHER: Duration = Duration::from_millis(2);
 /// The first plan waits this long for peers that are not complete: a plan from less would remove what is merely unknown.
 pub const FIRST_PLAN: Duration = Duration::from_secs(30);
 /// Nothing heard of the own keyspace for this long: its data is stale (decision 8).
@@ -38,51 +45,6 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 /// After a failed reconcile or word; doubles up to [`RESYNC`].
 pub const RETRY: Duration = Duration::from_secs(1);
 const TRANSITIONS_KEPT: usize = 256;
-
-/// What everything should be, from one view.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// None only before the first plan.
-    pub tunnels: Option<Desired>,
-    pub datapath: DesiredDatapath,
-    /// Whom to probe, once the tunnels are there.
-    pub probed: BTreeMap<NodeId, Ipv4Addr>,
-    /// What was left out, and why.
-    pub notes: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Follow this cluster's keyspace from its beginning; a follower that exists is replaced.
-    Follow(ClusterName),
-    Unfollow(ClusterName),
-    Word(WordWrite),
-    /// End connections that are over and say nothing themselves.
-    Sweep,
-    /// Bring everything to [`Agent::plan`], then say how it went with [`Agent::handle_reconciled`].
-    Reconcile,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Timer {
-    Debounce,
-    FirstPlan,
-    OwnStale,
-    Drained,
-    /// A withdrawn backend's grace is over.
-    Withdrawn,
-    /// A cluster's keyspace was not heard for long.
-    Unread,
-    Retry,
-    Resync,
-    Sweep,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Deadline {
-    pub at: Time,
-    pub timer: Timer,
-}
 
 #[derive(Debug)]
 pub struct Agent {
@@ -104,11 +66,17 @@ pub struct Agent {
     looked: bool,
     /// Of this node, as of the last plan.
     pods: BTreeSet<IpAddr>,
+    /// Those of them that the socket load balancer leaves out.
+    left_out: BTreeSet<IpAddr>,
     own_stale: bool,
     /// Clusters whose keyspace cannot be read, while the own one can.
     unread: BTreeSet<ClusterName>,
     drains: Drains,
-    plan: Plan,
+    pub(crate) guards: Guards,
+    pub(crate) endpoints: Endpoints,
+    flips: Flips,
+    last_plan: Option<Time>,
+    plan: Arc<Plan>,
     pub(crate) services: Vec<MergedService>,
     planned: bool,
     last_reconcile: Option<Time>,
@@ -140,10 +108,15 @@ impl Agent {
             ready: false,
             looked: false,
             pods: BTreeSet::new(),
+            left_out: BTreeSet::new(),
             own_stale: false,
             unread: BTreeSet::new(),
             drains: Drains::default(),
-            plan: Plan::default(),
+            guards: Guards::default(),
+            endpoints: Endpoints::default(),
+            flips: Flips::default(),
+            last_plan: None,
+            plan: Arc::default(),
             services: Vec::new(),
             planned: false,
             last_reconcile: None,
@@ -207,6 +180,7 @@ impl Agent {
         if let Some(place) = self.place(transition.about) {
             self.health.judge(place, transition.to, transition.weight);
         }
+        self.note_verdict(&transition);
         self.verdicts.insert(transition.about, transition);
         if self.transitions.len() == TRANSITIONS_KEPT {
             self.transitions.pop_front();
@@ -275,7 +249,12 @@ impl Agent {
     /// Something that no plan speaks of has changed on this machine: one more reconcile.
     pub fn handle_resync(&mut self, now: Time) {
         self.last_reconcile = Some(now);
-        self.reconcile();
+        self.reconcile_again(now);
+    }
+
+    /// A flip that could not be written whole: the plan writes it, and says what is wrong.
+    pub fn handle_flip_failed(&mut self, now: Time) {
+        self.changed(Changed::Data, now);
     }
 
     pub fn handle_time(&mut self, now: Time) {
@@ -293,22 +272,30 @@ impl Agent {
         if self.drains.is_due(now) {
             self.changed(Changed::Data, now);
         }
-        if self.sweeps.take_due(now) && !self.outputs.contains(&Output::Sweep) {
-            self.outputs.push_back(Output::Sweep);
+        if self.sweeps.take_due(now) {
+            self.ask_once(Output::Sweep);
         }
         self.end_draining(now);
+        self.look_after_tunnels(now);
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
             self.health.retry();
-            self.reconcile();
+            self.reconcile_again(now);
         }
         if self.planned && self.resync_at().is_some_and(|at| at <= now) {
             self.handle_resync(now);
         }
         self.ready = self.ready || self.is_complete(now);
-        if self.ready && self.dirty.is_some_and(|since| since + DEBOUNCE <= now) {
+        if self.plan_at().is_some_and(|at| at <= now) {
             self.make_plan(now);
         }
+    }
+
+    fn plan_at(&self) -> Option<Time> {
+        let dirty = self.dirty.map(|since| since + GATHER);
+        let due = [dirty, self.flips.deadline()].into_iter().flatten().min();
+        let rested = self.last_plan.map(|at| at + DEBOUNCE);
+        due.filter(|_| self.ready).map(|at| rested.map_or(at, |rested| at.max(rested)))
     }
 
     /// Words come first: what a plan points at has its word before it is pointed at.
@@ -321,7 +308,7 @@ impl Agent {
         let first = self.view.own().is_synced().then_some(self.started + FIRST_PLAN);
         let heard = self.view.own().heard.unwrap_or(self.started);
         [
-            self.dirty.filter(|_| self.ready).map(|since| timer(Timer::Debounce, since + DEBOUNCE)),
+            self.plan_at().map(|at| timer(Timer::Debounce, at)),
             first.filter(|_| !self.ready).map(|at| timer(Timer::FirstPlan, at)),
             (!self.own_stale).then(|| timer(Timer::OwnStale, heard + OWN_STALE)),
             self.draining.values().map(|(_, at)| timer(Timer::Drained, *at)).min(),
@@ -330,6 +317,8 @@ impl Agent {
             self.retry_at.map(|at| timer(Timer::Retry, at)),
             self.resync_at().map(|at| timer(Timer::Resync, at)),
             self.sweeps.deadline().map(|at| timer(Timer::Sweep, at)),
+            self.endpoints.deadline().map(|at| timer(Timer::Endpoint, at)),
+            self.guards.deadline().filter(|_| self.dirty.is_none()).map(|at| timer(Timer::Guard, at)),
         ]
         .into_iter()
         .flatten()
@@ -337,7 +326,7 @@ impl Agent {
     }
 
     /// The newest plan; empty before the first.
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
     }
 
@@ -349,6 +338,11 @@ impl Agent {
     /// Pods whose interfaces the shell should find.
     pub fn local_pods(&self) -> &BTreeSet<IpAddr> {
         &self.pods
+    }
+
+    /// Those of them whose network namespaces the shell should find.
+    pub fn left_out_pods(&self) -> &BTreeSet<IpAddr> {
+        &self.left_out
     }
 
     /// To be kept over a restart.
@@ -377,9 +371,11 @@ impl Agent {
         self.own_stale
     }
 
-    fn changed(&mut self, changed: Changed, now: Time) {
-        if changed == Changed::Peers {
-            self.follow_peers(now);
+    pub(crate) fn changed(&mut self, changed: Changed, now: Time) {
+        match &changed {
+            Changed::Peers => self.follow_peers(now),
+            Changed::Service(key) if self.flip(key, now) => return,
+            _ => {}
         }
         if changed != Changed::Nothing {
             self.dirty.get_or_insert(now);
@@ -388,6 +384,26 @@ impl Agent {
             }
             self.ready = self.ready || self.is_complete(now);
         }
+    }
+
+    /// Only what changes alone: a flip knows the nodes and pods of the last plan.
+    fn flip(&mut self, key: &ServiceKey, now: Time) -> bool {
+        if !self.planned || self.dirty.is_some() || !self.draining.is_empty() {
+            return false;
+        }
+        let world = World {
+            config: &self.config,
+            view: &self.view,
+            slots: &self.slots,
+            unread: &self.unread,
+            services: &self.services,
+            pods: &self.pods,
+        };
+        let Some(flip) = self.flips.flip(world, key, now) else { return false };
+        if !flip.is_empty() {
+            self.outputs.push_back(Output::Flip(flip));
+        }
+        true
     }
 
     /// Complete: the own cluster, and every peer or enough waiting.
@@ -399,6 +415,9 @@ impl Agent {
     /// A peer admitted otherwise than before is read again: what it may say has changed. One that is no longer admitted
     /// loses its services with the next plan and its tunnels after [`DRAIN`].
     fn follow_peers(&mut self, now: Time) {
+        if !self.planned {
+            self.ask_once(Output::Guard);
+        }
         let peers = self.view.own().peers.clone();
         let gone: Vec<_> = self.following.keys().filter(|name| !peers.contains_key(name)).cloned().collect();
         for name in gone {
@@ -459,15 +478,25 @@ impl Agent {
     }
 
     fn find_pods(&mut self) {
-        self.pods = local_pods(&self.config, &self.view).into_keys().collect();
+        let pods = local_pods(&self.config, &self.view);
+        self.left_out = pods.iter().filter(|(_, pod)| pod.left_out).map(|(ip, _)| *ip).collect();
+        self.pods = pods.into_keys().collect();
+    }
+
+    pub(crate) fn ask_once(&mut self, output: Output) {
+        if !self.outputs.contains(&output) {
+            self.outputs.push_back(output);
+        }
     }
 
     fn make_plan(&mut self, now: Time) {
         self.dirty = None;
+        self.last_plan = Some(now);
         self.find_pods();
         let mut notes = Vec::new();
         let leaving = self.draining.values().map(|(peer, _)| peer);
-        let remotes = remotes(&self.view, leaving, &self.config, &mut notes);
+        let mut remotes = remotes(&self.view, leaving, &self.config, &mut notes);
+        self.endpoints.settle(&mut remotes, now);
         for remote in &remotes {
             // At the first plan a word of an earlier run goes on; later, the place is a new one.
             self.health.begin(WordPlace::Cluster(remote.peer.cluster.id), self.planned);
@@ -484,7 +513,7 @@ impl Agent {
         let own = &self.config.cluster;
         let closing = self.drains.apply(own, &self.services, &mut services, &connected, &self.slots, now);
         self.services = services;
-        limit_backends(&self.config.cluster, &mut self.services, &mut notes);
+        let used = limit_backends(&self.config.cluster, &mut self.services, &mut notes);
         let (mut datapath, over) = plan_datapath(
             &self.config,
             &self.view,
@@ -500,14 +529,25 @@ impl Agent {
         notes.extend(over);
         let (after, cut_off) = (self.config.reset_after, self.cut_off);
         plan_resets(&self.config.cluster, &self.services, after, cut_off, &mut datapath, &mut notes);
-        self.plan = Plan {
-            tunnels: Some(plan_tunnels(&self.config, &self.view, &remotes)),
+        self.plan = Arc::new(Plan {
+            tunnels: Some(self.guards.settle(plan_tunnels(&self.config, &self.view, &remotes, &self.slots), now)),
             datapath,
             probed: nodes().map(|node| (node.id, node.mesh.ipv4)).collect(),
             notes,
-        };
+        });
+        let staying = remotes.into_iter().filter(|remote| !remote.leaving);
+        let ends = staying.map(|remote| (remote.view.name.clone(), remote.ends)).collect();
+        self.flips.planned(ends, used);
         self.planned = true;
         self.reconcile();
+    }
+
+    /// Never to a plan that a flip has overtaken.
+    fn reconcile_again(&mut self, now: Time) {
+        match self.flips.deadline() {
+            Some(_) => self.make_plan(now),
+            None => self.reconcile(),
+        }
     }
 
     fn reconcile(&mut self) {

@@ -18,8 +18,12 @@ pub(crate) const BACKENDS_SHARE: usize = size::BACKENDS as usize / 8;
 pub(crate) const IPCACHE_SHARE: usize = size::IPCACHE as usize / 4;
 
 /// Leaves out what is over a remote cluster's share of `backends`: whole services, the later ones by namespace and name.
-/// O(backends).
-pub(crate) fn limit_backends(own: &ClusterRef, services: &mut [MergedService], notes: &mut Vec<String>) {
+/// Gives what each cluster takes. O(backends).
+pub(crate) fn limit_backends(
+    own: &ClusterRef,
+    services: &mut [MergedService],
+    notes: &mut Vec<String>,
+) -> BTreeMap<ClusterRef, usize> {
     let mut used = BTreeMap::<ClusterRef, usize>::new();
     // How many services, how many backends, and the first of them.
     let mut over = BTreeMap::<ClusterRef, (usize, usize, String)>::new();
@@ -43,10 +47,11 @@ pub(crate) fn limit_backends(own: &ClusterRef, services: &mut [MergedService], n
             "{cluster} states more than {BACKENDS_SHARE} backends, one cluster's share of the map {BACKENDS}: {services} of its services with {backends} backends are left out, the first one {first}. fix: share fewer or smaller services there"
         )
     }));
+    used
 }
 
 /// Slots of `backends` that a service takes, by remote cluster: its programmed ports times its ClusterIPs.
-fn costs(own: &ClusterRef, service: &MergedService) -> BTreeMap<ClusterRef, usize> {
+pub(crate) fn costs(own: &ClusterRef, service: &MergedService) -> BTreeMap<ClusterRef, usize> {
     let v6 = service.cluster_ips.iter().filter(|ip| ip.is_ipv6()).count();
     let v4 = service.cluster_ips.len() - v6;
     let maglev = service.routing.algorithm == Algorithm::Maglev;

@@ -13,11 +13,13 @@ pub struct KeptEndpoint {
     /// The node it runs on; none when the publisher does not say.
     pub host: Option<IpAddr>,
     pub identity: IdentityId,
+    /// Of the own cluster only it counts.
+    pub left_out: bool,
 }
 
 impl From<&Endpoint> for KeptEndpoint {
     fn from(endpoint: &Endpoint) -> Self {
-        Self { host: endpoint.host, identity: endpoint.identity }
+        Self { host: endpoint.host, identity: endpoint.identity, left_out: endpoint.left_out }
     }
 }
 

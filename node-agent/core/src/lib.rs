@@ -13,8 +13,12 @@ mod budget;
 mod config;
 mod drains;
 mod eligible;
+mod endpoints;
+mod flips;
+mod guards;
 mod health;
 mod kept;
+mod output;
 mod plan_datapath;
 mod plan_tunnels;
 mod resets;
@@ -27,13 +31,14 @@ mod topology;
 mod verdicts;
 mod view;
 
-pub use agent::{
-    Agent, DEBOUNCE, DRAIN, Deadline, FIRST_PLAN, OWN_STALE, Output, Plan, RESYNC, RETRY, Timer,
-};
+pub use agent::{Agent, DEBOUNCE, DRAIN, FIRST_PLAN, GATHER, OWN_STALE, RESYNC, RETRY};
 pub use config::AgentConfig;
 pub use eligible::{BackendStatus, backends};
+pub use flips::Flip;
+pub use guards::GUARD_REST;
 pub use health::{HealthWords, WordCounts, WordPlace, WordWrite};
 pub use kept::{KeptBackends, KeptEndpoint, KeptService, Served};
+pub use output::{Deadline, Output, Plan, Timer};
 pub use plan_datapath::Interfaces;
 pub use services::{MergedBackend, MergedPort, MergedService, State};
 pub use slices::Slices;

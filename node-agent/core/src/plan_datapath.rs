@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_ebpf_abi::{
-    Addr, BackendSpec, Config, DesiredDatapath, EXPORTED_CLOSING, Endpoint, Exported, IP_MESH_ADDRESS,
-    IP_REMOTE, IpEntry, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
+    Addr, BackendSpec, CONFIG_LEFT_OUT, Config, DesiredDatapath, ENDPOINT_TRANSLATED, EXPORTED_CLOSING,
+    Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, LeftOut, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
 };
 use hawser_model::{Algorithm, ClusterRef, IdentityId, OnLoss, Peer, Routing};
 use ipnet::IpNet;
@@ -29,6 +29,8 @@ pub struct Interfaces {
     pub tunnel: u32,
     /// The host side of each local pod's interface.
     pub pods: BTreeMap<IpAddr, u32>,
+    /// The cookie of the network namespace of each left-out pod that has one.
+    pub namespaces: BTreeMap<IpAddr, u64>,
 }
 
 /// Addresses of this node, as its own cluster states them.
@@ -38,14 +40,14 @@ fn own_addresses<'a>(config: &AgentConfig, view: &'a MeshView) -> impl Iterator<
 }
 
 /// The pods of this node: endpoints of the own cluster whose host is one of this node's addresses.
-pub(crate) fn local_pods(config: &AgentConfig, view: &MeshView) -> BTreeMap<IpAddr, IdentityId> {
+pub(crate) fn local_pods(config: &AgentConfig, view: &MeshView) -> BTreeMap<IpAddr, KeptEndpoint> {
     let own: Vec<_> = own_addresses(config, view).collect();
     let here = |(ip, endpoint): &(&IpAddr, &KeptEndpoint)| {
         // A host-network pod has no interface of its own.
         endpoint.host.is_some_and(|host| own.contains(&host)) && !own.contains(ip)
     };
     let pods = view.own().endpoints.iter().filter(here);
-    pods.map(|(ip, endpoint)| (*ip, endpoint.identity)).collect()
+    pods.map(|(ip, endpoint)| (*ip, *endpoint)).collect()
 }
 
 /// The maps, and what was left out of them and why.
@@ -59,28 +61,19 @@ pub(crate) fn plan_datapath(
     interfaces: &Interfaces,
 ) -> (DesiredDatapath, Vec<String>) {
     let pods = local_pods(config, view);
-    let endpoints = pods.iter().filter_map(|(ip, identity)| {
+    let endpoints = pods.iter().filter_map(|(ip, pod)| {
         let ifindex = *interfaces.pods.get(ip)?;
-        Some((Addr::from(*ip), Endpoint { ifindex, identity: identity.get(), flags: 0 }))
+        let flags = if pod.left_out { ENDPOINT_TRANSLATED } else { 0 };
+        Some((Addr::from(*ip), Endpoint { ifindex, identity: pod.identity.get(), flags }))
     });
     let mut desired = DesiredDatapath {
         config: header(config, interfaces),
         endpoints: endpoints.collect(),
         ..DesiredDatapath::default()
     };
+    leave_out(&pods, interfaces, &mut desired);
     for service in services {
-        frontends(&config.cluster, service, &mut desired);
-    }
-    for service in services.iter().filter(|service| service.shared) {
-        for port in service.ports.values().filter(|port| port.is_programmed()) {
-            let own = port.slices.get(&config.cluster).into_iter().flatten();
-            let stated = own.filter(|backend| backend.state != State::Withdrawn);
-            for backend in stated.filter(|backend| pods.contains_key(&backend.ip)) {
-                let proto = port.port.protocol.number();
-                let key = ServiceKey::new(backend.ip.into(), Port::new(backend.port), proto);
-                desired.exported.insert(key, Exported { flags: 0 });
-            }
-        }
+        plan_service(&config.cluster, service, |ip| pods.contains_key(ip), &mut desired);
     }
     for (ip, port, protocol) in closing.iter().filter(|(ip, _, _)| pods.contains_key(ip)) {
         let key = ServiceKey::new((*ip).into(), Port::new(*port), protocol.number());
@@ -97,6 +90,19 @@ pub(crate) fn plan_datapath(
     (desired, over)
 }
 
+/// Sockets are left alone only where an interface translates in their place.
+fn leave_out(
+    pods: &BTreeMap<IpAddr, KeptEndpoint>,
+    interfaces: &Interfaces,
+    desired: &mut DesiredDatapath,
+) {
+    let translated = pods.iter().filter(|(ip, pod)| pod.left_out && interfaces.pods.contains_key(ip));
+    for (ip, _) in translated {
+        desired.config.flags |= CONFIG_LEFT_OUT;
+        desired.left_out.extend(interfaces.namespaces.get(ip).map(|cookie| (*cookie, LeftOut::default())));
+    }
+}
+
 fn header(config: &AgentConfig, interfaces: &Interfaces) -> Config {
     let mesh = config.mesh_addresses();
     Config {
@@ -106,6 +112,25 @@ fn header(config: &AgentConfig, interfaces: &Interfaces) -> Config {
         own_mesh_v6: mesh.ipv6.into(),
         probe_port: Port::new(config.probe_port),
         ..Config::new(config.cluster.id.get())
+    }
+}
+
+/// A service's frontends, and what the mesh may reach behind it on this node.
+pub(crate) fn plan_service(
+    own: &ClusterRef,
+    service: &MergedService,
+    is_here: impl Fn(&IpAddr) -> bool,
+    desired: &mut DesiredDatapath,
+) {
+    frontends(own, service, desired);
+    for port in service.ports.values().filter(|port| service.shared && port.is_programmed()) {
+        let backends = port.slices.get(own).into_iter().flatten();
+        let stated = backends.filter(|backend| backend.state != State::Withdrawn);
+        for backend in stated.filter(|backend| is_here(&backend.ip)) {
+            let proto = port.port.protocol.number();
+            let key = ServiceKey::new(backend.ip.into(), Port::new(backend.port), proto);
+            desired.exported.insert(key, Exported { flags: 0 });
+        }
     }
 }
 

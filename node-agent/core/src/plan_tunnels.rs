@@ -7,11 +7,17 @@ use hawser_tunnels::{Desired, Device, Peer, PeerName};
 use ipnet::IpNet;
 
 use crate::config::AgentConfig;
+use crate::slots::NodeSlots;
 use crate::topology::{Remote, RemoteNode};
 use crate::view::MeshView;
 
 /// The own cluster's nodes are not among the peers: inside a cluster the CNI carries. O(nodes + stray pods).
-pub(crate) fn plan_tunnels(config: &AgentConfig, view: &MeshView, remotes: &[Remote<'_>]) -> Desired {
+pub(crate) fn plan_tunnels(
+    config: &AgentConfig,
+    view: &MeshView,
+    remotes: &[Remote<'_>],
+    slots: &NodeSlots,
+) -> Desired {
     let own = config.mesh_addresses();
     let mut peers = Vec::new();
     let mut routes = BTreeSet::new();
@@ -26,7 +32,9 @@ pub(crate) fn plan_tunnels(config: &AgentConfig, view: &MeshView, remotes: &[Rem
             public_key: node.end.public_key,
             endpoint: node.endpoint,
             allowed: allowed(node),
-            keepalive: None,
+            keepalive: node.keepalive,
+            boot_id: node.boot_id.cloned(),
+            slot: slots.get(node.id),
         }));
     }
     Desired {

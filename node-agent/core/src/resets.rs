@@ -12,10 +12,10 @@ use hawser_model::{ClusterHealth, ClusterRef, OnLoss, ResetAfter, Time};
 
 use crate::services::MergedService;
 
-/// Whoever speaks hears a reset at once; the sweep comes this much later, for the rest.
-const SPEAK_FIRST: Duration = Duration::from_millis(500);
+/// Whoever speaks hears a reset at once; the sweep comes this much later, for the rest. The word is written meanwhile.
+const SPEAK_FIRST: Duration = Duration::from_millis(100);
 /// Sweeps that would be nearer than this are one.
-const TOGETHER: Duration = Duration::from_millis(250);
+const TOGETHER: Duration = Duration::from_millis(150);
 
 /// How many ticks of the datapath's clock; the fixed number for never.
 pub(crate) fn ticks(after: ResetAfter) -> u16 {
@@ -116,9 +116,9 @@ impl Sweeps {
         let wishes: BTreeSet<u32> = desired.reset_wishes.values().map(|wish| wish.ticks).collect();
         for after in wishes.into_iter().chain([ticks(configured).into()]) {
             if after != u32::from(RESET_NEVER) {
-                let at = now
-                    + Duration::from_nanos(u64::from(after + 1) << hawser_ebpf_abi::TICK_SHIFT)
-                    + SPEAK_FIRST;
+                // So many ticks later is so many ticks on, wherever within one the word was written.
+                let ticks = Duration::from_nanos(u64::from(after) << hawser_ebpf_abi::TICK_SHIFT);
+                let at = now + ticks + SPEAK_FIRST;
                 if self.due.range(at..at + TOGETHER).next().is_none() {
                     self.due.insert(at + TOGETHER);
                 }

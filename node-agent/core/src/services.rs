@@ -8,14 +8,14 @@ use std::net::IpAddr;
 
 use hawser_discovery::NodeId;
 use hawser_model::{
-    ClusterName, ClusterRef, NodeName, OnLoss, PortName, Protocol, Routing, ServiceKey, ServicePort,
-    ZoneAffinity,
+    ClusterName, ClusterRef, GlobalService, NodeName, OnLoss, PortName, Protocol, Routing, ServiceKey,
+    ServicePort, ZoneAffinity,
 };
 
 use crate::config::AgentConfig;
 use crate::kept::Served;
 use crate::slots::NodeSlots;
-use crate::topology::Remote;
+use crate::topology::{Origin, Remote};
 use crate::view::MeshView;
 
 /// One global service as this node serves it.
@@ -76,40 +76,51 @@ pub(crate) fn merge_services(
     slots: &NodeSlots,
     unread: &BTreeSet<ClusterName>,
 ) -> Vec<MergedService> {
+    let origins: Vec<_> =
+        remotes.iter().filter(|remote| !remote.leaving).map(|remote| remote.origin()).collect();
     let own = view.own().local_services.values();
+    own.map(|service| merge_service(config, view, &origins, slots, unread, service)).collect()
+}
+
+/// One of them. O(its backends × clusters).
+pub(crate) fn merge_service(
+    config: &AgentConfig,
+    view: &MeshView,
+    origins: &[Origin<'_>],
+    slots: &NodeSlots,
+    unread: &BTreeSet<ClusterName>,
+    service: &GlobalService,
+) -> MergedService {
     let zone = view.own().nodes.get(&config.node).and_then(|node| node.labels.get(ZONE_LABEL));
     let zone = zone.map(String::as_str).filter(|zone| !zone.is_empty());
-    own.map(|service| {
-        let zone = zone.filter(|_| service.routing.zone_affinity == ZoneAffinity::Local);
-        let drained = service.routing.on_control_plane_loss == OnLoss::Drain;
-        let ports = service.ports.iter().map(|(name, port)| {
-            let mut slices = BTreeMap::new();
-            let local = service.backends.iter().filter_map(|(ip, ports)| {
-                let port = target(ports.get(name)?, *port)?;
-                let of = service.zones.get(ip).map(String::as_str);
-                let elsewhere = zone.is_some() && of != zone;
-                let state = if service.draining.contains(ip) { State::Draining } else { State::Ready };
-                Some(MergedBackend { ip: *ip, port, node: None, slot: 0, state, elsewhere })
-            });
-            add(&mut slices, &config.cluster, local.collect());
-            for remote in remotes.iter().filter(|remote| !remote.leaving) {
-                let mut slice = remote_slice(remote, &service.key, name, *port, slots, zone);
-                if drained && unread.contains(&remote.peer.cluster.name) {
-                    slice.iter_mut().for_each(|backend| backend.state = State::Draining);
-                }
-                add(&mut slices, &remote.peer.cluster, slice);
-            }
-            (name.clone(), MergedPort { port: *port, slices })
+    let zone = zone.filter(|_| service.routing.zone_affinity == ZoneAffinity::Local);
+    let drained = service.routing.on_control_plane_loss == OnLoss::Drain;
+    let ports = service.ports.iter().map(|(name, port)| {
+        let mut slices = BTreeMap::new();
+        let local = service.backends.iter().filter_map(|(ip, ports)| {
+            let port = target(ports.get(name)?, *port)?;
+            let of = service.zones.get(ip).map(String::as_str);
+            let elsewhere = zone.is_some() && of != zone;
+            let state = if service.draining.contains(ip) { State::Draining } else { State::Ready };
+            Some(MergedBackend { ip: *ip, port, node: None, slot: 0, state, elsewhere })
         });
-        MergedService {
-            key: service.key.clone(),
-            routing: service.routing.clone(),
-            shared: service.shared,
-            cluster_ips: service.cluster_ips.clone(),
-            ports: ports.collect(),
+        add(&mut slices, &config.cluster, local.collect());
+        for origin in origins {
+            let mut slice = remote_slice(origin, &service.key, name, *port, slots, zone);
+            if drained && unread.contains(&origin.peer.cluster.name) {
+                slice.iter_mut().for_each(|backend| backend.state = State::Draining);
+            }
+            add(&mut slices, &origin.peer.cluster, slice);
         }
-    })
-    .collect()
+        (name.clone(), MergedPort { port: *port, slices })
+    });
+    MergedService {
+        key: service.key.clone(),
+        routing: service.routing.clone(),
+        shared: service.shared,
+        cluster_ips: service.cluster_ips.clone(),
+        ports: ports.collect(),
+    }
 }
 
 fn add(slices: &mut BTreeMap<ClusterRef, Vec<MergedBackend>>, of: &ClusterRef, backends: Vec<MergedBackend>) {
@@ -119,7 +130,7 @@ fn add(slices: &mut BTreeMap<ClusterRef, Vec<MergedBackend>>, of: &ClusterRef, b
 }
 
 fn remote_slice(
-    remote: &Remote<'_>,
+    origin: &Origin<'_>,
     key: &ServiceKey,
     name: &PortName,
     port: ServicePort,
@@ -128,19 +139,19 @@ fn remote_slice(
 ) -> Vec<MergedBackend> {
     let backend = |served: Served<'_>| {
         let ip = served.ip;
-        let port = target(&served.port, port).filter(|_| remote.admits_pod(ip))?;
-        let node = remote.node_of(ip);
+        let port = target(&served.port, port).filter(|_| origin.admits_pod(ip))?;
+        let node = origin.node_of(ip);
         // Of a cluster whose nodes speak Cilium's tunnels: what no tunnel of ours leads to is never chosen.
-        if node.is_none() && remote.view.cilium {
+        if node.is_none() && origin.view.cilium {
             return None;
         }
-        let slot = node.map_or(0, |node| slots.get(node.id));
-        let node = node.map(|node| (node.id, node.name.clone()));
+        let slot = node.map_or(0, |(id, _)| slots.get(*id));
+        let node = node.cloned();
         let state = if served.draining { State::Draining } else { State::Ready };
         let elsewhere = zone.is_some() && served.zone != zone;
         Some(MergedBackend { ip, port, node, slot, state, elsewhere })
     };
-    remote.view.backends(key, name).into_iter().filter_map(backend).collect()
+    origin.view.backends(key, name).into_iter().filter_map(backend).collect()
 }
 
 /// The backend's port, if it speaks the service's protocol.

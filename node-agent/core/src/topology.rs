@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use hawser_discovery::NodeId;
-use hawser_model::{AddressKind, MeshAddresses, Node, NodeName, Peer, TunnelEnd};
+use hawser_discovery::{MOST_ENDPOINTS, NodeId};
+use hawser_model::{AddressKind, BootId, MeshAddresses, Node, NodeAddress, NodeName, Peer, TunnelEnd};
 use hawser_tunnels::PrefixTable;
 use ipnet::IpNet;
 
@@ -24,7 +24,12 @@ pub(crate) struct RemoteNode<'a> {
     pub id: NodeId,
     pub name: &'a NodeName,
     pub end: TunnelEnd,
+    /// Where it can be reached, best first; one at least.
+    pub stated: Vec<SocketAddr>,
+    /// The one of them that is taken, or where it was heard from.
     pub endpoint: SocketAddr,
+    pub keepalive: Option<u16>,
+    pub boot_id: Option<&'a BootId>,
     pub mesh: MeshAddresses,
     pub pod_cidrs: Vec<IpNet>,
     /// Its pods that none of its own CIDRs covers.
@@ -39,16 +44,52 @@ pub(crate) struct Remote<'a> {
     /// No longer admitted: its tunnels stay a little, its services do not.
     pub leaving: bool,
     pub nodes: Vec<RemoteNode<'a>>,
+    pub ends: Ends,
+}
+
+/// Which address of one cluster is behind which of its nodes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ends {
+    nodes: Vec<(NodeId, NodeName)>,
     by_host: BTreeMap<IpAddr, usize>,
     by_prefix: PrefixTable<usize>,
 }
 
+/// A cluster that backends are taken from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin<'a> {
+    pub peer: &'a Peer,
+    pub view: &'a ClusterView,
+    pub ends: &'a Ends,
+}
+
+impl Ends {
+    /// By the address's endpoint's host, else by pod CIDR.
+    fn at(&self, view: &ClusterView, ip: IpAddr) -> Option<usize> {
+        let host = view.endpoints.get(&ip).and_then(|endpoint| endpoint.host);
+        host.and_then(|host| self.by_host.get(&host)).or_else(|| self.by_prefix.lookup(ip)).copied()
+    }
+}
+
+impl<'a> Origin<'a> {
+    /// The node an address of this cluster is behind.
+    pub(crate) fn node_of(&self, ip: IpAddr) -> Option<&'a (NodeId, NodeName)> {
+        self.ends.nodes.get(self.ends.at(self.view, ip)?)
+    }
+
+    pub(crate) fn admits_pod(&self, ip: IpAddr) -> bool {
+        admitted(&self.peer.pod_cidrs, ip)
+    }
+}
+
 impl<'a> Remote<'a> {
-    /// The node an address of this cluster is behind: by its endpoint's host, else by pod CIDR.
+    pub(crate) fn origin(&self) -> Origin<'_> {
+        Origin { peer: self.peer, view: self.view, ends: &self.ends }
+    }
+
+    /// The node an address of this cluster is behind.
     pub(crate) fn node_of(&self, ip: IpAddr) -> Option<&RemoteNode<'a>> {
-        let host = self.view.endpoints.get(&ip).and_then(|endpoint| endpoint.host);
-        let at = host.and_then(|host| self.by_host.get(&host)).or_else(|| self.by_prefix.lookup(ip));
-        self.nodes.get(*at?)
+        self.nodes.get(self.ends.at(self.view, ip)?)
     }
 
     /// Its pods. Endpoints at node addresses are not behind the tunnel, so they are not among them.
@@ -56,10 +97,6 @@ impl<'a> Remote<'a> {
         let peer = self.peer;
         let all = self.view.endpoints.iter().map(|(ip, endpoint)| (*ip, endpoint));
         all.filter(move |(ip, _)| admitted(&peer.pod_cidrs, *ip))
-    }
-
-    pub(crate) fn admits_pod(&self, ip: IpAddr) -> bool {
-        admitted(&self.peer.pod_cidrs, ip)
     }
 }
 
@@ -76,6 +113,7 @@ pub(crate) fn remotes<'a>(
     notes: &mut Vec<String>,
 ) -> Vec<Remote<'a>> {
     let mut remotes = Vec::new();
+    let families = families(view, config);
     for (peer, cluster) in view.peers() {
         if peer.cluster.id == config.cluster.id || peer.cluster.name == config.cluster.name {
             notes.push(format!(
@@ -85,37 +123,55 @@ pub(crate) fn remotes<'a>(
             continue;
         }
         if let Some(cluster) = cluster.filter(|cluster| cluster.is_synced()) {
-            remotes.push(remote(peer, cluster, config, notes));
+            remotes.push(remote(peer, cluster, config, families, notes));
         }
     }
     for peer in leaving {
         if let Some(cluster) = view.cluster(&peer.cluster.name).filter(|cluster| cluster.is_synced()) {
-            remotes.push(Remote { leaving: true, ..remote(peer, cluster, config, notes) });
+            remotes.push(Remote { leaving: true, ..remote(peer, cluster, config, families, notes) });
         }
     }
     remotes
 }
 
-/// Where its tunnel goes: handshakes go out before any key is proven, so only to what its cluster was admitted with.
-fn underlay(peer: &Peer, node: &Node) -> Option<IpAddr> {
-    let of_family = |v6| {
-        let stated = node.addresses.iter().filter(|address| address.ip.is_ipv6() == v6);
-        let within: Vec<_> = stated.filter(|address| admitted(&peer.node_cidrs, address.ip)).collect();
-        let of_kind = |kind| within.iter().find(|address| address.kind == kind).map(|address| address.ip);
-        of_kind(AddressKind::InternalIp).or_else(|| of_kind(AddressKind::ExternalIp))
-    };
-    of_family(false).or_else(|| of_family(true))
+/// Families in which this node has an underlay address, by what its own cluster states; both while it states none.
+fn families(view: &MeshView, config: &AgentConfig) -> [bool; 2] {
+    let own = view.own().nodes.get(&config.node);
+    let has = |v6| own.is_some_and(|node| node.addresses.iter().any(|address| address.ip.is_ipv6() == v6));
+    if has(false) || has(true) { [has(false), has(true)] } else { [true; 2] }
+}
+
+/// Where its tunnel can go: handshakes go out before any key is proven, so only to what its cluster was admitted with.
+/// Families that this node has come first, then internal addresses, then IPv4, then what is stated first.
+fn endpoints(peer: &Peer, node: &Node, end: &TunnelEnd, families: [bool; 2]) -> Vec<SocketAddr> {
+    let kinds = [AddressKind::InternalIp, AddressKind::ExternalIp];
+    let kind = |address: &NodeAddress| kinds.iter().position(|kind| *kind == address.kind);
+    let within = node.addresses.iter().filter(|address| admitted(&peer.node_cidrs, address.ip));
+    let mut ranked: Vec<_> = within
+        .filter_map(|address| {
+            let v6 = address.ip.is_ipv6();
+            Some(((!families[usize::from(v6)], kind(address)?, v6), end.endpoint(address.ip)))
+        })
+        .collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let mut endpoints: Vec<SocketAddr> = Vec::new();
+    for (_, endpoint) in ranked {
+        if !endpoints.contains(&endpoint) && endpoints.len() < MOST_ENDPOINTS {
+            endpoints.push(endpoint);
+        }
+    }
+    endpoints
 }
 
 fn remote<'a>(
     peer: &'a Peer,
     view: &'a ClusterView,
     config: &AgentConfig,
+    families: [bool; 2],
     notes: &mut Vec<String>,
 ) -> Remote<'a> {
     let mut nodes = Vec::new();
-    let mut by_host = BTreeMap::new();
-    let mut by_prefix = PrefixTable::default();
+    let mut ends = Ends::default();
     for (name, tunnel) in &view.tunnel_nodes {
         let Some(end) = tunnel.wireguard else { continue };
         if nodes.len() == MOST_NODES {
@@ -126,7 +182,8 @@ fn remote<'a>(
             break;
         }
         let Some(node) = view.nodes.get(name) else { continue };
-        let Some(underlay) = underlay(peer, node) else {
+        let stated = endpoints(peer, node, &end, families);
+        let Some(endpoint) = stated.first().copied() else {
             notes.push(format!(
                 "{}/{name} states no InternalIP or ExternalIP inside the node CIDRs of its cluster and gets no tunnel. fix: add the range to nodeCIDRs there, and connect it again with a new bundle",
                 view.name
@@ -135,15 +192,20 @@ fn remote<'a>(
         };
         let pod_cidrs: Vec<_> = node.pod_cidrs.iter().map(IpNet::trunc).collect();
         let at = nodes.len();
-        by_host.extend(node.addresses.iter().map(|address| (address.ip, at)));
+        let id = NodeId { cluster: peer.cluster.id, index: tunnel.index };
+        ends.nodes.push((id, name.clone()));
+        ends.by_host.extend(node.addresses.iter().map(|address| (address.ip, at)));
         for cidr in &pod_cidrs {
-            by_prefix.insert(*cidr, at);
+            ends.by_prefix.insert(*cidr, at);
         }
         nodes.push(RemoteNode {
-            id: NodeId { cluster: peer.cluster.id, index: tunnel.index },
+            id,
             name,
             end,
-            endpoint: end.endpoint(underlay),
+            stated,
+            endpoint,
+            keepalive: None,
+            boot_id: tunnel.boot_id.as_ref(),
             // Computed, never believed.
             mesh: config.mesh.addresses(peer.cluster.id, tunnel.index, name),
             pod_cidrs,
@@ -156,9 +218,9 @@ fn remote<'a>(
             view.name, view.nodes.len(), view.service_count(), view.endpoints.len()
         ));
     }
-    let mut remote = Remote { peer, view, leaving: false, nodes, by_host, by_prefix };
+    let mut remote = Remote { peer, view, leaving: false, nodes, ends };
     for (ip, endpoint) in remote.endpoints() {
-        let at = endpoint.host.and_then(|host| remote.by_host.get(&host).copied());
+        let at = endpoint.host.and_then(|host| remote.ends.by_host.get(&host).copied());
         if let Some(node) = at.and_then(|at| remote.nodes.get_mut(at))
             && !admitted(&node.pod_cidrs, ip)
         {

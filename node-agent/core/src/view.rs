@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use hawser_model::{
     ClusterConfig, ClusterIdWidth, ClusterName, ClusterRef, ExportMode, GlobalService, IdentityId,
-    ImportKind, MeshPlan, Node, NodeName, Peer, PeerKind, PortName, ServiceKey, Time, TunnelNode,
+    ImportKind, MeshPlan, Node, NodeName, Peer, PeerKind, PortName, ServiceKey, SharedService, Time,
+    TunnelNode,
 };
 use hawser_wire::{Context, Entry, Key, PeerRecord, Resource, admit, decode, derived};
 
@@ -225,10 +226,12 @@ impl ClusterView {
 }
 
 /// Whether a change can matter to a planner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
     Nothing,
     Data,
+    /// Where one service is served, and nothing else.
+    Service(ServiceKey),
     /// The own cluster's list of peers, above all.
     Peers,
 }
@@ -283,12 +286,23 @@ impl MeshView {
     /// has not said that it is gone.
     pub fn upsert(&mut self, cluster: &ClusterName, key: &[u8], value: &[u8]) -> Changed {
         let read = self.read(cluster, key, value);
+        let own = self.is_own(cluster);
         let view = self.cluster_mut(cluster);
         match read {
             Ok(Some((key, entry))) => {
-                let peer = matches!(key, Key::LocalPeer(_));
+                let changed = match &entry {
+                    Entry::LocalPeer(_) => Changed::Peers,
+                    // What others see of our services; here counts what is local.
+                    Entry::Service(_) if own => Changed::Nothing,
+                    Entry::Service(SharedService { key, .. })
+                    | Entry::LocalService(GlobalService { key, .. }) => Changed::Service(key.clone()),
+                    _ => Changed::Data,
+                };
                 view.put(key, entry);
-                self.changed(peer)
+                if changed == Changed::Peers {
+                    self.peers_changed();
+                }
+                changed
             }
             Ok(None) => Changed::Nothing,
             Err(reason) => {
@@ -303,7 +317,11 @@ impl MeshView {
         // A key that does not parse never came in.
         let Ok(key) = Key::parse(key) else { return Changed::Nothing };
         self.cluster_mut(cluster).delete(&key);
-        self.changed(matches!(key, Key::LocalPeer(_)))
+        if !matches!(key, Key::LocalPeer(_)) {
+            return Changed::Data;
+        }
+        self.peers_changed();
+        Changed::Peers
     }
 
     /// A list of all that is followed is complete.
@@ -313,7 +331,8 @@ impl MeshView {
         view.interrupted = None;
         view.sweep();
         view.settle();
-        self.changed(true)
+        self.peers_changed();
+        Changed::Peers
     }
 
     pub fn heard(&mut self, cluster: &ClusterName, revision: Option<i64>, now: Time) {
@@ -338,10 +357,7 @@ impl MeshView {
         }
     }
 
-    fn changed(&mut self, peers: bool) -> Changed {
-        if !peers {
-            return Changed::Data;
-        }
+    fn peers_changed(&mut self) {
         let record = |peer: &Peer| PeerRecord::new(peer, self.width, self.mesh);
         self.records = self.own().peers.iter().map(|(name, peer)| (name.clone(), record(peer))).collect();
         let kinds: Vec<_> =
@@ -352,7 +368,6 @@ impl MeshView {
                 view.settle();
             }
         }
-        Changed::Peers
     }
 
     fn cluster_mut(&mut self, cluster: &ClusterName) -> &mut ClusterView {

@@ -95,7 +95,7 @@ fn a_disconnected_cluster_loses_its_services_at_once_and_its_tunnels_a_little_la
     assert_eq!(mesh.agent.clusters(mesh.now).len(), 2);
     mesh.pass(6_000);
     assert_eq!((slices(&mesh), tunnels(&mesh), behind(&mesh)), (1, 0, 0));
-    assert!(!mesh.tunnels().guards.contains(&"10.2.0.0/16".parse().unwrap()));
+    assert!(!mesh.tunnels().routes.contains(&"10.2.0.0/16".parse().unwrap()));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn the_first_plan_waits_for_a_look_at_the_pods_interfaces() {
     mesh.drain(true);
     assert!(mesh.agent.wants_interfaces() && !mesh.agent.has_plan());
     let pods = mesh.agent.local_pods().iter().map(|pod| (*pod, 5)).collect();
-    mesh.agent.handle_interfaces(Interfaces { tunnel: 9, pods }, mesh.now);
+    mesh.agent.handle_interfaces(Interfaces { tunnel: 9, pods, ..Interfaces::default() }, mesh.now);
     mesh.settle();
     assert_eq!(mesh.agent.plan().datapath.endpoints.len(), 1);
     assert_eq!(mesh.reconciles, 1, "not one without the pod before");

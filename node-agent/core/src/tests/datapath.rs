@@ -1,8 +1,8 @@
 //! From a view to maps.
 
 use hawser_ebpf_abi::{
-    Addr, CONFIG_OWN_STALE, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, Port, PrefixKey, ServiceKey as Frontend,
-    ServiceSpec,
+    Addr, CONFIG_LEFT_OUT, CONFIG_OWN_STALE, ENDPOINT_TRANSLATED, IP_MESH_ADDRESS, IP_REMOTE, IpEntry,
+    LeftOut, Port, PrefixKey, ServiceKey as Frontend, ServiceSpec,
 };
 
 use super::*;
@@ -170,4 +170,34 @@ fn the_header_says_who_we_are() {
     assert_eq!((config.own_cluster, config.tunnel_ifindex, config.tunnel_mtu), (1, 9, 1_420));
     assert_eq!(config.own_mesh_v4, ip("240.1.0.1").into());
     assert_eq!(config.probe_port, Port::new(51_872));
+}
+
+#[test]
+fn a_pod_that_is_left_out_is_translated_at_its_interface_and_its_sockets_are_left_alone() {
+    let mut mesh = serving();
+    assert_eq!(mesh.agent.plan().datapath.config.flags & CONFIG_LEFT_OUT, 0, "nobody is looked for");
+    let left_out = |entry| {
+        let Entry::Endpoint(endpoint) = entry else { unreachable!() };
+        Entry::Endpoint(Endpoint { left_out: true, ..endpoint })
+    };
+    // One of this node, one of this cluster's other node, and one of another cluster.
+    mesh.say(1, [left_out(mk_pod(1, 1, 5)), left_out(mk_pod(1, 2, 6))]);
+    mesh.say(2, [left_out(mk_pod(2, 1, 7))]);
+    mesh.settle();
+    assert_eq!(*mesh.agent.left_out_pods(), [ip("10.1.1.5")].into());
+    let datapath = |mesh: &Mesh| mesh.agent.plan().datapath.clone();
+    let endpoint = datapath(&mesh).endpoints[&ip("10.1.1.5").into()];
+    assert_eq!(endpoint.flags, ENDPOINT_TRANSLATED);
+    assert!(datapath(&mesh).left_out.is_empty(), "its namespace is not found yet");
+    let pods = [(ip("10.1.1.5"), 5)].into();
+    let namespaces = [(ip("10.1.1.5"), 77)].into();
+    mesh.agent.handle_interfaces(Interfaces { tunnel: 9, pods, namespaces }, mesh.now);
+    mesh.settle();
+    assert_eq!(datapath(&mesh).left_out, [(77, LeftOut::default())].into());
+    assert_ne!(datapath(&mesh).config.flags & CONFIG_LEFT_OUT, 0);
+    // Never alone without an interface that translates.
+    let namespaces = [(ip("10.1.1.5"), 77)].into();
+    mesh.agent.handle_interfaces(Interfaces { tunnel: 9, namespaces, ..Interfaces::default() }, mesh.now);
+    mesh.settle();
+    assert!(datapath(&mesh).left_out.is_empty() && datapath(&mesh).config.flags & CONFIG_LEFT_OUT == 0);
 }

@@ -5,7 +5,9 @@ mod budget;
 mod cilium;
 mod datapath;
 mod drains;
+mod flips;
 mod health;
+mod paths;
 mod resets;
 mod services;
 mod slots;
@@ -100,6 +102,7 @@ pub(crate) fn mk_pod_at(c: u32, address: &str, n: u32) -> Entry {
         pod: "cart".into(),
         service_account: "default".into(),
         named_ports: BTreeMap::new(),
+        left_out: false,
     })
 }
 
@@ -182,6 +185,9 @@ pub(crate) struct Mesh {
     pub(crate) words: Vec<WordWrite>,
     pub(crate) follows: Vec<Output>,
     pub(crate) reconciles: usize,
+    /// What was guarded before there was a plan.
+    pub(crate) guarded: Vec<hawser_tunnels::Desired>,
+    pub(crate) looks: usize,
 }
 
 impl Mesh {
@@ -191,7 +197,15 @@ impl Mesh {
 
     pub(crate) fn restarted(slots: NodeSlots, health: HealthWords) -> Self {
         let agent = Agent::new(mk_config(), slots, health, ms(1_000));
-        Self { agent, now: ms(1_000), words: vec![], follows: vec![], reconciles: 0 }
+        Self {
+            agent,
+            now: ms(1_000),
+            words: vec![],
+            follows: vec![],
+            reconciles: 0,
+            guarded: vec![],
+            looks: 0,
+        }
     }
 
     /// us-east with two nodes, eu-west and ap-south with two each, all complete and planned.
@@ -229,6 +243,9 @@ impl Mesh {
     /// Time passes until nothing is left to be planned; every reconcile succeeds.
     pub(crate) fn settle(&mut self) {
         self.pass(200);
+        while self.agent.poll_deadline().is_some_and(|deadline| deadline.timer == crate::Timer::Debounce) {
+            self.pass(200);
+        }
     }
 
     pub(crate) fn pass(&mut self, millis: u64) {
@@ -267,6 +284,8 @@ impl Mesh {
                     self.reconciles += 1;
                     self.agent.handle_reconciled(vec![], success, self.now);
                 }
+                Output::Guard => self.guarded.push(self.agent.guards()),
+                Output::LookAtPeers => self.looks += 1,
                 follow => self.follows.push(follow),
             }
         }
@@ -277,7 +296,7 @@ impl Mesh {
         self.settle();
         let octet = |pod: &IpAddr| pod.to_string().rsplit('.').next().unwrap().parse::<u32>().unwrap();
         let pods = self.agent.local_pods().iter().map(|pod| (*pod, octet(pod))).collect();
-        self.agent.handle_interfaces(Interfaces { tunnel: 9, pods }, self.now);
+        self.agent.handle_interfaces(Interfaces { tunnel: 9, pods, ..Interfaces::default() }, self.now);
         self.settle();
     }
 

@@ -58,7 +58,7 @@ fn a_verdict_is_followed_by_one_sweep_when_its_time_has_passed_and_by_one_for_ea
         judge(&mut mesh, About::Node(node(2, n)), ClusterHealth::Down);
     }
     judge(&mut mesh, About::Cluster(cluster(2).id), ClusterHealth::Down);
-    mesh.pass(2_400);
+    mesh.pass(2_300);
     assert_eq!(sweeps(&mesh), 0, "whoever speaks hears a reset first");
     mesh.pass(1_200);
     assert_eq!(sweeps(&mesh), 1);

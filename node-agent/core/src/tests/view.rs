@@ -18,7 +18,11 @@ fn what_a_key_brought_goes_with_the_key() {
     let mut view = view();
     let entries = [mk_node(2, 1), vec![mk_pod(2, 1, 5), mk_shared(2, &["10.2.1.5"], 80)]].concat();
     for entry in &entries {
-        assert_eq!(say(&mut view, 2, entry), Changed::Data);
+        let changed = match entry {
+            Entry::Service(service) => Changed::Service(service.key.clone()),
+            _ => Changed::Data,
+        };
+        assert_eq!(say(&mut view, 2, entry), changed);
     }
     let counts = |view: &MeshView| {
         let v = view.cluster(&name(2)).unwrap();
