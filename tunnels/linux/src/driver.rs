@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use hawser_model::PublicKey;
 use hawser_tunnels::{DeviceName, Observed, Op};
 
-use crate::{Choice, ConfigError, EngineError, KeyError, Kind};
+use crate::{AssociateError, Choice, ConfigError, EngineError, KeyError, Kind};
 
 /// A way to carry tunnels on this machine. All calls block on the kernel (milliseconds); call them from a thread that may.
 pub trait Driver: Send + Sync {
@@ -79,6 +79,14 @@ pub enum DriverError {
         ledger.display()
     )]
     CountersLost { ledger: PathBuf },
+    #[error(transparent)]
+    Associate(#[from] AssociateError),
+    #[error("no random numbers for the key of {device}. fix: see what getrandom(2) says on this machine")]
+    NoRandom { device: DeviceName },
+    #[error(
+        "ESP in this process needs keys of its own at every start, and Cilium's derivation gives the same ones for a whole boot. fix: use Hawser's (`<epoch> <hex>`), or a kernel with IPsec"
+    )]
+    CiliumInUserspace,
     #[error("device {device} is gone. fix: let the next plan create it")]
     NoDevice { device: DeviceName },
     #[error("{device} has been removed by this driver. fix: start a new one")]

@@ -12,20 +12,23 @@
 mod clock;
 mod driver;
 mod engine;
+mod esp;
 mod key;
 mod net;
 mod noise;
 mod offload;
 mod tun;
 mod uapi;
+mod user_ipsec;
 mod wg;
 mod wireguard;
 mod xfrm;
 
 pub use driver::{Driver, DriverError, PeerStats, Stats};
-pub use engine::{Engine, EngineError, EngineSettings, MAX_MTU};
+pub use engine::{AssociateError, Engine, EngineError, EngineSettings, MAX_MTU, MOST_INBOUND, Protocol};
 pub use key::{KeyError, PrivateKey};
 pub use net::Kind;
 pub use uapi::{SetDevice, SetPeer, parse_set};
+pub use user_ipsec::UserIpsecDriver;
 pub use wireguard::{Choice, ConfigError, WireguardConfig, WireguardDriver, kernel_listens};
-pub use xfrm::{IpsecConfig, IpsecDriver};
+pub use xfrm::{IpsecConfig, IpsecDriver, IpsecLeftovers};

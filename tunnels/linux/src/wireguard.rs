@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hawser_model::PublicKey;
-use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark, Observed, ObservedDevice, ObservedPeer, Op};
+use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark, Observed, ObservedDevice, ObservedPeer, Op, Sa};
 use wireguard_control::Backend;
 
 use crate::net::{Kind, Net};
 use crate::wg::{View, Wg};
-use crate::{Driver, DriverError, Engine, EngineSettings, MAX_MTU, PrivateKey, Stats};
+use crate::{
+    AssociateError, Driver, DriverError, Engine, EngineSettings, MAX_MTU, PrivateKey, Protocol, Stats,
+};
 
 /// Who encrypts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +106,15 @@ impl WireguardDriver {
     pub fn start(config: WireguardConfig) -> Result<Self, DriverError> {
         check_limits(config.mtu, config.mark, config.table)?;
         let key = PrivateKey::load_or_create(&config.private_key)?;
+        Self::start_with(config, key, Protocol::Wireguard)
+    }
+
+    /// With ESP the key is the predecessor's where one has handed its engine over.
+    pub(crate) fn start_with(
+        config: WireguardConfig,
+        key: PrivateKey,
+        protocol: Protocol,
+    ) -> Result<Self, DriverError> {
         let mut net = Net::open(config.device.clone(), config.table)
             .map_err(|source| DriverError::OpenNetlink { source })?;
         let kernel = in_kernel(&config, &mut net)?;
@@ -117,7 +128,12 @@ impl WireguardDriver {
                 mark: config.mark.value,
                 mtu: config.mtu,
                 take_over: config.take_over,
+                protocol,
             })?))
+        };
+        let key = match &carrier {
+            Carrier::Engine(engine) => engine.key(),
+            Carrier::Kernel => key,
         };
         let wg = wg(&config, if kernel { Backend::Kernel } else { Backend::Userspace })?;
         let inner = Inner { carrier: Some(carrier), net, wg, configured: HashMap::new() };
@@ -144,6 +160,20 @@ impl WireguardDriver {
         match &self.lock().carrier {
             Some(Carrier::Engine(engine)) => engine.is_given(),
             Some(Carrier::Kernel) | None => true,
+        }
+    }
+
+    pub(crate) fn private_key(&self) -> &PrivateKey {
+        &self.key
+    }
+
+    /// Of an engine that speaks ESP.
+    pub(crate) fn associate(&self, peer: &PublicKey, outbound: &Sa, inbound: &Sa) -> Result<(), DriverError> {
+        match self.carrier(&self.lock())? {
+            Carrier::Engine(engine) => {
+                Ok(engine.associate(peer, Some(outbound), std::slice::from_ref(inbound))?)
+            }
+            Carrier::Kernel => Err(AssociateError::NotEsp.into()),
         }
     }
 

@@ -21,14 +21,22 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use zeroize::Zeroizing;
 
 use super::Shared;
+use super::carry::Protocol;
 use super::sockets::Sockets;
 use super::state::State;
+use crate::PrivateKey;
 use crate::clock::Millis;
 use crate::noise::session::Session;
 use crate::tun::Tun;
 use crate::uapi::{SetDevice, parse_set, public_key};
 
-const REQUEST: &str = "handover=1\n\n";
+/// Sessions of one protocol are none of the other's.
+fn request(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Wireguard => "handover=1\n\n",
+        Protocol::Esp => "handover=esp1\n\n",
+    }
+}
 
 /// What a client of the UAPI socket asks who asks for everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +48,11 @@ pub(crate) enum Asked {
 }
 
 impl Asked {
-    pub(crate) fn of(request: &str) -> Option<Self> {
-        match request {
-            REQUEST => Some(Self::Known),
-            other => other.starts_with("handover=").then_some(Self::Unknown),
+    pub(crate) fn of(asks: &str, shared: &Shared) -> Option<Self> {
+        if asks == request(shared.protocol) {
+            return Some(Self::Known);
         }
+        asks.starts_with("handover=").then_some(Self::Unknown)
     }
 }
 
@@ -100,6 +108,7 @@ fn send(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         config.lines().filter(|line| !line.is_empty() && !told.iter().any(|key| line.starts_with(key)));
     lines.for_each(|line| text.extend([line, "\n"]));
     text.push_str(SESSIONS);
+    shared.sessions.spent().export(&mut text);
     shared.state().peers.values().for_each(|peer| peer.export(&mut text));
     text.push('\n');
     sendmsg::<()>(
@@ -113,7 +122,7 @@ fn send(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
 }
 
 /// Asks whoever serves `path`; none when nobody does.
-pub(crate) fn take(path: &Path) -> io::Result<Option<Taken>> {
+pub(crate) fn take(path: &Path, protocol: Protocol) -> io::Result<Option<Taken>> {
     let mut stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -122,7 +131,7 @@ pub(crate) fn take(path: &Path) -> io::Result<Option<Taken>> {
         Err(error) => return Err(error),
     };
     stream.set_read_timeout(Some(2 * PATIENCE))?;
-    stream.write_all(REQUEST.as_bytes())?;
+    stream.write_all(request(protocol).as_bytes())?;
     let fds = receive_descriptors(&stream)?;
     let mut text = Zeroizing::new(String::new());
     (&stream).take(LARGEST).read_to_string(&mut text)?;
@@ -176,6 +185,7 @@ impl Taken {
                 Some(("peer", key)) => {
                     peer = public_key(key).ok().and_then(|key: PublicKey| state.peers.get(&key).cloned());
                 }
+                Some(("spent", value)) => state.sessions().spent().import(value),
                 Some((key, value)) => {
                     if let Some(peer) = &peer {
                         peer.import(state.sessions(), key, value, now);
@@ -184,6 +194,11 @@ impl Taken {
                 None => {}
             }
         }
+    }
+
+    /// What the predecessor was known by.
+    pub(crate) fn key(&self) -> Option<PrivateKey> {
+        self.config.private_key.clone()
     }
 
     pub(crate) fn mark(&self) -> u32 {

@@ -1,4 +1,5 @@
-//! WireGuard in user space: peers and their sessions ([`crate::noise`]) between a persistent TUN and a marked UDP port.
+//! WireGuard, or ESP in UDP, in user space: peers and their sessions ([`crate::noise`], [`crate::esp`]) between a persistent
+//! TUN and a marked UDP port.
 //!
 //! ```text
 //! threads `tun0..` TUN queue ──lookup destination──> peer ──cut──seal──> batch ──sendmmsg──> underlay
@@ -13,6 +14,8 @@
 //! and a session's replay window are locked once for each batch or run. Locks are taken in this order: configuration,
 //! a peer's control, then its way or the table.
 
+mod associate;
+mod carry;
 mod counters;
 mod handover;
 mod handshake;
@@ -36,7 +39,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{JoinHandle, available_parallelism};
 use std::time::{Duration, Instant};
 
-use hawser_tunnels::DeviceName;
+use hawser_model::PublicKey;
+use hawser_tunnels::{DeviceName, Sa};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -44,7 +48,10 @@ use crate::PrivateKey;
 use crate::clock::Millis;
 use crate::tun::Tun;
 use crate::uapi::{self, SetDevice, Snapshot};
+pub use associate::{AssociateError, MOST_INBOUND};
+pub use carry::Protocol;
 use counters::{Counters, Reason};
+use handover::Taken;
 pub(crate) use handover::{Asked, give};
 use mmsg::SendBatch;
 use peer::Context;
@@ -74,6 +81,7 @@ pub struct EngineSettings {
     /// Go on with the device, the port and the sessions of an engine that serves this device now; it carries nothing from
     /// then on. One that hands over in a way that is not understood lets go all the same: sessions are then made anew.
     pub take_over: bool,
+    pub protocol: Protocol,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -114,17 +122,31 @@ impl std::fmt::Debug for Engine {
 
 impl Engine {
     /// Opens the device and the port in this thread's network namespace, or takes them over, and starts to carry packets.
-    pub fn start(settings: EngineSettings) -> Result<Self, EngineError> {
+    pub fn start(mut settings: EngineSettings) -> Result<Self, EngineError> {
         let device = settings.device.clone();
         let (taken, patience) = take_over(&settings);
+        let fresh = settings.key.clone();
+        if let Some(key) = taken.as_ref().filter(|_| settings.protocol == Protocol::Esp).and_then(Taken::key)
+        {
+            // The keys of associations are made of it, and their numbers go on.
+            settings.key = key;
+        }
         let listener = patiently(patience, || uapi::Listener::bind(&device))?;
         let sessions = Arc::<Sessions>::default();
         let mut state = State::new(settings.key.clone(), settings.mark, Arc::clone(&sessions))
             .map_err(|_| EngineError::Random { device: device.clone() })?;
+        state.protocol = settings.protocol;
         let (tun, sockets) = match taken {
             Some(taken) => {
                 taken.restore(&mut state);
                 state.mark = taken.mark();
+                if sessions.spent().is_lossy() {
+                    // What cannot be told to be new is not used: peers are met with another key.
+                    tracing::warn!(%device, "how far associations had come is not known: all of them are made anew");
+                    state.remove_all();
+                    *sessions.spent() = Default::default();
+                    settings.key = fresh;
+                }
                 (taken.tun, taken.sockets)
             }
             None => patiently(patience, || open(&settings))?,
@@ -138,6 +160,7 @@ impl Engine {
         let (readers, wakers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
         let shared = Arc::new(Shared {
             device: device.clone(),
+            protocol: settings.protocol,
             tun: RwLock::new(Arc::new(tun)),
             queues,
             sockets: RwLock::new(Arc::new(sockets)),
@@ -200,6 +223,24 @@ impl Engine {
         self.shared.counters.list()
     }
 
+    /// What a peer of an ESP engine is sent by, and by what it is received. An association that is there already goes on as
+    /// it is; what is not named here any more goes last. One that comes back goes on behind where it was.
+    pub fn associate(
+        &self,
+        peer: &PublicKey,
+        outbound: Option<&Sa>,
+        inbound: &[Sa],
+    ) -> Result<(), AssociateError> {
+        let state = self.shared.state();
+        let unknown = AssociateError::UnknownPeer { peer: *peer };
+        state.peers.get(peer).ok_or(unknown)?.associate(&self.shared.sessions, outbound, inbound)
+    }
+
+    /// The predecessor's, where one has handed an ESP engine over.
+    pub fn key(&self) -> PrivateKey {
+        self.shared.state().key.clone()
+    }
+
     pub fn port(&self) -> u16 {
         self.shared.sockets().port()
     }
@@ -258,7 +299,7 @@ fn take_over(settings: &EngineSettings) -> (Option<handover::Taken>, Option<Inst
     if !settings.take_over {
         return (None, None);
     }
-    match handover::take(&uapi::path(&settings.device)) {
+    match handover::take(&uapi::path(&settings.device), settings.protocol) {
         Ok(taken) => (taken, None),
         Err(error) => {
             let device = &settings.device;
@@ -312,6 +353,7 @@ fn carrying(
 /// What the threads share.
 pub(crate) struct Shared {
     device: DeviceName,
+    protocol: Protocol,
     tun: RwLock<Arc<Tun>>,
     /// How many threads read the TUN.
     queues: usize,

@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use hawser_model::PublicKey;
 use zeroize::Zeroizing;
 
+use super::associate::Associations;
+use super::carry::{Protocol, Way};
 use super::counters::{Counters, Reason};
 use super::handover::export;
 use super::handshake::Pending;
@@ -21,6 +23,7 @@ use super::sessions::Sessions;
 use super::sockets::Sockets;
 use crate::PrivateKey;
 use crate::clock::Millis;
+use crate::esp;
 use crate::noise::cookie::Jar;
 use crate::noise::handshake::Stamp;
 use crate::noise::primitives::{Forged, Key, agree};
@@ -46,7 +49,7 @@ pub(crate) struct Peer {
 
 /// All that a packet needs on its way out.
 pub(crate) struct Path {
-    pub(crate) session: Arc<Session>,
+    pub(crate) way: Way,
     pub(crate) to: SocketAddr,
 }
 
@@ -83,12 +86,14 @@ pub(crate) struct Control {
     /// Made by the peer's handshake; used once a packet of it shows that the peer has it.
     next: Option<Arc<Session>>,
     queue: VecDeque<Box<[u8]>>,
+    /// Of a peer that is spoken to by ESP: it has them instead of sessions.
+    pub(super) esp: Option<Associations>,
     /// Somebody may still hold this peer, but it is none any more.
     removed: bool,
 }
 
 impl Peer {
-    pub(crate) fn new(key: PublicKey) -> Self {
+    pub(crate) fn new(key: PublicKey, protocol: Protocol) -> Self {
         let control = Control {
             endpoint: None,
             keepalive: None,
@@ -105,6 +110,7 @@ impl Peer {
             older: VecDeque::new(),
             next: None,
             queue: VecDeque::new(),
+            esp: (protocol == Protocol::Esp).then(Associations::default),
             removed: false,
         };
         Self { key, control: Mutex::new(control), path: RwLock::default(), activity: Activity::default() }
@@ -120,8 +126,15 @@ impl Peer {
         self.lock().preshared = Zeroizing::new(preshared);
     }
 
+    /// A handshake that is under way is tried there at the next tick: what was asked elsewhere may never be answered.
     pub(crate) fn set_endpoint(&self, endpoint: SocketAddr) {
-        self.relocate(&mut self.lock(), endpoint);
+        let mut control = self.lock();
+        if control.endpoint != Some(endpoint)
+            && let Some(pending) = &mut control.pending
+        {
+            pending.again = Millis::default();
+        }
+        self.relocate(&mut control, endpoint);
     }
 
     pub(super) fn relocate(&self, control: &mut Control, endpoint: SocketAddr) {
@@ -146,6 +159,7 @@ impl Peer {
     fn end(&self, control: &mut Control, sessions: &Sessions) {
         control.statics = None;
         control.drop_pending(sessions);
+        Self::dissolve(control, sessions);
         let all = [control.current.take(), control.next.take()].into_iter().flatten();
         all.chain(control.older.drain(..)).for_each(|session| sessions.remove(session.local));
         self.publish(control);
@@ -158,12 +172,15 @@ impl Peer {
     /// The way to the peer, if there is one now.
     pub(crate) fn path(&self, now: Millis) -> Option<Arc<Path>> {
         let path = self.path.read().unwrap_or_else(PoisonError::into_inner);
-        path.as_ref().filter(|path| !path.session.is_over(now)).cloned()
+        path.as_ref().filter(|path| !path.way.is_over(now)).cloned()
     }
 
-    fn publish(&self, control: &Control) {
-        let path = control.current.as_ref().zip(control.endpoint);
-        let path = path.map(|(session, to)| Arc::new(Path { session: Arc::clone(session), to }));
+    pub(super) fn publish(&self, control: &Control) {
+        let way = match &control.esp {
+            Some(esp) => esp.outbound.clone().map(Way::Esp),
+            None => control.current.clone().map(Way::Wireguard),
+        };
+        let path = way.zip(control.endpoint).map(|(way, to)| Arc::new(Path { way, to }));
         *self.path.write().unwrap_or_else(PoisonError::into_inner) = path;
     }
 
@@ -195,6 +212,10 @@ impl Peer {
         let mut control = self.lock();
         if control.endpoint.is_none() {
             return context.counters.count(Reason::NoEndpoint);
+        }
+        // Nobody can be asked for one.
+        if control.esp.is_some() {
+            return context.counters.count(Reason::NoSession);
         }
         // It may have come into being since the caller looked.
         if control.usable(context.now).is_some() {
@@ -293,6 +314,7 @@ impl Peer {
             .iter()
             .for_each(|(slot, session)| session.iter().for_each(|session| export(slot, session, text)));
         control.older.iter().for_each(|session| export("older", session, text));
+        control.esp.iter().for_each(|esp| esp.export(text));
     }
 
     /// One line of what a predecessor exported.
@@ -317,6 +339,13 @@ impl Peer {
                 }
                 self.publish(&control);
             }
+            "esp-out" | "esp-in" => {
+                let esp = control.esp.as_mut();
+                if esp.and_then(|esp| esp.import(self, sessions, key, value)).is_none() {
+                    sessions.spent().lose();
+                }
+                self.publish(&control);
+            }
             _ => {}
         }
     }
@@ -328,6 +357,9 @@ impl Peer {
             return;
         }
         let now = context.now;
+        if control.esp.is_some() {
+            return self.tick_esp(&control, context);
+        }
         self.expire(&mut control, context);
         match &control.pending {
             Some(pending) if now.since(pending.first) >= REKEY_ATTEMPT_TIME => {
@@ -349,6 +381,16 @@ impl Peer {
             } else if control.pending.is_none() && now.since(control.asked) >= REKEY_TIMEOUT {
                 self.initiate(&mut control, context);
             }
+        }
+    }
+
+    /// ESP has no timers but the NAT's (RFC 3948 §2.3).
+    fn tick_esp(&self, control: &Control, context: &mut Context<'_>) {
+        let idle = context.now.since(Millis(self.activity.sent.load(Ordering::Relaxed)));
+        let due = control.keepalive.is_some_and(|seconds| idle >= Duration::from_secs(seconds.into()));
+        if let Some(to) = control.endpoint.filter(|_| due) {
+            context.put(&[esp::KEEPALIVE], to);
+            self.note_sent(1, false, context.now);
         }
     }
 

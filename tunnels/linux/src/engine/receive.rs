@@ -3,26 +3,30 @@
 //! Datagrams are opened where they were received, many of one session at a time, and go on to the TUN from there.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::{Arc, RwLockReadGuard};
 
+use super::carry::{Opens, Protocol};
 use super::counters::Reason;
 use super::mmsg::{ReceiveBatch, Received, SendBatch};
 use super::peer::Peer;
-use super::sessions::{Entry, Table};
+use super::sessions::{Entry, Held, Table};
 use super::sockets::Sockets;
 use super::state::State;
 use super::transmit::LARGEST_DATAGRAM;
 use super::{Shared, handshake, wait};
 use crate::PrivateKey;
 use crate::clock::Millis;
-use crate::noise::session::Session;
-use crate::noise::{DATA_HEADER, Kind, TAG, kind, receiver};
+use crate::esp;
+use crate::noise::{Kind, kind, receiver};
 use crate::offload::join::Joiner;
 use crate::offload::packet::{addresses, flow, inner_length};
 use crate::tun::Tun;
 
 /// Datagrams that are opened between two looks at the replay window.
 const RUN: usize = 64;
+/// WireGuard's: type and receiver.
+const LONGEST_NAME: usize = 8;
 
 pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
     let mut receiver = Receiver {
@@ -64,13 +68,6 @@ struct Opened {
     end: usize,
 }
 
-/// What a run of datagrams leaves to be done while no table is locked.
-struct Heard {
-    peer: Arc<Peer>,
-    session: Arc<Session>,
-    from: SocketAddr,
-}
-
 /// What stays as it is for one batch.
 struct Frame<'a> {
     state: &'a State,
@@ -108,7 +105,8 @@ impl<'a> Receiver<'a> {
         });
     }
 
-    /// One handshake message, or as many data messages of one session as follow each other. Returns where to go on.
+    /// What begins at `start`: as many data messages of one session as follow each other, or one of anything else. Returns
+    /// where to go on.
     fn datagrams(
         &mut self,
         frame: &Frame<'_>,
@@ -118,24 +116,46 @@ impl<'a> Receiver<'a> {
         table: RwLockReadGuard<'a, Table>,
     ) -> (usize, RwLockReadGuard<'a, Table>) {
         let end = message.end.min(start.saturating_add(message.size));
+        if end - start > LARGEST_DATAGRAM {
+            self.shared.counters.count(Reason::Truncated);
+            return (end, table);
+        }
+        match self.shared.protocol {
+            Protocol::Wireguard => self.wireguard(frame, bytes, start..end, message, table),
+            Protocol::Esp => self.esp(frame, bytes, start..end, message, table),
+        }
+    }
+
+    fn wireguard(
+        &mut self,
+        frame: &Frame<'_>,
+        bytes: &mut [u8],
+        Range { start, end }: Range<usize>,
+        message: &Received,
+        table: RwLockReadGuard<'a, Table>,
+    ) -> (usize, RwLockReadGuard<'a, Table>) {
         let datagram = &bytes[start..end];
         let shared = self.shared;
         let counters = &shared.counters;
         match kind(datagram) {
-            _ if datagram.len() > LARGEST_DATAGRAM => counters.count(Reason::Truncated),
             None => counters.count(Reason::Malformed),
             Some(kind @ Kind::Data) => {
-                let Some(Entry { peer, session: Some(session) }) = table.get(&receiver(datagram, kind))
+                let Some(Entry { peer, held: Held::Wireguard(session) }) =
+                    table.get(&receiver(datagram, kind))
                 else {
                     counters.count(Reason::NoSession);
                     return (end, table);
                 };
-                let (end, heard) = self.run(frame, bytes, start, message, peer, session);
-                let Some(heard) = heard else { return (end, table) };
+                let (end, any) = self.run(frame, bytes, start, message, peer, &**session);
+                let known = session.is_confirmed() && self.heard == Some((session.local, message.from));
+                if !any || known {
+                    return (end, table);
+                }
+                let (peer, session) = (Arc::clone(peer), Arc::clone(session));
                 drop(table);
-                self.heard = Some((heard.session.local, heard.from));
+                self.heard = Some((session.local, message.from));
                 let mut context = shared.context(frame.own, &mut self.out, frame.sockets, frame.now);
-                heard.peer.heard(&mut context, &heard.session, heard.from);
+                peer.heard(&mut context, &session, message.from);
                 return (end, shared.sessions.read());
             }
             Some(kind) => {
@@ -151,43 +171,81 @@ impl<'a> Receiver<'a> {
         (end, table)
     }
 
+    fn esp(
+        &mut self,
+        frame: &Frame<'_>,
+        bytes: &mut [u8],
+        Range { start, end }: Range<usize>,
+        message: &Received,
+        table: RwLockReadGuard<'a, Table>,
+    ) -> (usize, RwLockReadGuard<'a, Table>) {
+        let counters = &self.shared.counters;
+        let spi = match esp::kind(&bytes[start..end]) {
+            Some(esp::Kind::Esp(spi)) => spi,
+            // It was for the NATs on its way.
+            Some(esp::Kind::Keepalive) => return (end, table),
+            Some(esp::Kind::Ike) | None => {
+                counters.count(Reason::Malformed);
+                return (end, table);
+            }
+        };
+        let Some(Entry { peer, held: Held::Esp(inbound) }) = table.get(&spi) else {
+            counters.count(Reason::NoSession);
+            return (end, table);
+        };
+        let (end, any) = self.run(frame, bytes, start, message, peer, &**inbound);
+        if !any || self.heard == Some((spi, message.from)) {
+            return (end, table);
+        }
+        let peer = Arc::clone(peer);
+        drop(table);
+        self.heard = Some((spi, message.from));
+        peer.heard_by_esp(message.from);
+        (end, self.shared.sessions.read())
+    }
+
     /// Opens what follows from `start` on for one session, looks at the counters under one lock, and passes on what may
-    /// pass. Returns where to go on, and what to tell the peer.
-    fn run(
+    /// pass. Returns where to go on, and whether any of it was authentic and new.
+    fn run<S: Opens>(
         &mut self,
         frame: &Frame<'_>,
         bytes: &mut [u8],
         start: usize,
         message: &Received,
         peer: &Arc<Peer>,
-        session: &Arc<Session>,
-    ) -> (usize, Option<Heard>) {
+        session: &S,
+    ) -> (usize, bool) {
         let counters = &self.shared.counters;
         let over = session.is_over(frame.now);
         self.opened.clear();
-        let mut names = [0; 8];
-        names.copy_from_slice(&bytes[start..start + 8]);
+        let mut name = [0; LONGEST_NAME];
+        name[..S::NAME].copy_from_slice(&bytes[start..start + S::NAME]);
         let (mut at, mut total) = (start, 0);
         while at < message.end && self.opened.len() < RUN {
             let end = message.end.min(at.saturating_add(message.size));
             let datagram = &mut bytes[at..end];
-            if datagram.len() > LARGEST_DATAGRAM || kind(datagram).is_none() || datagram[..8] != names {
+            let same = S::knows(datagram) && datagram[..S::NAME] == name[..S::NAME];
+            if datagram.len() > LARGEST_DATAGRAM || !same {
                 break;
             }
             if over {
                 counters.count(Reason::NoSession);
-            } else if let Ok(counter) = session.open(datagram) {
-                total += datagram.len();
-                self.opened.push(Opened { counter, start: at + DATA_HEADER, end: end - TAG });
             } else {
-                counters.count(Reason::BadTag);
+                match session.open_datagram(datagram) {
+                    Ok((counter, packet)) => {
+                        total += datagram.len();
+                        let (start, end) = (at + packet.start, at + packet.end);
+                        self.opened.push(Opened { counter, start, end });
+                    }
+                    Err(why) => counters.count(why),
+                }
             }
             at = end;
         }
         let (mut any, mut data) = (false, false);
         let (plain, state) = (&mut self.plain, frame.state);
         let mut spoke = None;
-        session.admit(
+        session.admit_all(
             &self.opened,
             |opened| opened.counter,
             |opened, fresh| {
@@ -195,7 +253,7 @@ impl<'a> Receiver<'a> {
                     return counters.count(Reason::Replayed);
                 }
                 any = true;
-                // A keepalive.
+                // A keepalive, or a dummy.
                 if opened.start == opened.end {
                     return;
                 }
@@ -206,17 +264,10 @@ impl<'a> Receiver<'a> {
                 }
             },
         );
-        if !any {
-            return (at, None);
+        if any {
+            peer.note_received(total, data, frame.now);
         }
-        peer.note_received(total, data, frame.now);
-        let known = session.is_confirmed() && self.heard == Some((session.local, message.from));
-        let heard = (!known).then(|| Heard {
-            peer: Arc::clone(peer),
-            session: Arc::clone(session),
-            from: message.from,
-        });
-        (at, heard)
+        (at, any)
     }
 }
 

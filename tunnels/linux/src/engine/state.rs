@@ -7,6 +7,7 @@ use hawser_model::PublicKey;
 use hawser_tunnels::PrefixTable;
 use ipnet::IpNet;
 
+use super::carry::Protocol;
 use super::peer::Peer;
 use super::sessions::Sessions;
 use crate::PrivateKey;
@@ -21,6 +22,8 @@ pub(crate) struct State {
     pub(crate) guard: Guard,
     pub(crate) peers: BTreeMap<PublicKey, Arc<Peer>>,
     pub(crate) owners: PrefixTable<Arc<Peer>>,
+    /// Of peers that are added.
+    pub(super) protocol: Protocol,
     sessions: Arc<Sessions>,
 }
 
@@ -29,7 +32,7 @@ impl State {
     pub(crate) fn new(key: PrivateKey, mark: u32, sessions: Arc<Sessions>) -> Result<Self, Forged> {
         let guard = Guard::new(&key.public(), Millis::now())?;
         let (peers, owners) = (BTreeMap::new(), PrefixTable::default());
-        Ok(Self { key, mark, guard, peers, owners, sessions })
+        Ok(Self { key, mark, guard, peers, owners, protocol: Protocol::Wireguard, sessions })
     }
 
     pub(super) fn sessions(&self) -> &Sessions {
@@ -103,7 +106,7 @@ impl State {
     }
 
     fn add(&mut self, key: PublicKey) -> Arc<Peer> {
-        let peer = Arc::new(Peer::new(key));
+        let peer = Arc::new(Peer::new(key, self.protocol));
         self.peers.insert(key, Arc::clone(&peer));
         peer
     }

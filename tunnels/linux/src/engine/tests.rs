@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::carry::Way;
 use super::counters::Counters;
 use super::handshake;
 use super::mmsg::SendBatch;
 use super::peer::{Context, Peer};
-use super::sessions::Sessions;
+use super::sessions::{Held, Sessions};
 use super::sockets::Sockets;
 use super::state::State;
 use super::transmit::LARGEST_DATAGRAM;
@@ -73,7 +74,10 @@ impl End {
             return handshake::receive(state, &mut context, kind, datagram, from).unwrap();
         }
         let index = receiver(datagram, kind);
-        let session = self.sessions.read().get(&index).and_then(|entry| entry.session.clone());
+        let session = self.sessions.read().get(&index).and_then(|entry| match &entry.held {
+            Held::Wireguard(session) => Some(Arc::clone(session)),
+            _ => None,
+        });
         let session = session.filter(|session| !session.is_over(now)).expect("a session that is here");
         let counter = session.open(datagram).unwrap();
         session.admit(&[counter], |counter| *counter, |_, fresh| assert!(fresh));
@@ -92,7 +96,10 @@ impl End {
 
     /// The index of the session that packets go out by.
     fn current(&self, now: Millis) -> Option<u32> {
-        self.peer.path(now).map(|path| path.session.local)
+        self.peer.path(now).map(|path| match &path.way {
+            Way::Wireguard(session) => session.local,
+            Way::Esp(_) => panic!("these ends speak WireGuard"),
+        })
     }
 
     fn count(&self, reason: &str) -> u64 {

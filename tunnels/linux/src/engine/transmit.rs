@@ -1,12 +1,13 @@
 //! From the TUN to the underlay: read until there is nothing left, cut to the MTU right behind the room for a header, seal
 //! in place, send with one call.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::carry::{HEADER, PADDING, Seals, Way, pad};
 use super::counters::Reason;
 use super::mmsg::SendBatch;
 use super::peer::{Path, Peer};
@@ -14,17 +15,15 @@ use super::sockets::Sockets;
 use super::state::State;
 use super::{MAX_MTU, Shared, wait};
 use crate::clock::Millis;
-use crate::noise::{DATA_HEADER, DATA_OVERHEAD, INITIATION_LENGTH, TAG};
+use crate::esp;
+use crate::noise::{DATA_OVERHEAD, INITIATION_LENGTH};
 use crate::offload::packet::addresses;
 use crate::offload::split::{Split, Unsplit, split};
 use crate::offload::vnet::Header;
 use crate::tun::{LARGEST_READ, Tun};
 
-/// WireGuard pads packets to multiples of this, so that lengths tell less (whitepaper §5.4.6).
-const PADDING: usize = 16;
-
 pub(crate) const LARGEST_DATAGRAM: usize = MAX_MTU as usize + PADDING + DATA_OVERHEAD;
-const _: () = assert!(LARGEST_DATAGRAM > INITIATION_LENGTH);
+const _: () = assert!(LARGEST_DATAGRAM > INITIATION_LENGTH && PADDING + DATA_OVERHEAD >= esp::OVERHEAD);
 
 pub(crate) fn run(shared: &Shared, queue: usize, wake: &std::io::PipeReader) {
     let mut read = Box::new([0; LARGEST_READ]);
@@ -98,7 +97,11 @@ impl Sender<'_> {
         match &self.last {
             Some((_, path)) => {
                 let path = Arc::clone(path);
-                self.seal(peer, &path, segments, mtu, sockets, now);
+                let batch = Batch { peer, to: path.to, mtu, sockets, now };
+                match &path.way {
+                    Way::Wireguard(session) => self.seal(&batch, &**session, segments),
+                    Way::Esp(outbound) => self.seal(&batch, &**outbound, segments),
+                }
             }
             None => {
                 let mut context = self.shared.context(&state.key, &mut self.out, sockets, now);
@@ -108,33 +111,33 @@ impl Sender<'_> {
         Ok(())
     }
 
-    fn seal(
-        &mut self,
-        peer: &Peer,
-        path: &Path,
-        mut segments: Split<'_>,
-        mtu: usize,
-        sockets: &Sockets,
-        now: Millis,
-    ) {
+    fn seal(&mut self, batch: &Batch<'_>, by: &impl Seals, mut segments: Split<'_>) {
         let mut bytes = 0;
         loop {
             if !self.out.has_room() {
-                self.out.flush(sockets, &self.shared.counters);
+                self.out.flush(batch.sockets, &self.shared.counters);
             }
             let space = self.out.space();
-            let Some(length) = segments.next(&mut space[DATA_HEADER..]) else { break };
-            let length = pad(&mut space[DATA_HEADER..], length, mtu) + DATA_HEADER + TAG;
+            let Some(length) = segments.next(&mut space[HEADER..]) else { break };
             // Only without counters: the timers have asked for another session long before.
-            if path.session.seal(&mut space[..length]).is_err() {
+            let Ok(length) = by.seal_packet(space, length, batch.mtu) else {
                 self.shared.counters.count(Reason::NoSession);
                 continue;
-            }
-            self.out.push(length, path.to);
+            };
+            self.out.push(length, batch.to);
             bytes += length;
         }
-        peer.note_sent(bytes, true, now);
+        batch.peer.note_sent(bytes, true, batch.now);
     }
+}
+
+/// The segments of one superpacket: whose they are, and where they go.
+struct Batch<'a> {
+    peer: &'a Peer,
+    to: SocketAddr,
+    mtu: usize,
+    sockets: &'a Sockets,
+    now: Millis,
 }
 
 /// Without a session each segment waits, and the first asks for one.
@@ -143,30 +146,5 @@ fn hold(context: &mut super::peer::Context<'_>, peer: &Arc<Peer>, mut segments: 
     while let Some(length) = segments.next(&mut segment) {
         let padded = pad(&mut segment, length, mtu);
         peer.enqueue(context, &segment[..padded]);
-    }
-}
-
-/// Zeros behind a packet of `length`, to the next sixteen. Never past the MTU, so that padding never makes a datagram too
-/// long for its path.
-fn pad(packet: &mut [u8], length: usize, mtu: usize) -> usize {
-    let padded = length.next_multiple_of(PADDING).min(mtu.max(length));
-    packet[length..padded].fill(0);
-    padded
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn padding_reaches_the_next_sixteen_but_not_past_the_mtu() {
-        let mut packet = [7; 2000];
-        let mut padded = |length, mtu| pad(&mut packet, length, mtu);
-        assert_eq!(padded(40, 1420), 48);
-        assert_eq!(padded(48, 1420), 48);
-        assert_eq!(padded(1409, 1420), 1420);
-        assert_eq!(padded(1420, 1420), 1420);
-        assert_eq!(padded(1500, 1420), 1500);
-        assert_eq!(packet[40..49], [0, 0, 0, 0, 0, 0, 0, 0, 7]);
     }
 }

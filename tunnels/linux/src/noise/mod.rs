@@ -16,7 +16,7 @@ pub(crate) mod primitives;
 pub(crate) mod session;
 #[cfg(test)]
 mod tests;
-mod window;
+pub(crate) mod window;
 
 use std::time::Duration;
 

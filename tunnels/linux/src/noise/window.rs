@@ -1,30 +1,38 @@
-//! Which counters of a session have been seen (RFC 6479): each one once, and none that is too old to tell.
+//! Which counters of a session have been seen (RFC 6479): each one once, and none that is too old to tell. ESP's sequence
+//! numbers are such counters, too (RFC 4303 §3.4.3).
 
 use super::REJECT_AFTER_MESSAGES;
 
 /// How far behind the newest a counter may come. At 6 Gb/s of 1,420 bytes it is 15 ms of reordering.
-const SIZE: u64 = 8192;
+pub(crate) const SIZE: u64 = 8192;
 const BITS: u64 = u64::BITS as u64;
 /// One word more than the window, so that the word of the newest counter never holds bits of the oldest.
 const WORDS: u64 = SIZE / BITS + 1;
 
-pub(super) struct Window {
+pub(crate) struct Window {
     /// One more than the newest counter.
     next: u64,
     words: [u64; WORDS as usize],
 }
 
 impl Window {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { next: 0, words: [0; WORDS as usize] }
     }
 
+    /// One that takes nothing up to `newest`.
+    pub(crate) fn after(newest: u64) -> Self {
+        let mut window = Self { next: newest.saturating_add(1), words: [u64::MAX; WORDS as usize] };
+        window.words[(newest / BITS % WORDS) as usize] = u64::MAX >> (BITS - 1 - newest % BITS);
+        window
+    }
+
     /// For a successor: the next counter, then the words.
-    pub(super) fn export(&self) -> impl Iterator<Item = u64> {
+    pub(crate) fn export(&self) -> impl Iterator<Item = u64> {
         std::iter::once(self.next).chain(self.words)
     }
 
-    pub(super) fn import(mut numbers: impl Iterator<Item = u64>) -> Option<Self> {
+    pub(crate) fn import(mut numbers: impl Iterator<Item = u64>) -> Option<Self> {
         let mut window = Self::new();
         window.next = numbers.next()?;
         for word in &mut window.words {
@@ -35,7 +43,7 @@ impl Window {
 
     /// Whether this counter is here for the first time; marks it. Only for what has proved authentic. O(1), except that
     /// a jump clears up to the whole window, 1 KiB.
-    pub(super) fn admit(&mut self, counter: u64) -> bool {
+    pub(crate) fn admit(&mut self, counter: u64) -> bool {
         if counter >= REJECT_AFTER_MESSAGES || counter.saturating_add(SIZE) < self.next {
             return false;
         }
@@ -111,6 +119,20 @@ mod tests {
         assert!(window.admit(3));
         for counter in 4..SIZE {
             assert!(window.admit(counter) && !window.admit(counter));
+        }
+    }
+
+    #[test]
+    fn a_window_that_goes_on_takes_nothing_up_to_where_it_was() {
+        for newest in [1, 63, 64, 8191, 8192, 1 << 33] {
+            let mut window = Window::after(newest);
+            for counter in newest.saturating_sub(2 * SIZE)..=newest {
+                assert!(!window.admit(counter), "{counter} after {newest}");
+            }
+            for counter in (newest + 1..newest + 2 * SIZE).rev() {
+                let fresh = counter + SIZE >= newest + 2 * SIZE;
+                assert_eq!(window.admit(counter), fresh, "{counter} after {newest}");
+            }
         }
     }
 

@@ -83,7 +83,7 @@ impl Listener {
             let Some(request) = next_request(stream, &mut pending, shared, wake)? else { return Ok(()) };
             stream.set_nonblocking(false)?;
             stream.set_write_timeout(Some(PATIENCE))?;
-            if let Some(asked) = Asked::of(&request) {
+            if let Some(asked) = Asked::of(&request, shared) {
                 tracing::info!(path = %self.path.display(), ?asked, "a successor takes over");
                 // The name is the successor's from here on.
                 let _ = fs::remove_file(&self.path);

@@ -95,6 +95,8 @@ fn the_process_that_is_killed() {
         endpoint: at,
         allowed,
         keepalive: None,
+        boot_id: None,
+        slot: 0,
     }];
     for op in reconcile(&driver, &desired) {
         println!("op {op}");
