@@ -21,6 +21,13 @@ pub struct AgentStatus {
     pub node_word_writes: u64,
     pub transitions: Vec<Transition>,
     pub stuck_connections: StuckConnections,
+    pub probing: Option<Probing>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Probing {
+    pub sent: u64,
 }
 
 /// How connections to what is down are ended.
@@ -53,6 +60,7 @@ pub struct TunnelStatus {
     pub last_handshake_ms_ago: i64,
     pub rtt_us: i64,
     pub health: String,
+    pub probes_lost_per_mille: u32,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

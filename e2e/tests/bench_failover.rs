@@ -12,7 +12,7 @@ fn a_cluster_and_a_node_are_cut_off_and_nothing_fails_after_the_shift() -> Resul
     let dir = binaries::target_dir()?.join("bench");
     let found: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("failover-quick.json"))?)?;
     let rows = found["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
-    ensure!(rows.len() == 16, "eight rows of a cluster and eight of a node, and there are {}", rows.len());
+    ensure!(rows.len() == 43, "20 rows of a cluster, 20 of a node, 3 of full links, and not {}", rows.len());
     for row in rows {
         ensure!(row["value"].as_f64().is_some_and(f64::is_finite), "not a number: {row}");
     }

@@ -45,8 +45,9 @@ pub fn run(bench: Bench, only: Option<Share>) -> Result<u8> {
 
 /// A part of a benchmark, as the process that it is: `hawser-lab bench-part ROLE ARGS`.
 pub fn run_part(role: &str, args: &str) -> Result<()> {
-    match role.strip_prefix("load-") {
-        Some(_) => lb::run_part(role, args),
-        None => store::run_part(role, args),
+    match role {
+        "held" => failover::run_part(args),
+        _ if role.starts_with("load-") => lb::run_part(role, args),
+        _ => store::run_part(role, args),
     }
 }
