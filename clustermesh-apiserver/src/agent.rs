@@ -122,6 +122,7 @@ impl agent_server::Agent for AgentService {
             mesh_ipv4_range: plan.ipv4().to_string(),
             ca: authority.trusted().pem(),
             issuer: authority.issuing().cert().fingerprint(),
+            encryption: self.config.encryption.to_string(),
         }))
     }
 }

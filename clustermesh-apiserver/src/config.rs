@@ -226,7 +226,8 @@ impl Text {
         let ipv4 = ipv4.map_err(|error| ("mesh.ipv4", format!("{error}; fix: give an IPv4 CIDR")))?;
         let plan = MeshPlan::new(ula, ipv4).map_err(refuse("mesh"))?;
         disjoint(&pod_cidrs, &node_cidrs, &plan)?;
-        let encryption = encryption(self.encryption.as_deref())?;
+        let encryption = self.encryption.as_deref().map_or(Ok(Encryption::default()), Encryption::of_setting);
+        let encryption = encryption.map_err(refuse("encryption"))?;
         let metrics = self.metrics.map(|text| {
             let fix = "fix: write it like 127.0.0.1:9880";
             text.parse().map_err(|_| ("metrics", format!("{text:?} is not address:port; {fix}")))
@@ -268,14 +269,6 @@ impl Text {
             limits: self.limits.into_limits().map_err(refuse("limits"))?,
             metrics: metrics.transpose()?,
         })
-    }
-}
-
-fn encryption(text: Option<&str>) -> Result<Encryption, Refusal> {
-    let encryption = text.map_or(Ok(Encryption::default()), Encryption::parse);
-    match encryption.map_err(refuse("encryption"))? {
-        Encryption::Wireguard => Ok(Encryption::Wireguard),
-        other => Err(("encryption", format!("{other} is not built yet; fix: write wireguard"))),
     }
 }
 
@@ -420,7 +413,9 @@ source:
         assert!(refused(&format!("{GOOD}encryption: none\n")).contains("encryption: "));
         assert!(refused(&format!("{GOOD}certificateLifetime: 1y\n")).contains("\"1y\" is not 5s to 90d"));
         assert!(refused(&format!("{GOOD}metrics: 9880\n")).contains("metrics: \"9880\" is not address:port"));
-        assert!(refused(&format!("{GOOD}encryption: ipsec\n")).contains("not built yet"));
+        for (text, encryption) in [("ipsec", Encryption::Ipsec), ("auto", Encryption::Wireguard)] {
+            assert_eq!(parse(&format!("{GOOD}encryption: {text}\n")).unwrap().encryption, encryption);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use hawser_model::{NodeName, Time, Timestamp};
-use hawser_sources::{Source, SourceEvent};
+use hawser_sources::{Service, Source, SourceEvent};
 use hawser_telemetry::{Pulse, span};
 use hawser_wire::{Context, Entry, Key, decode, encode_synced, prefix};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -147,7 +147,7 @@ impl Exporter {
         let mut changes = self.own.subscribe();
         let mut touched = self.follow_term();
         loop {
-            let wait = self.wait(touched);
+            let wait = self.wait(&touched);
             self.pulse.idle();
             let mut news = false;
             tokio::select! {
@@ -175,7 +175,7 @@ impl Exporter {
                 }
             }
             let result = if touched.any() {
-                self.reconcile(touched).instrument(span!("export.reconcile")).await
+                self.reconcile(&touched).instrument(span!("export.reconcile")).await
             } else {
                 Ok(())
             };
@@ -190,7 +190,7 @@ impl Exporter {
     }
 
     /// How long nothing may happen: work left over from a failed write comes back soon.
-    fn wait(&self, touched: Touched) -> Duration {
+    fn wait(&self, touched: &Touched) -> Duration {
         if touched.any() {
             return RETRY;
         }
@@ -208,25 +208,44 @@ impl Exporter {
         if self.objects.complete() {
             self.exposures = exposures(&self.objects);
         }
-        if touched.services && self.objects.synced {
-            self.tell_asked();
+        if self.objects.synced {
+            self.tell_asked(&touched);
         }
         touched
     }
 
-    /// Cost: the services.
-    fn tell_asked(&self) {
-        let services = self.objects.services.values();
-        let asking = services.filter(|service| Wishes::read(&service.annotations.to_map()).0.slices);
-        let asking = asking.map(|service| (service.key.clone(), service.uid.to_string())).collect();
-        let asking = Some(Arc::new(asking));
-        self.asked.send_if_modified(|asked| {
-            let news = *asked != asking;
-            if news {
-                *asked = asking;
-            }
-            news
-        });
+    /// Cost: the services that were touched.
+    fn tell_asked(&self, touched: &Touched) {
+        let asks = |service: &Arc<Service>| {
+            let asks = Wishes::read(&service.annotations.to_map()).0.slices;
+            asks.then(|| (service.key.clone(), service.uid.to_string()))
+        };
+        if touched.services {
+            let asking = Some(Arc::new(self.objects.services.values().filter_map(asks).collect()));
+            self.asked.send_if_modified(|asked| {
+                let news = *asked != asking;
+                if news {
+                    *asked = asking;
+                }
+                news
+            });
+            return;
+        }
+        for key in &touched.few.services {
+            let asks = self.objects.services.get(key).and_then(asks);
+            self.asked.send_if_modified(|asked| {
+                let Some(all) = asked else { return false };
+                if all.get(key) == asks.as_ref().map(|(_, uid)| uid) {
+                    return false;
+                }
+                let all = Arc::make_mut(all);
+                match asks {
+                    Some((key, uid)) => _ = all.insert(key, uid),
+                    None => _ = all.remove(key),
+                }
+                true
+            });
+        }
     }
 
     /// A term begins with what the keyspace holds: another replica has written it since.
@@ -292,22 +311,26 @@ impl Exporter {
         Ok(())
     }
 
-    async fn reconcile(&mut self, touched: Touched) -> Result<(), ExportError> {
+    async fn reconcile(&mut self, touched: &Touched) -> Result<(), ExportError> {
         let Some(term) = self.term.filter(|_| self.objects.synced) else { return Ok(()) };
         // What is withheld may be of any section.
-        let touched = if self.withheld.is_some() { Touched::ALL } else { touched };
+        let touched = if self.withheld.is_some() { &Touched::ALL } else { touched };
         let result = self.write_changes(touched, term).await;
         self.pulse.busy();
         self.store_problem = result.as_ref().err().map(ToString::to_string);
         result
     }
 
-    /// Puts, section by section and piece by piece; then deletions; then, once, that all is there.
-    async fn write_changes(&mut self, touched: Touched, term: Term) -> Result<(), ExportError> {
+    /// Puts, section by section and piece by piece, of a few services these alone; then deletions; then, once, that all is there.
+    async fn write_changes(&mut self, touched: &Touched, term: Term) -> Result<(), ExportError> {
         let settle = self.objects.complete() && self.withheld.is_none();
         let now = self.now();
         let mut deletes = Vec::new();
-        for section in Section::ALL.into_iter().filter(|section| section.is_touched(touched)) {
+        let few = (!touched.few.is_empty()).then(|| self.export.few(&touched.few, &self.objects));
+        let whole = |section: &Section| {
+            section.is_touched(touched) || *section == Section::Services && matches!(few, Some(None))
+        };
+        for section in Section::ALL.into_iter().filter(whole) {
             self.pulse.busy();
             let mut held = Held::of(section.prefixes().iter().flat_map(|prefix| self.own.list(prefix)));
             for piece in self.export.pieces(section, &self.objects, settle, now) {
@@ -316,6 +339,13 @@ impl Exporter {
                 write(&self.own, held.puts(piece), term).await?;
                 self.pulse.busy();
             }
+            deletes.extend(held.deletes());
+        }
+        if let Some(Some((keys, entries))) = few {
+            let mut held = Held::of(keys.iter().filter_map(|key| self.own.get(key)));
+            self.pulse.idle();
+            write(&self.own, held.puts(entries), term).await?;
+            self.pulse.busy();
             deletes.extend(held.deletes());
         }
         self.withheld = self.why_withhold(deletes.len());

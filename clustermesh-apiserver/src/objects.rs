@@ -11,27 +11,51 @@ use hawser_sources::{
 };
 
 /// Which parts of the export have to be made anew.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     pub nodes: bool,
     pub endpoints: bool,
+    /// All of them.
     pub services: bool,
+    /// Where it is not all of them.
+    pub few: Few,
+}
+
+/// Services of which something changed, and slices that changed. From [`Few::MOST`] on it is simpler to look at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Few {
+    pub services: BTreeSet<ServiceKey>,
+    pub slices: BTreeSet<SliceKey>,
+}
+
+impl Few {
+    const MOST: usize = 1_000;
+    const NONE: Self = Self { services: BTreeSet::new(), slices: BTreeSet::new() };
+
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.slices.is_empty()
+    }
 }
 
 impl Touched {
-    pub const ALL: Self = Self { nodes: true, endpoints: true, services: true };
+    pub const ALL: Self = Self { nodes: true, endpoints: true, services: true, few: Few::NONE };
 
-    pub fn any(self) -> bool {
-        self.nodes || self.endpoints || self.services
+    pub fn any(&self) -> bool {
+        self.nodes || self.endpoints || self.services || !self.few.is_empty()
     }
 
     #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            nodes: self.nodes || other.nodes,
-            endpoints: self.endpoints || other.endpoints,
-            services: self.services || other.services,
+    pub fn and(mut self, mut other: Self) -> Self {
+        self.nodes |= other.nodes;
+        self.endpoints |= other.endpoints;
+        self.few.services.append(&mut other.few.services);
+        self.few.slices.append(&mut other.few.slices);
+        let many = self.few.services.len() + self.few.slices.len() > Few::MOST;
+        self.services |= other.services || many;
+        if self.services {
+            self.few = Few::NONE;
         }
+        self
     }
 
     fn by(kind: Kind) -> Self {
@@ -71,13 +95,15 @@ impl Objects {
                 if self.holds(&object) {
                     return Touched::default();
                 }
-                let touched = Touched::by(object.reference().kind);
+                let reference = object.reference();
+                let before = self.touched(&reference);
                 self.insert(object);
-                touched
+                before.and(self.touched(&reference))
             }
             SourceEvent::Remove(reference) => {
+                let touched = self.touched(&reference);
                 self.remove(&reference);
-                Touched::by(reference.kind)
+                touched
             }
             SourceEvent::Synced => {
                 self.synced = true;
@@ -93,6 +119,23 @@ impl Objects {
                 if blind { Touched::ALL } else { Touched::default() }
             }
         }
+    }
+
+    /// What a change of this object, as it is held now, touches.
+    fn touched(&self, reference: &ObjectRef) -> Touched {
+        let mut few = Few::default();
+        match reference.kind {
+            Kind::Service => few.services.extend(ServiceKey::new(&reference.namespace, &reference.name)),
+            Kind::EndpointSlice => {
+                let Ok(key) = SliceKey::new(&reference.namespace, &reference.name) else {
+                    return Touched::default();
+                };
+                few.services.extend(self.slices.get(&key).and_then(|slice| slice.service()));
+                few.slices.insert(key);
+            }
+            kind => return Touched::by(kind),
+        }
+        Touched { few, ..Touched::default() }
     }
 
     /// Whether absence may be believed: all was read once, and nothing that was never read is left.

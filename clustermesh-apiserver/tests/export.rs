@@ -9,7 +9,7 @@ use clustermesh_apiserver::config::Config;
 use clustermesh_apiserver::export::{self, Export, Held, Section, Step};
 use clustermesh_apiserver::identity::Allocator;
 use clustermesh_apiserver::nodes::Indices;
-use clustermesh_apiserver::objects::Objects;
+use clustermesh_apiserver::objects::{Objects, Touched};
 use clustermesh_apiserver::reports::NodeReport;
 use hawser_kvstore::{KeyValue, SharedKv};
 use hawser_model::{Epoch, NodeName, PublicKey, Time, TunnelEnd};
@@ -329,4 +329,51 @@ fn what_a_cluster_says_of_itself_has_every_capability_that_a_cilium_cluster_asks
         assert_eq!(export::cluster_config(&config).encode(), says);
     }
     assert_eq!(export::RESOURCES.len(), hawser_wire::Resource::ALL.len(), "a canary for each");
+}
+
+/// What a change of a few services writes, as the exporter does it.
+fn write_few(cluster: &mut Cluster, touched: &Touched, held: &mut BTreeMap<String, Bytes>) {
+    assert!(!touched.services, "{touched:?}");
+    let (keys, entries) = cluster.export.few(&touched.few, &cluster.objects).unwrap();
+    let kv = |key: &String| {
+        let (key, value) = (key.clone().into(), held.get(key)?.clone());
+        Some(SharedKv::new(&KeyValue { key, value, ..KeyValue::default() }))
+    };
+    let mut those = Held::of(keys.iter().filter_map(kv));
+    let puts = those.puts(entries);
+    for step in puts.into_iter().chain(those.deletes()) {
+        match step {
+            Step::Put { key, value } => assert_ne!(held.insert(key, value.clone()), Some(value)),
+            Step::Delete { key } => assert!(held.remove(&key).is_some(), "{key}"),
+        }
+    }
+}
+
+#[test]
+fn a_change_of_one_service_writes_what_the_whole_section_would() {
+    let stray = SHOP.replace("  - addresses:\n    - 10.1.0.9", "  - addresses:\n    - 8.8.8.8");
+    let texts = [
+        SHOP.replace("10.96.10.1", "10.96.10.2"),
+        SHOP.replace("kubernetes.io/service-name: cart", "kubernetes.io/service-name: till"),
+        stray.clone(),
+        SHOP.replace("hawser.io/global: \"true\"", "hawser.io/global: \"yes\""),
+        SHOP.replace("cart-x7k2p", "cart-other"),
+        SHOP.replace("hawser.io/global: \"true\"", "hawser.io/shared: \"true\""),
+    ];
+    for text in &texts {
+        assert_ne!(text, SHOP);
+        let mut cluster = Cluster::with(SHOP);
+        let mut held = cluster.wanted.clone();
+        for text in [text.as_str(), SHOP, text, &stray] {
+            let mut touched = Touched::default();
+            for event in cluster.files.apply(vec![("a.yaml".into(), Change::Text(text.into()))]) {
+                touched = touched.and(cluster.objects.apply(event));
+            }
+            write_few(&mut cluster, &touched, &mut held);
+            let problems = cluster.problems();
+            cluster.make();
+            assert_eq!(held, cluster.wanted);
+            assert_eq!(problems, cluster.problems());
+        }
+    }
 }

@@ -87,6 +87,7 @@ impl Object {
                 pod: "pod".to_owned(),
                 service_account: String::new(),
                 named_ports: BTreeMap::new(),
+                left_out: false,
             }),
             Self::Identity { id, label } => {
                 let mut labels = Labels::default();

@@ -12,6 +12,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::fields;
+use crate::left_out;
 use crate::{
     Endpoint, Expression, Kind, Namespace, Node, Object, Pairs, Place, Pod, PodPhase, Policy, Selector,
     Service, ServiceExport, Slice, Traffic,
@@ -130,6 +131,7 @@ fn node(from: fields::Node) -> Result<Object, ConvertError> {
 
 fn pod(from: fields::Pod) -> Result<Object, ConvertError> {
     let (namespace, name) = names(&from.metadata)?;
+    let (left_out, unknown_socket_lb) = left_out::of(&from);
     let spec = from.spec.unwrap_or_default();
     let status = from.status.unwrap_or_default();
     let mut ips = Vec::new();
@@ -157,6 +159,8 @@ fn pod(from: fields::Pod) -> Result<Object, ConvertError> {
             Some("Failed") => PodPhase::Failed,
             _ => PodPhase::Unknown,
         },
+        left_out,
+        unknown_socket_lb,
     })))
 }
 

@@ -1,11 +1,12 @@
 //! The directory source: one thread that watches a directory of manifests and sends events.
 //!
 //! inotify says which files to read; a slow sweep catches what it cannot see (a symlink's far end, NFS). The directory
-//! itself failing is a problem to report and never a reason to remove anything.
+//! itself failing is a problem to report and never a reason to remove anything. After a quiet while the first change is read at
+//! once; what takes something away waits until all is quiet again, for the other half of it may be in another file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +19,8 @@ use tokio::sync::mpsc;
 
 use crate::{Change, Files, Problem, SourceEvent, manifest};
 
-/// Editors and `cp` touch a file several times; a batch ends when this long nothing more came.
+/// Editors and `cp` touch a file several times; a batch ends when this long nothing more came. The first after so long a while
+/// is read at once.
 const QUIET: Duration = Duration::from_millis(20);
 /// A directory that never falls quiet is read this often all the same.
 const BUSY: Duration = Duration::from_millis(250);
@@ -86,6 +88,8 @@ struct Reader {
 enum Look {
     Nothing,
     At(BTreeSet<String>),
+    /// As above, the first of them after a quiet while.
+    Early(BTreeSet<String>),
     Everything,
     /// The directory itself went away or was replaced.
     Again,
@@ -108,14 +112,21 @@ impl Reader {
             return self.dir_failed("cannot list the directory", &error);
         }
         let mut swept = Instant::now();
+        let mut looked = None;
+        let mut rest = BTreeSet::new();
         loop {
-            let look = match self.wait(&mut inotify)? {
+            let calm = rest.is_empty() && looked.is_none_or(|at: Instant| at.elapsed() >= QUIET);
+            let look = match self.wait(&mut inotify, std::mem::take(&mut rest), calm)? {
                 Look::Nothing if swept.elapsed() >= SWEEP => Look::Everything,
                 look => look,
             };
+            if !matches!(look, Look::Nothing) {
+                looked = Some(Instant::now());
+            }
             match look {
                 Look::Nothing => {}
                 Look::Again => return Ok(()),
+                Look::Early(names) => rest = self.look_early(names)?,
                 Look::At(names) => self.look_at(names, true)?,
                 Look::Everything => {
                     swept = Instant::now();
@@ -160,10 +171,11 @@ impl Reader {
         self.to.blocking_send(event).map_err(|_| Closed)
     }
 
-    /// Waits for the next batch of changes; `Nothing` after a tick without any.
-    fn wait(&self, inotify: &mut Inotify) -> Result<Look, Closed> {
-        let mut look = Look::Nothing;
-        let mut began = None;
+    /// Waits for the next batch of changes, `rest` among them; `Nothing` after a tick without any. `calm`: the first need not
+    /// wait for more.
+    fn wait(&self, inotify: &mut Inotify, rest: BTreeSet<String>, calm: bool) -> Result<Look, Closed> {
+        let mut began = (!rest.is_empty()).then(Instant::now);
+        let mut look = if rest.is_empty() { Look::Nothing } else { Look::At(rest) };
         let mut buffer = [0; 16 * 1024];
         loop {
             let patience = if began.is_some() { QUIET } else { TICK };
@@ -188,6 +200,11 @@ impl Reader {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return Ok(Look::Again),
             }
+            look = match look {
+                Look::Nothing => continue,
+                Look::At(names) if calm => return Ok(Look::Early(names)),
+                look => look,
+            };
             let began = *began.get_or_insert_with(Instant::now);
             if matches!(look, Look::Again) || began.elapsed() >= BUSY {
                 return Ok(look);
@@ -245,12 +262,36 @@ impl Reader {
         Ok(Ok(()))
     }
 
+    /// Tells what only adds to what is known, or changes it; what does more is given back, all of it.
+    fn look_early(&mut self, names: BTreeSet<String>) -> Result<BTreeSet<String>, Closed> {
+        let mut changes = Vec::new();
+        for name in &names {
+            let path = self.dir.join(name);
+            let stamp = path.metadata().map(|metadata| stamp(&metadata));
+            let objects = match read(&path) {
+                Change::Objects(objects) => Some(objects),
+                Change::Text(text) => manifest::parse(&text).ok(),
+                Change::Unreadable(_) | Change::Gone => None,
+            };
+            match (stamp, objects.filter(|objects| self.files.is_plain(name, objects))) {
+                (Ok(stamp), Some(objects)) => changes.push((name, stamp, objects)),
+                _ => return Ok(names),
+            }
+        }
+        self.stamps.extend(changes.iter().map(|(name, stamp, _)| ((*name).clone(), *stamp)));
+        let changes = changes.into_iter().map(|(name, _, objects)| (name.clone(), Change::Objects(objects)));
+        for event in self.files.apply(changes.collect()) {
+            self.send(event)?;
+        }
+        Ok(BTreeSet::new())
+    }
+
     /// Reads the files that changed; `told` when somebody said so and the clock's coarse word is not needed.
     fn look_at(&mut self, names: BTreeSet<String>, told: bool) -> Result<(), Closed> {
         let mut changes = Vec::new();
         for name in names {
             let path = self.dir.join(&name);
-            let stamp = path.metadata().map(|m| (m.dev(), m.ino(), m.len(), m.mtime(), m.mtime_nsec()));
+            let stamp = path.metadata().map(|metadata| stamp(&metadata));
             let change = match stamp {
                 // Gone with the whole directory is not gone.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -277,6 +318,10 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+fn stamp(m: &Metadata) -> Stamp {
+    (m.dev(), m.ino(), m.len(), m.mtime(), m.mtime_nsec())
 }
 
 fn is_manifest(name: &str) -> bool {

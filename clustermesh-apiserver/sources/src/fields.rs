@@ -1,7 +1,7 @@
 //! The fields of Kubernetes' objects that a mesh reads, as the API writes them, and nothing else.
 //!
 //! Everything is optional: the API server's JSON says `null` for an empty list. What is not named here (managed fields,
-//! containers, images, conditions) is skipped by the parser without being held.
+//! images, conditions) is skipped by the parser without being held.
 
 use serde::Deserialize;
 
@@ -77,6 +77,15 @@ pub(crate) struct PodSpec {
     pub service_account_name: Option<String>,
     pub service_account: Option<String>,
     pub host_network: Option<bool>,
+    pub runtime_class_name: Option<String>,
+    pub containers: Option<Vec<Container>>,
+    pub init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Container {
+    #[serde(default)]
+    pub name: String,
 }
 
 #[derive(Default, Deserialize)]

@@ -68,6 +68,18 @@ impl Files {
         self.files.keys().map(String::as_str)
     }
 
+    /// Whether a file that states these objects now is no half of something: it states all that it did, and no other file
+    /// states any of it. Cost: these objects.
+    pub fn is_plain(&self, name: &str, objects: &[Object]) -> bool {
+        let stated: BTreeSet<ObjectRef> = objects.iter().map(Object::reference).collect();
+        let lost = self.files.get(name).is_some_and(|file| file.refs.iter().any(|was| !stated.contains(was)));
+        let is_elsewhere = |reference| {
+            let holders = self.objects.get(reference).into_iter().flat_map(Statements::files);
+            holders.into_iter().any(|file| file != name)
+        };
+        !lost && !stated.iter().any(is_elsewhere)
+    }
+
     /// Takes changes as one step, so that an object that moved from one file to another is never removed.
     pub fn apply(&mut self, changes: Vec<(String, Change)>) -> Vec<SourceEvent> {
         let mut before: BTreeMap<ObjectRef, Option<Object>> = BTreeMap::new();

@@ -9,6 +9,7 @@ mod event;
 mod fields;
 mod files;
 mod kube;
+mod left_out;
 mod manifest;
 mod object;
 mod pairs;
@@ -19,6 +20,7 @@ pub use self::kube::{ConnectError, KubeOptions, KubeSource, Pace, connect};
 pub use dir::{DirSource, WatchError};
 pub use event::{Problem, SourceEvent};
 pub use files::{Change, Files};
+pub use left_out::SOCKET_LB;
 pub use manifest::{ManifestError, parse};
 pub use object::{
     Addresses, Endpoint, Kind, Namespace, Node, Object, ObjectRef, Place, Pod, PodPhase, Policy,

@@ -169,6 +169,10 @@ pub struct Pod {
     pub service_account: String,
     pub host_network: bool,
     pub phase: PodPhase,
+    /// Its sockets must keep the addresses that they ask for, or are not this kernel's.
+    pub left_out: bool,
+    /// What its annotation [`crate::SOCKET_LB`] says, when that is neither yes nor no.
+    pub unknown_socket_lb: Option<Box<str>>,
 }
 
 impl Pod {

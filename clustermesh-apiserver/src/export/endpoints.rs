@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_model::{AddressKind, Endpoint, Identity, Time};
-use hawser_sources::{Pairs, Pod};
+use hawser_sources::{Pairs, Pod, SOCKET_LB};
 use hawser_wire::Entry;
 
 use super::{Export, Part};
@@ -34,6 +34,13 @@ impl Export {
                 }
             };
             carried.insert(identity);
+            if let Some(unknown) = &pod.unknown_socket_lb {
+                part.problems.push(format!(
+                    "pod {}/{}: {SOCKET_LB} is {unknown:?}, neither \"true\" nor \"false\", and not heeded; \
+                     fix: say one of them, or remove it",
+                    pod.namespace, pod.name
+                ));
+            }
             for ip in &pod.ips {
                 if let Some(owner) = owners.insert(*ip, pod) {
                     // The first by name keeps it, whatever order they came in.
@@ -53,6 +60,7 @@ impl Export {
                     pod: pod.name.clone(),
                     service_account: pod.service_account.clone(),
                     named_ports: BTreeMap::new(),
+                    left_out: pod.left_out,
                 };
                 part.add(&self.record, &Entry::Endpoint(endpoint));
             }

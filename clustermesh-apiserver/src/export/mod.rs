@@ -13,7 +13,7 @@ mod services;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use hawser_model::{ClusterConfig, ClusterRef, ExportMode, NodeName, Time};
+use hawser_model::{ClusterConfig, ClusterRef, ExportMode, NodeName, ServiceKey, Time};
 use hawser_wire::{Entry, Key, PeerRecord, Resource, admit};
 
 use crate::config::Config;
@@ -46,13 +46,18 @@ pub struct Export {
     identities: Allocator,
     indices: Indices,
     reports: BTreeMap<NodeName, NodeReport>,
+    /// But for those of one Service.
     problems: BTreeMap<Section, Vec<String>>,
+    of_services: BTreeMap<ServiceKey, Vec<String>>,
 }
+
+/// Keys with their values.
+pub type Entries = Vec<(String, Bytes)>;
 
 /// Some keys with their values, and what could not be exported.
 #[derive(Debug, Default)]
 struct Part {
-    entries: Vec<(String, Bytes)>,
+    entries: Entries,
     problems: Vec<String>,
 }
 
@@ -84,6 +89,7 @@ impl Export {
             indices,
             reports: BTreeMap::new(),
             problems: BTreeMap::new(),
+            of_services: BTreeMap::new(),
         }
     }
 
@@ -108,7 +114,7 @@ impl Export {
 
     /// Of every section as it was made last.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
-        self.problems.values().flatten().map(String::as_str)
+        self.problems.values().chain(self.of_services.values()).flatten().map(String::as_str)
     }
 }
 

@@ -1,16 +1,15 @@
 //! The export's sections, made one at a time: a change makes only its own anew, and what is large comes in pieces.
 
-use std::collections::btree_map;
+use std::collections::{BTreeSet, btree_map};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use hawser_model::{ServiceKey, Time};
+use hawser_model::{ServiceKey, SliceKey, Time};
 use hawser_sources::Service;
-use hawser_wire::prefix;
+use hawser_wire::{Key, prefix};
 
-use super::{Export, Part};
+use super::{Entries, Export, Part};
 use crate::exports::NAMESPACES;
-use crate::objects::{Objects, Touched};
+use crate::objects::{Few, Objects, Touched};
 
 /// Entries of a piece, about: what is held of a section beside what is in the keyspace.
 const PIECE: usize = 1_000;
@@ -40,7 +39,8 @@ impl Section {
         }
     }
 
-    pub fn is_touched(self, touched: Touched) -> bool {
+    /// As a whole.
+    pub fn is_touched(self, touched: &Touched) -> bool {
         match self {
             Self::Nodes => touched.nodes,
             Self::Namespaces | Self::Endpoints => touched.endpoints,
@@ -77,12 +77,53 @@ impl Export {
         now: Time,
     ) -> Pieces<'a> {
         self.problems.remove(&section);
+        if section == Section::Services {
+            self.of_services.clear();
+        }
         Pieces { export: self, objects, settle, now, rest: Rest::Whole(section) }
+    }
+
+    /// What the keyspace should hold of these alone, and the keys under which it may hold something of them. None where only
+    /// the whole section can tell. Cost: these services' endpoints.
+    pub fn few(&mut self, few: &Few, objects: &Objects) -> Option<(BTreeSet<String>, Entries)> {
+        // Whose a derived service is cannot be seen from its name.
+        if self.clusterset && !objects.service_exports.is_empty() {
+            return None;
+        }
+        let cluster = || self.cluster.name.clone();
+        let of_slice = |slice: &SliceKey| Key::EndpointSlice { cluster: cluster(), slice: slice.clone() };
+        let of_service = |service: &ServiceKey| {
+            let service = service.clone();
+            let local = Key::LocalService { cluster: cluster(), service: service.clone() };
+            [local, Key::Service { cluster: cluster(), service }]
+        };
+        let slices = few.services.iter().flat_map(|service| objects.slices_of(service));
+        let mut keys: BTreeSet<String> = slices.map(|slice| of_slice(&slice.key).to_string()).collect();
+        keys.extend(few.slices.iter().map(|slice| of_slice(slice).to_string()));
+        keys.extend(few.services.iter().flat_map(of_service).map(|key| key.to_string()));
+        let mut entries = Vec::new();
+        for key in &few.services {
+            match objects.services.get(key) {
+                Some(service) => entries.extend(self.of_service(objects, service)),
+                None => _ = self.of_services.remove(key),
+            }
+        }
+        Some((keys, entries))
+    }
+
+    fn of_service(&mut self, objects: &Objects, service: &Service) -> Entries {
+        let Part { entries, problems } = self.export_service(objects, service);
+        if problems.is_empty() {
+            self.of_services.remove(&service.key);
+        } else {
+            self.of_services.insert(service.key.clone(), problems);
+        }
+        entries
     }
 }
 
 impl Iterator for Pieces<'_> {
-    type Item = Vec<(String, Bytes)>;
+    type Item = Entries;
 
     fn next(&mut self) -> Option<Self::Item> {
         let Self { objects, settle, now, .. } = *self;
@@ -101,11 +142,15 @@ impl Iterator for Pieces<'_> {
                 (section, part)
             }
             Rest::Services(mut rest) => {
-                let part = self.export.export_services(objects, &mut rest, PIECE);
+                let mut entries = Vec::new();
+                while entries.len() < PIECE {
+                    let Some(service) = rest.next() else { break };
+                    entries.extend(self.export.of_service(objects, service));
+                }
                 if rest.len() > 0 {
                     self.rest = Rest::Services(rest);
                 }
-                (Section::Services, part)
+                return Some(entries);
             }
         };
         let Part { entries, problems } = part;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use hawser_model::{
     EndpointSlice, GlobalService, PortMap, PortName, ServicePort, SharedService, ZoneAffinity,
@@ -15,39 +14,27 @@ use crate::annotations::Wishes;
 use crate::objects::Objects;
 
 impl Export {
-    /// Of `services` as many as make `about` entries. Cost: these, and their endpoints.
-    pub(super) fn export_services<'a>(
-        &self,
-        objects: &Objects,
-        services: &mut impl Iterator<Item = &'a Arc<Service>>,
-        about: usize,
-    ) -> Part {
+    /// Cost: its endpoints.
+    pub(super) fn export_service(&self, objects: &Objects, service: &Service) -> Part {
         let mut part = Part::default();
-        while part.entries.len() < about {
-            let Some(service) = services.next() else { break };
-            let (wishes, problems) = Wishes::read(&service.annotations.to_map());
-            part.problems.extend(problems.iter().map(|text| format!("service {}: {text}", service.key)));
-            if !wishes.global {
-                continue;
-            }
-            if service.external_name {
-                part.problems
-                    .push(format!("service {}: an ExternalName has no backends to share", service.key));
-                continue;
-            }
-            let slices: Vec<Slice> =
-                objects.slices_of(&service.key).map(|slice| self.admissible(slice, &mut part)).collect();
-            let backends = backends(&slices);
-            let local = self.local_service(service, &wishes, &backends, &slices);
-            part.add(&self.record, &Entry::LocalService(local));
-            if !wishes.shared {
-                continue;
-            }
+        let (wishes, problems) = Wishes::read(&service.annotations.to_map());
+        part.problems.extend(problems.iter().map(|text| format!("service {}: {text}", service.key)));
+        if !wishes.global {
+            return part;
+        }
+        if service.external_name {
+            part.problems.push(format!("service {}: an ExternalName has no backends to share", service.key));
+            return part;
+        }
+        let slices: Vec<Slice> =
+            objects.slices_of(&service.key).map(|slice| self.admissible(slice, &mut part)).collect();
+        let backends = backends(&slices);
+        let local = self.local_service(service, &wishes, &backends, &slices);
+        part.add(&self.record, &Entry::LocalService(local));
+        if wishes.shared {
             part.add(&self.record, &Entry::Service(self.shared_service(service, backends, &slices)));
-            for slice in &slices {
-                if let Some(slice) = self.shared_slice(slice) {
-                    part.add(&self.record, &Entry::Slice(slice));
-                }
+            for slice in slices.iter().filter_map(|slice| self.shared_slice(slice)) {
+                part.add(&self.record, &Entry::Slice(slice));
             }
         }
         part

@@ -102,6 +102,8 @@ mod tests {
             service_account: "default".into(),
             host_network: false,
             phase: PodPhase::Running,
+            left_out: false,
+            unknown_socket_lb: None,
         }
     }
 

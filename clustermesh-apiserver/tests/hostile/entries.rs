@@ -80,6 +80,7 @@ fn an_endpoint(address: &str, host: &str, identity: IdentityId) -> Entry {
         pod: "cart".into(),
         service_account: "default".into(),
         named_ports: BTreeMap::new(),
+        left_out: false,
     })
 }
 
