@@ -16,6 +16,7 @@ use netlink_packet_xfrm::{
     XFRM_POLICY_IN, XFRM_POLICY_OUT, XFRM_STATE_AF_UNSPEC, XFRM_STATE_ESN, XfrmAttrs, XfrmMessage,
 };
 
+use super::ledger::Pair;
 use crate::net::{Netlink, unless};
 
 const NETLINK_XFRM: isize = 6;
@@ -30,7 +31,8 @@ const LAST: u32 = u32::MAX;
 /// Counters that are left out when a state is put elsewhere: what the old one still sends meanwhile has smaller ones.
 const COUNTERS_LEFT_OUT: u64 = 1 << 22;
 
-pub(super) const DIRECTIONS: [u8; 3] = [XFRM_POLICY_IN, XFRM_POLICY_FWD, XFRM_POLICY_OUT];
+pub(super) const DIRECTIONS: [u8; 3] = [XFRM_POLICY_IN, XFRM_POLICY_FWD, OUT];
+pub(super) const OUT: u8 = XFRM_POLICY_OUT;
 
 pub(super) struct Xfrm {
     netlink: Netlink<XfrmMessage>,
@@ -50,19 +52,12 @@ pub(super) struct State {
     message: StateMessage,
 }
 
-/// A policy that allows: what matches it travels by the states with this request id.
+/// A policy that allows: what matches it travels by this state alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Policy {
-    pub(super) reqid: u32,
-    /// Of an outgoing one.
-    pub(super) tunnel: Option<Tunnel>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tunnel {
     pub(super) spi: u32,
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
+    /// Of an outgoing one.
+    pub(super) tunnel: Option<Place>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -212,18 +207,18 @@ impl Xfrm {
     }
 
     /// Gives a prefix to a peer, whoever had it: one step for each direction, what comes in first.
-    pub(super) fn allow(&mut self, prefix: IpNet, reqid: u32, tunnel: Tunnel) -> io::Result<()> {
+    pub(super) fn allow(&mut self, prefix: IpNet, pair: Pair, tunnel: Place) -> io::Result<()> {
         for direction in DIRECTIONS {
             let mut policy = self.policy(prefix, direction, XFRM_POLICY_ALLOW, PRIORITY);
             let mut template = UserTemplate::default();
             template.protocol(ESP);
             template.mode(XFRM_MODE_TUNNEL);
-            template.reqid(reqid);
+            template.reqid(tunnel.reqid);
+            template.spi(if direction == XFRM_POLICY_OUT { pair.spi_out } else { pair.spi_in });
             template.family = family_number(Family::of(tunnel.destination));
             if direction == XFRM_POLICY_OUT {
                 template.source(&tunnel.source);
                 template.destination(&tunnel.destination);
-                template.spi(tunnel.spi);
             }
             policy.nlas.push(XfrmAttrs::Template(vec![template]));
             self.netlink.request(XfrmMessage::UpdatePolicy(policy), 0)?;
@@ -291,13 +286,13 @@ fn read_policy(message: &PolicyMessage) -> Option<(IpNet, Policy)> {
         _ => None,
     })?;
     let tunnel = || {
-        Some(Tunnel {
-            spi: template.id.spi,
+        Some(Place {
             source: address(&template.saddr, template.family)?,
             destination: address(&template.id.daddr, template.family)?,
+            reqid: template.reqid,
         })
     };
-    Some((prefix, Policy { reqid: template.reqid, tunnel: if out { tunnel() } else { None } }))
+    Some((prefix, Policy { spi: template.id.spi, tunnel: if out { tunnel() } else { None } }))
 }
 
 fn if_id(attributes: &[XfrmAttrs]) -> u32 {

@@ -28,7 +28,7 @@ use crate::driver::{Driver, DriverError, PeerStats, Stats};
 use crate::net::{Kind, Net};
 use crate::noise::primitives::agree;
 use crate::wireguard::{apply_to_kernel, check_limits, netlink_error};
-use kernel::{DIRECTIONS, Place, Policies, State, Tunnel, Xfrm};
+use kernel::{DIRECTIONS, OUT, Place, Policies, State, Xfrm};
 use ledger::{Circumstances, Ledger, Pair};
 
 #[derive(Clone, Debug)]
@@ -88,10 +88,15 @@ impl IpsecDriver {
         let mut xfrm = Xfrm::open(config.table).map_err(|source| DriverError::NoKernelIpsec { source })?;
         let found = net.link().map_err(netlink_error("show the device"))?.map(|link| link.kind);
         let ours = Kind::Xfrm { id: config.table };
+        let is_new = found.is_none();
         if let Some(found) = found.filter(|found| *found != ours) {
             return Err(DriverError::NotIpsec { device: config.device.clone(), found });
         }
         let states = xfrm.states().map_err(netlink_error("list IPsec states"))?;
+        if is_new {
+            // A new device has no program that judges what comes in: nothing may come in until peers are put back.
+            shut(&mut xfrm).map_err(netlink_error("delete IPsec policies"))?;
+        }
         let ledger = ledger(&config, &states, &mut xfrm)?;
         create(&config, &mut net)?;
         let mut inner = Inner { removed: false, net, xfrm, ledger, without: HashMap::new() };
@@ -203,35 +208,31 @@ impl IpsecDriver {
 
     fn peers(&self, inner: &mut Inner) -> io::Result<BTreeMap<PublicKey, ObservedPeer>> {
         let (states, policies) = (inner.xfrm.states()?, inner.xfrm.policies()?);
-        let mut owned = owned(&policies);
         let mut peers = BTreeMap::new();
         for (key, pair) in inner.ledger.pairs.iter().filter(|(_, pair)| pair.present) {
             // What lost a state is not there: adding it again says why it cannot come back.
             let Some((out, into)) = both(&states, *pair) else { continue };
-            let place = Place { source: out.source, destination: out.destination, reqid: out.reqid };
+            let place = out.place();
             let endpoint = SocketAddr::new(out.destination, pair.port);
-            let stands = place.turned()
-                == (Place { source: into.source, destination: into.destination, reqid: into.reqid })
+            let stands = place.turned() == into.place()
                 && source_to(endpoint, self.config.mark).is_ok_and(|source| source == out.source);
-            let tunnel = Tunnel { spi: pair.spi_out, source: out.source, destination: out.destination };
-            let allowed = owned.remove(&out.reqid).unwrap_or_default();
-            let allowed = allowed.into_iter().filter(|(_, by)| *by == tunnel).map(|(prefix, _)| prefix);
-            peers.insert(
-                *key,
-                ObservedPeer {
-                    endpoint: stands.then_some(endpoint),
-                    configured: None,
-                    allowed: allowed.collect(),
-                    keepalive: None,
-                    slot: Some(out.reqid),
-                },
-            );
+            let allowed = owned(&policies, *pair, place);
+            let endpoint = stands.then_some(endpoint);
+            let slot = Some(out.reqid);
+            let peer = ObservedPeer { endpoint, configured: None, allowed, keepalive: None, slot };
+            peers.insert(*key, peer);
         }
         for (key, without) in &inner.without {
             let Without { endpoint, slot, allowed } = without.clone();
             peers.insert(*key, ObservedPeer { endpoint, configured: None, allowed, keepalive: None, slot });
         }
         Ok(peers)
+    }
+}
+
+impl State {
+    fn place(&self) -> Place {
+        Place { source: self.source, destination: self.destination, reqid: self.reqid }
     }
 }
 
@@ -254,22 +255,19 @@ impl Inner {
     /// Puts a pair's states, and the policies that lead there, where they belong now.
     fn settle(&mut self, pair: Pair, out: &State, into: &State, place: Place) -> io::Result<()> {
         let back = place.turned();
-        if (into.source, into.destination, into.reqid) != (back.source, back.destination, back.reqid) {
+        if into.place() != back {
             self.xfrm.move_state(pair.spi_in, into, back)?;
             if into.destination != back.destination {
                 self.xfrm.delete_state(pair.spi_in, into.destination)?;
             }
         }
-        if (out.source, out.destination, out.reqid) == (place.source, place.destination, place.reqid) {
+        if out.place() == place {
             return Ok(());
         }
         let policies = self.xfrm.policies()?;
         self.xfrm.move_state(pair.spi_out, out, place)?;
-        let tunnel = Tunnel { spi: pair.spi_out, source: place.source, destination: place.destination };
-        let leads_there = |is: &kernel::Policy| is.tunnel.is_some_and(|tunnel| tunnel.spi == pair.spi_out);
-        let mine = policies.by_prefix.iter().filter(|(_, is)| leads_there(is));
-        for ((prefix, _), _) in mine {
-            self.xfrm.allow(*prefix, place.reqid, tunnel)?;
+        for (prefix, _) in policies.by_prefix.iter().filter(|(_, policy)| policy.spi == pair.spi_out) {
+            self.xfrm.allow(prefix.0, pair, place)?;
         }
         if out.destination != place.destination {
             self.xfrm.delete_state(pair.spi_out, out.destination)?;
@@ -281,14 +279,15 @@ impl Inner {
     fn sweep(&mut self) -> io::Result<()> {
         let (states, policies) = (self.xfrm.states()?, self.xfrm.policies()?);
         let present = self.ledger.pairs.values().filter(|pair| pair.present);
-        let reqids: BTreeSet<u32> = present.filter_map(|pair| Some(both(&states, *pair)?.0.reqid)).collect();
-        let whole = owned(&policies);
-        let stays = |prefix: &IpNet, reqid: u32| {
-            reqids.contains(&reqid)
-                && whole.get(&reqid).is_some_and(|owned| owned.iter().any(|(owned, _)| owned == prefix))
-        };
+        let whole = present.filter_map(|pair| Some((*pair, both(&states, *pair)?.0.place())));
+        let stay: BTreeSet<(u32, IpNet)> = whole
+            .flat_map(|(pair, place)| {
+                let owned = owned(&policies, pair, place);
+                owned.into_iter().flat_map(move |prefix| [(pair.spi_out, prefix), (pair.spi_in, prefix)])
+            })
+            .collect();
         for ((prefix, direction), policy) in &policies.by_prefix {
-            if !stays(prefix, policy.reqid) {
+            if !stay.contains(&(policy.spi, *prefix)) {
                 self.xfrm.delete_policy(*prefix, *direction)?;
             }
         }
@@ -306,9 +305,9 @@ impl Inner {
             // It could not be added, and is asked for again.
             return Ok(());
         };
-        let tunnel = Tunnel { spi: pair.spi_out, source: out.source, destination: out.destination };
+        let place = out.place();
         for prefix in prefixes {
-            self.xfrm.allow(*prefix, out.reqid, tunnel)?;
+            self.xfrm.allow(*prefix, pair, place)?;
         }
         Ok(())
     }
@@ -319,15 +318,11 @@ impl Inner {
             without.allowed.retain(|prefix| prefixes.is_some_and(|prefixes| !prefixes.contains(prefix)));
             return Ok(());
         }
-        let states = self.xfrm.states()?;
         let Some(pair) = self.ledger.pairs.get(&key).copied() else { return Ok(()) };
-        let reqid = match both(&states, pair) {
-            Some((out, _)) => out.reqid,
-            None => return Ok(()),
-        };
         let policies = self.xfrm.policies()?;
         for ((prefix, direction), policy) in &policies.by_prefix {
-            if policy.reqid == reqid && prefixes.is_none_or(|prefixes| prefixes.contains(prefix)) {
+            let its = [pair.spi_in, pair.spi_out].contains(&policy.spi);
+            if its && prefixes.is_none_or(|prefixes| prefixes.contains(prefix)) {
                 self.xfrm.delete_policy(*prefix, *direction)?;
             }
         }
@@ -344,17 +339,19 @@ impl Inner {
         }
         Ok(())
     }
-
-    /// Everything with our id.
-    fn clear(&mut self) -> io::Result<()> {
-        clear(&mut self.xfrm)
-    }
 }
 
-fn clear(xfrm: &mut Xfrm) -> io::Result<()> {
+/// No peer may send or be sent to.
+fn shut(xfrm: &mut Xfrm) -> io::Result<()> {
     for (prefix, direction) in xfrm.policies()?.by_prefix.into_keys() {
         xfrm.delete_policy(prefix, direction)?;
     }
+    Ok(())
+}
+
+/// Everything with our id, but what blocks.
+fn clear(xfrm: &mut Xfrm) -> io::Result<()> {
+    shut(xfrm)?;
     for (spi, state) in xfrm.states()? {
         xfrm.delete_state(spi, state.destination)?;
     }
@@ -366,19 +363,19 @@ fn both(states: &States, pair: Pair) -> Option<(&State, &State)> {
     Some((states.get(&pair.spi_out)?, states.get(&pair.spi_in)?))
 }
 
-/// Prefixes that have all of their policies, by request id.
-fn owned(policies: &Policies) -> BTreeMap<u32, Vec<(IpNet, Tunnel)>> {
-    let mut owned: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-    for ((prefix, _), policy) in &policies.by_prefix {
-        let Some(tunnel) = policy.tunnel else { continue };
-        let of_it = |direction: &u8| {
-            policies.by_prefix.get(&(*prefix, *direction)).is_some_and(|other| other.reqid == policy.reqid)
-        };
-        if DIRECTIONS.iter().all(of_it) {
-            owned.entry(policy.reqid).or_default().push((*prefix, tunnel));
-        }
-    }
-    owned
+/// Prefixes whose policies lead to a pair, all of them.
+fn owned(policies: &Policies, pair: Pair, place: Place) -> BTreeSet<IpNet> {
+    let whole = |prefix: &IpNet| {
+        DIRECTIONS.iter().all(|direction| {
+            let spi = if *direction == OUT { pair.spi_out } else { pair.spi_in };
+            policies.by_prefix.get(&(*prefix, *direction)).is_some_and(|policy| policy.spi == spi)
+        })
+    };
+    let out = policies.by_prefix.iter().filter(|(_, policy)| policy.tunnel == Some(place));
+    out.filter(|(_, policy)| policy.spi == pair.spi_out)
+        .map(|((prefix, _), _)| *prefix)
+        .filter(whole)
+        .collect()
 }
 
 /// Goes on with what the last start of this boot used, if the kernel has all of it still.
@@ -498,18 +495,57 @@ impl Driver for IpsecDriver {
     fn remove(&self) -> Result<(), DriverError> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
-        inner.net.delete_link().map_err(netlink_error("delete the device"))?;
-        inner.clear().map_err(netlink_error("delete IPsec states and policies"))?;
-        inner.xfrm.unblock().map_err(netlink_error("delete IPsec policies"))?;
-        let net = &mut inner.net;
-        for rule in net.rules().map_err(netlink_error("list rules"))? {
-            net.remove_rule(&rule).map_err(netlink_error(format!("remove rule {rule}")))?;
-        }
-        for prefix in net.routes(None).map_err(netlink_error("list routes"))?.guards {
-            net.remove_guard(prefix).map_err(netlink_error(format!("remove guard {prefix}")))?;
-        }
+        remove(&mut inner.net, &mut inner.xfrm)?;
         inner.removed = true;
         Ok(())
+    }
+}
+
+fn remove(net: &mut Net, xfrm: &mut Xfrm) -> Result<(), DriverError> {
+    net.delete_link().map_err(netlink_error("delete the device"))?;
+    clear(xfrm).map_err(netlink_error("delete IPsec states and policies"))?;
+    xfrm.unblock().map_err(netlink_error("delete IPsec policies"))?;
+    for rule in net.rules().map_err(netlink_error("list rules"))? {
+        net.remove_rule(&rule).map_err(netlink_error(format!("remove rule {rule}")))?;
+    }
+    for prefix in net.routes(None).map_err(netlink_error("list routes"))?.guards {
+        net.remove_guard(prefix).map_err(netlink_error(format!("remove guard {prefix}")))?;
+    }
+    Ok(())
+}
+
+/// What a driver left, for whoever takes it away without the mesh's secret.
+pub struct IpsecLeftovers {
+    net: Net,
+    xfrm: Xfrm,
+}
+
+impl std::fmt::Debug for IpsecLeftovers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("what IPsec left")
+    }
+}
+
+impl IpsecLeftovers {
+    /// None where the device is not ours of IPsec.
+    pub fn find(device: &DeviceName, table: u32) -> Result<Option<Self>, DriverError> {
+        let open = Net::open(device.clone(), table);
+        let mut net = open.map_err(|source| DriverError::OpenNetlink { source })?;
+        let link = net.link().map_err(netlink_error("show the device"))?;
+        if link.is_none_or(|link| link.kind != Kind::Xfrm { id: table }) {
+            return Ok(None);
+        }
+        let xfrm = Xfrm::open(table).map_err(|source| DriverError::NoKernelIpsec { source })?;
+        Ok(Some(Self { net, xfrm }))
+    }
+
+    pub fn take_peers(&mut self) -> Result<(), DriverError> {
+        shut(&mut self.xfrm).map_err(netlink_error("delete IPsec policies"))
+    }
+
+    /// As [`Driver::remove`].
+    pub fn remove(&mut self) -> Result<(), DriverError> {
+        remove(&mut self.net, &mut self.xfrm)
     }
 }
 
