@@ -219,7 +219,9 @@ impl Associations {
         }
         for inbound in &self.inbound {
             let _ = write!(text, "esp-in={} {:x}", sa(inbound.sa()).as_str(), inbound.newest());
-            inbound.window().iter().for_each(|number| drop(write!(text, " {number:x}")));
+            for number in inbound.window() {
+                let _ = write!(text, " {number:x}");
+            }
             text.push('\n');
         }
     }

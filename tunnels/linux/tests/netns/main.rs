@@ -4,6 +4,7 @@
 
 mod allocations;
 mod engine;
+mod esp;
 mod fuzz;
 mod interop;
 mod kernel;
