@@ -27,6 +27,8 @@ struct File {
     socket: PathBuf,
     device: String,
     wireguard: String,
+    ipsec: String,
+    ipsec_secret: Option<PathBuf>,
     port: u16,
     mtu: u16,
     mark: u32,
@@ -79,6 +81,8 @@ impl Default for File {
             socket: "/run/hawser/agent.sock".into(),
             device: "hawser0".into(),
             wireguard: Choice::Auto.as_str().into(),
+            ipsec: "kernel".into(),
+            ipsec_secret: None,
             port: 51_871,
             mtu: 1_420,
             mark: 0x0048_0000,
@@ -106,6 +110,13 @@ pub enum Underlay {
     /// All physical and veth uplinks with a global address that are not pods.
     Auto,
     Devices(Vec<DeviceName>),
+}
+
+/// Who does IPsec. Equal in the whole mesh: the kernel sends ESP as it is, this process in UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipsec {
+    Kernel,
+    Userspace,
 }
 
 /// How this node becomes a member.
@@ -154,6 +165,10 @@ pub struct Config {
     pub device: DeviceName,
     /// Who encrypts.
     pub wireguard: Choice,
+    /// The same, where the mesh encrypts with IPsec.
+    pub ipsec: Ipsec,
+    /// The mesh's secret, where the mesh encrypts with IPsec.
+    pub ipsec_secret: Option<PathBuf>,
     pub port: u16,
     pub mtu: u16,
     pub mark: Mark,
@@ -213,6 +228,11 @@ impl Config {
         let wireguard = Choice::parse(&file.wireguard).ok_or_else(|| {
             value("wireguard", &file.wireguard, &"is no way to encrypt", "auto, kernel or userspace")
         })?;
+        let ipsec = match file.ipsec.as_str() {
+            "kernel" => Ipsec::Kernel,
+            "userspace" => Ipsec::Userspace,
+            other => return Err(value("ipsec", &other, &"is no way to encrypt", "kernel or userspace")),
+        };
         let underlay = match &file.underlay {
             UnderlayFile::Word(word) if word == "auto" => Underlay::Auto,
             UnderlayFile::Word(word) => {
@@ -230,6 +250,8 @@ impl Config {
             socket: file.socket,
             device,
             wireguard,
+            ipsec,
+            ipsec_secret: file.ipsec_secret,
             port: file.port,
             mtu: file.mtu,
             mark: Mark { value: file.mark, mask: file.mark_mask },

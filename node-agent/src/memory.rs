@@ -8,7 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hawser_agent_core::{AgentConfig, NodeSlots, Plan};
 use hawser_discovery::NodeId;
-use hawser_model::{BootId, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, NodeIndex, NodeName, PublicKey};
+use hawser_model::{
+    BootId, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, NodeIndex, NodeName, PublicKey,
+};
 use hawser_tunnels::{Desired, Device, Peer, PeerName};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -222,6 +224,8 @@ pub(crate) mod tests {
             mesh: hawser_model::MeshPlan::default(),
             device: hawser_tunnels::DeviceName::parse("hawser0").unwrap(),
             public_key: PublicKey::new([1; 32]).unwrap(),
+            encryption: hawser_model::Encryption::Wireguard,
+            kernel_ipsec: false,
             port: 51_871,
             mtu: 1_420,
             mark: hawser_tunnels::Mark { value: 0x0048_0000, mask: 0x00ff_0000 },

@@ -8,7 +8,7 @@ use hawser_agent_core::AgentConfig;
 use hawser_api::agent::agent_client::AgentClient;
 use hawser_api::agent::{ReportReply, ReportRequest, WireGuardEnd};
 use hawser_model::{
-    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Epoch, MeshPlan, NodeIndex, PublicKey,
+    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, MeshPlan, NodeIndex, PublicKey,
 };
 use hawser_pki::CaSet;
 use tokio::sync::{Notify, mpsc};
@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::join::{CLUSTER, Member};
 use crate::renewal::Trusts;
 use crate::state::{ClusterFile, PlaceFile, StateDir};
+use crate::tunnels::OwnEnd;
 
 /// A node counts as live for 60 s after its last word (agent.proto).
 const EVERY: Duration = Duration::from_secs(20);
@@ -29,19 +30,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What this node says of itself.
-pub(crate) fn report_of(config: &Config, public_key: PublicKey) -> Result<ReportRequest> {
-    let boot_id = std::fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
+pub(crate) fn report_of(config: &Config, end: OwnEnd) -> Result<ReportRequest> {
     Ok(ReportRequest {
         node: config.node.to_string(),
-        boot_id: boot_id.trim().to_owned(),
+        boot_id: boot_id()?,
         wireguard: Some(WireGuardEnd {
-            epoch: Epoch::FIRST.get(),
-            public_key: public_key.as_bytes().to_vec(),
+            epoch: end.epoch.get(),
+            public_key: end.public_key.as_bytes().to_vec(),
             port: config.port.into(),
             mtu: config.mtu.into(),
         }),
         trusted_cas: Vec::new(),
     })
+}
+
+pub(crate) fn boot_id() -> Result<String> {
+    let text = std::fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
+    Ok(text.trim().to_owned())
 }
 
 /// This node's place: as the API server answers; as it answered last, if it is away; waiting, if it never did.
@@ -117,6 +122,7 @@ fn place(reply: ReportReply) -> PlaceFile {
         max_connected_clusters: reply.max_connected_clusters,
         mesh_ula: reply.mesh_ula,
         mesh_ipv4: reply.mesh_ipv4_range,
+        encryption: reply.encryption,
     }
 }
 
@@ -125,6 +131,7 @@ fn parse(place: &PlaceFile) -> Result<(ClusterIdWidth, MeshPlan, NodeIndex)> {
     let width = ClusterIdWidth::from_max_clusters(place.max_connected_clusters)?;
     let ula = place.mesh_ula.parse().with_context(|| format!("the mesh's ULA {:?}", place.mesh_ula))?;
     let ipv4 = place.mesh_ipv4.parse().with_context(|| format!("the mesh's IPv4 {:?}", place.mesh_ipv4))?;
+    Encryption::parse(place.named())?;
     let index = NodeIndex::new(place.index).with_context(|| format!("{} is no node index", place.index))?;
     Ok((width, MeshPlan::new(ula, ipv4)?, index))
 }
@@ -135,6 +142,7 @@ pub(crate) fn agent_config(
     cluster: &ClusterFile,
     place: &PlaceFile,
     public_key: PublicKey,
+    kernel_ipsec: bool,
 ) -> Result<AgentConfig> {
     let (width, mesh, index) = parse(place)?;
     Ok(AgentConfig {
@@ -148,6 +156,8 @@ pub(crate) fn agent_config(
         mesh,
         device: config.device.clone(),
         public_key,
+        encryption: place.encryption(),
+        kernel_ipsec,
         port: config.port,
         mtu: config.mtu,
         mark: config.mark,
@@ -244,6 +254,7 @@ mod tests {
             max_connected_clusters: 255,
             mesh_ula: MeshPlan::default().ula().to_string(),
             mesh_ipv4: MeshPlan::default().ipv4().to_string(),
+            encryption: String::new(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use hawser_model::Encryption;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,20 @@ pub(crate) struct PlaceFile {
     pub max_connected_clusters: u32,
     pub mesh_ula: String,
     pub mesh_ipv4: String,
+    /// Empty from a server that knows no other than WireGuard.
+    #[serde(default)]
+    pub encryption: String,
+}
+
+impl PlaceFile {
+    pub(crate) fn named(&self) -> &str {
+        if self.encryption.is_empty() { Encryption::Wireguard.as_str() } else { &self.encryption }
+    }
+
+    /// WireGuard when it is none that is known: what is kept was parsed before.
+    pub(crate) fn encryption(&self) -> Encryption {
+        Encryption::parse(self.named()).unwrap_or_default()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

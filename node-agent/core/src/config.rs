@@ -1,9 +1,9 @@
 //! Who this node is and how its tunnels are to be made: fixed while the process runs.
 
-use hawser_model::PublicKey;
 use hawser_model::{
     ClusterId, ClusterIdWidth, ClusterRef, MeshAddresses, MeshPlan, NodeIndex, NodeName, ResetAfter,
 };
+use hawser_model::{Encryption, PublicKey};
 use hawser_tunnels::{DeviceName, Mark};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub struct AgentConfig {
     pub mesh: MeshPlan,
     pub device: DeviceName,
     pub public_key: PublicKey,
+    /// Of the whole mesh.
+    pub encryption: Encryption,
+    /// The kernel's IPsec: what comes in says by its request id which node sent it.
+    pub kernel_ipsec: bool,
     pub port: u16,
     pub mtu: u16,
     pub mark: Mark,

@@ -168,6 +168,8 @@ pub(crate) fn mk_config() -> AgentConfig {
         mesh: MeshPlan::default(),
         device: DeviceName::parse("hawser0").unwrap(),
         public_key: key(0x11),
+        encryption: hawser_model::Encryption::Wireguard,
+        kernel_ipsec: false,
         port: 51_871,
         mtu: 1_420,
         mark: Mark { value: 0x0048_0000, mask: 0x00ff_0000 },
