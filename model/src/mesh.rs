@@ -110,6 +110,12 @@ impl Encryption {
         }
     }
 
+    /// A cluster's setting: also `auto`, which is the one that every node can and that needs no secret, WireGuard. It does not
+    /// depend on what others set, so that a mesh is never mixed by the order in which clusters came.
+    pub fn of_setting(text: &str) -> Result<Self, ParseEncryptionError> {
+        if text == "auto" { Ok(Self::default()) } else { Self::parse(text) }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Wireguard => "wireguard",
@@ -145,6 +151,16 @@ pub enum MeshPlanError {
 pub struct MeshAddresses {
     pub ipv4: Ipv4Addr,
     pub ipv6: Ipv6Addr,
+}
+
+impl MeshAddresses {
+    /// The one that stands for `address`: that of its family.
+    pub fn of_family(&self, address: IpAddr) -> IpAddr {
+        match address {
+            IpAddr::V4(_) => self.ipv4.into(),
+            IpAddr::V6(_) => self.ipv6.into(),
+        }
+    }
 }
 
 #[cfg(test)]

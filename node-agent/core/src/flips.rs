@@ -15,7 +15,7 @@ use hawser_model::{ClusterName, ClusterRef, GlobalService, OnLoss, ServiceKey, T
 use crate::agent::DEBOUNCE;
 use crate::budget::{BACKENDS_SHARE, costs};
 use crate::config::AgentConfig;
-use crate::plan_datapath::plan_service;
+use crate::plan_datapath::{plan_service, reached_at};
 use crate::services::{MergedService, merge_service};
 use crate::slots::NodeSlots;
 use crate::topology::{Ends, Origin};
@@ -105,7 +105,12 @@ impl Flips {
             *used += grown;
         }
         let mut desired = DesiredDatapath::default();
-        plan_service(own, &after, |ip| world.pods.contains(ip), &mut desired);
+        plan_service(
+            own,
+            &after,
+            |ip| reached_at(world.config, world.view, world.pods.contains(&ip), ip),
+            &mut desired,
+        );
         self.since.get_or_insert(now);
         Some(Flip { services: desired.services, exported: desired.exported })
     }

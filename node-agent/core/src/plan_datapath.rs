@@ -7,7 +7,8 @@ use std::net::IpAddr;
 
 use hawser_ebpf_abi::{
     Addr, BackendSpec, CONFIG_LEFT_OUT, Config, DesiredDatapath, ENDPOINT_TRANSLATED, EXPORTED_CLOSING,
-    Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, LeftOut, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
+    Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, LeftOut, MAX_SLICES, Port, PrefixKey,
+    ServiceKey, ServiceSpec, SliceSpec,
 };
 use hawser_model::{Algorithm, ClusterRef, IdentityId, OnLoss, Peer, Routing};
 use ipnet::IpNet;
@@ -50,6 +51,15 @@ pub(crate) fn local_pods(config: &AgentConfig, view: &MeshView) -> BTreeMap<IpAd
     pods.map(|(ip, endpoint)| (*ip, *endpoint)).collect()
 }
 
+/// Where the mesh reaches a backend of the own cluster, if it is on this node: a pod at its own address; a program of the host
+/// network, whose address is the node's, at the node's mesh address.
+pub(crate) fn reached_at(config: &AgentConfig, view: &MeshView, is_pod: bool, ip: IpAddr) -> Option<IpAddr> {
+    if is_pod {
+        return Some(ip);
+    }
+    own_addresses(config, view).find(|own| *own == ip).map(|_| config.mesh_addresses().of_family(ip))
+}
+
 /// The maps, and what was left out of them and why.
 pub(crate) fn plan_datapath(
     config: &AgentConfig,
@@ -73,7 +83,12 @@ pub(crate) fn plan_datapath(
     };
     leave_out(&pods, interfaces, &mut desired);
     for service in services {
-        plan_service(&config.cluster, service, |ip| pods.contains_key(ip), &mut desired);
+        plan_service(
+            &config.cluster,
+            service,
+            |ip| reached_at(config, view, pods.contains_key(&ip), ip),
+            &mut desired,
+        );
     }
     for (ip, port, protocol) in closing.iter().filter(|(ip, _, _)| pods.contains_key(ip)) {
         let key = ServiceKey::new((*ip).into(), Port::new(*port), protocol.number());
@@ -91,11 +106,7 @@ pub(crate) fn plan_datapath(
 }
 
 /// Sockets are left alone only where an interface translates in their place.
-fn leave_out(
-    pods: &BTreeMap<IpAddr, KeptEndpoint>,
-    interfaces: &Interfaces,
-    desired: &mut DesiredDatapath,
-) {
+fn leave_out(pods: &BTreeMap<IpAddr, KeptEndpoint>, interfaces: &Interfaces, desired: &mut DesiredDatapath) {
     let translated = pods.iter().filter(|(ip, pod)| pod.left_out && interfaces.pods.contains_key(ip));
     for (ip, _) in translated {
         desired.config.flags |= CONFIG_LEFT_OUT;
@@ -119,16 +130,16 @@ fn header(config: &AgentConfig, interfaces: &Interfaces) -> Config {
 pub(crate) fn plan_service(
     own: &ClusterRef,
     service: &MergedService,
-    is_here: impl Fn(&IpAddr) -> bool,
+    reached_at: impl Fn(IpAddr) -> Option<IpAddr>,
     desired: &mut DesiredDatapath,
 ) {
     frontends(own, service, desired);
     for port in service.ports.values().filter(|port| service.shared && port.is_programmed()) {
         let backends = port.slices.get(own).into_iter().flatten();
         let stated = backends.filter(|backend| backend.state != State::Withdrawn);
-        for backend in stated.filter(|backend| is_here(&backend.ip)) {
+        for (ip, to) in stated.filter_map(|backend| Some((reached_at(backend.ip)?, backend.port))) {
             let proto = port.port.protocol.number();
-            let key = ServiceKey::new(backend.ip.into(), Port::new(backend.port), proto);
+            let key = ServiceKey::new(ip.into(), Port::new(to), proto);
             desired.exported.insert(key, Exported { flags: 0 });
         }
     }

@@ -68,7 +68,7 @@ impl MergedBackend {
 /// The zone of this node, by Kubernetes' label.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// All of them, by their keys. `unread`: clusters whose keyspace cannot be read. Remote backends that are not pods of the cluster they were stated by are left out: no tunnel leads there.
+/// All of them, by their keys. `unread`: clusters whose keyspace cannot be read. Remote backends that are neither pods nor nodes of the cluster they were stated by are left out: no tunnel leads there.
 pub(crate) fn merge_services(
     config: &AgentConfig,
     view: &MeshView,
@@ -106,7 +106,7 @@ pub(crate) fn merge_service(
         });
         add(&mut slices, &config.cluster, local.collect());
         for origin in origins {
-            let mut slice = remote_slice(origin, &service.key, name, *port, slots, zone);
+            let mut slice = remote_slice(config, origin, &service.key, name, *port, slots, zone);
             if drained && unread.contains(&origin.peer.cluster.name) {
                 slice.iter_mut().for_each(|backend| backend.state = State::Draining);
             }
@@ -130,6 +130,7 @@ fn add(slices: &mut BTreeMap<ClusterRef, Vec<MergedBackend>>, of: &ClusterRef, b
 }
 
 fn remote_slice(
+    config: &AgentConfig,
     origin: &Origin<'_>,
     key: &ServiceKey,
     name: &PortName,
@@ -138,9 +139,16 @@ fn remote_slice(
     zone: Option<&str>,
 ) -> Vec<MergedBackend> {
     let backend = |served: Served<'_>| {
-        let ip = served.ip;
-        let port = target(&served.port, port).filter(|_| origin.admits_pod(ip))?;
-        let node = origin.node_of(ip);
+        let port = target(&served.port, port)?;
+        let (ip, node) = match origin.admits_pod(served.ip) {
+            true => (served.ip, origin.node_of(served.ip)),
+            // A node's own address is the underlay's: programs of its host network are reached at its mesh address.
+            false => {
+                let node = origin.host(served.ip)?;
+                let mesh = config.mesh.addresses(origin.peer.cluster.id, node.0.index, &node.1);
+                (mesh.of_family(served.ip), Some(node))
+            }
+        };
         // Of a cluster whose nodes speak Cilium's tunnels: what no tunnel of ours leads to is never chosen.
         if node.is_none() && origin.view.cilium {
             return None;

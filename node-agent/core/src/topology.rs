@@ -80,6 +80,11 @@ impl<'a> Origin<'a> {
     pub(crate) fn admits_pod(&self, ip: IpAddr) -> bool {
         admitted(&self.peer.pod_cidrs, ip)
     }
+
+    /// The node that has this address itself.
+    pub(crate) fn host(&self, ip: IpAddr) -> Option<&'a (NodeId, NodeName)> {
+        self.ends.nodes.get(*self.ends.by_host.get(&ip)?)
+    }
 }
 
 impl<'a> Remote<'a> {

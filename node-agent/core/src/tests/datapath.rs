@@ -84,11 +84,34 @@ fn a_service_that_only_others_have_is_not_programmed() {
 }
 
 #[test]
-fn a_backend_that_is_no_pod_of_its_cluster_is_left_out() {
+fn a_backend_that_is_neither_a_pod_nor_a_node_of_its_cluster_is_left_out() {
     let mut mesh = serving();
-    mesh.say(2, [mk_shared(2, &["10.2.1.7", "172.16.2.101"], 9_090)]);
+    mesh.say(2, [mk_shared(2, &["10.2.1.7", "172.16.2.9"], 9_090)]);
     mesh.settle();
-    assert_eq!(cart(&mesh).slices[&(2, 0)].backends.len(), 1, "no tunnel leads to a node's own address");
+    assert_eq!(cart(&mesh).slices[&(2, 0)].backends.len(), 1, "no tunnel leads there");
+}
+
+#[test]
+fn a_backend_of_the_host_network_is_reached_and_exported_at_its_nodes_mesh_address() {
+    let mut mesh = serving();
+    mesh.say(1, [mk_service(Affinity::None, &["172.16.1.101", "172.16.1.102"])]);
+    mesh.say(2, [mk_shared(2, &["172.16.2.102"], 9_090)]);
+    mesh.settle();
+    let theirs: Vec<_> = cart(&mesh).slices[&(2, 0)].backends.iter().collect();
+    assert_eq!(
+        (theirs.len(), theirs[0].addr),
+        (1, ip("240.2.0.2").into()),
+        "no tunnel leads to a node's own address"
+    );
+    let slot =
+        mesh.agent.slots().iter().find(|(node, _)| node.cluster == cluster(2).id && node.index.get() == 2);
+    assert_eq!(Some(theirs[0].node), slot.map(|(_, slot)| slot));
+    // Here, clients of the own cluster use the node's address, as ever. Of the two, one is on this node.
+    let own: Vec<_> = cart(&mesh).slices[&(1, 0)].backends.iter().map(|backend| backend.addr).collect();
+    assert_eq!(own, [ip("172.16.1.101").into(), ip("172.16.1.102").into()]);
+    let mut exported: Vec<_> = mesh.agent.plan().datapath.exported.keys().copied().collect();
+    exported.retain(|key| *key != frontend("10.1.1.5", 8_080));
+    assert_eq!(exported, [frontend("240.1.0.1", 8_080)], "but for what was withdrawn and is closing");
 }
 
 #[test]
