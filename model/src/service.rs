@@ -226,6 +226,8 @@ pub struct Endpoint {
     pub pod: String,
     pub service_account: String,
     pub named_ports: BTreeMap<PortName, ServicePort>,
+    /// Its sockets must keep seeing a service's address, or are another kernel's: its own node translates its packets instead.
+    pub left_out: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

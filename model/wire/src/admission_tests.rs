@@ -65,6 +65,7 @@ fn endpoint(address: &str, host: &str, identity: u32) -> Entry {
         pod: "cart-1".into(),
         service_account: String::new(),
         named_ports: BTreeMap::new(),
+        left_out: false,
     })
 }
 

@@ -30,6 +30,8 @@ struct In<'a> {
     service_account: Option<Text<'a>>,
     #[serde(rename = "NamedPorts", borrow, default)]
     named_ports: List<NamedPortIn<'a>, { limits::PORTS }>,
+    #[serde(rename = "hawserLeftOut", default)]
+    left_out: bool,
 }
 
 #[derive(Deserialize)]
@@ -62,6 +64,9 @@ struct Out<'a> {
     service_account: &'a str,
     #[serde(rename = "NamedPorts", skip_serializing_if = "Vec::is_empty")]
     named_ports: Vec<NamedPortOut<'a>>,
+    /// Ours; other readers pass it by.
+    #[serde(rename = "hawserLeftOut", skip_serializing_if = "std::ops::Not::not")]
+    left_out: bool,
 }
 
 #[derive(Serialize)]
@@ -105,6 +110,7 @@ pub(crate) fn decode(key: IpAddr, value: &[u8], cx: &Context) -> Result<Endpoint
         pod: name(raw.pod.as_ref(), "K8sPodName")?,
         service_account: name(raw.service_account.as_ref(), "K8sServiceAccount")?,
         named_ports,
+        left_out: raw.left_out,
     })
 }
 
@@ -124,5 +130,6 @@ pub fn encode(endpoint: &Endpoint) -> Bytes {
         pod: &endpoint.pod,
         service_account: &endpoint.service_account,
         named_ports: ports.collect(),
+        left_out: endpoint.left_out,
     })
 }

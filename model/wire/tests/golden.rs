@@ -109,6 +109,7 @@ fn an_endpoint() {
         pod: "cart-5d9".into(),
         service_account: "default".into(),
         named_ports: port("http", 8080),
+        left_out: false,
     };
     golden(
         Entry::Endpoint(endpoint.clone()),
@@ -122,6 +123,7 @@ fn an_endpoint() {
         pod: String::new(),
         service_account: String::new(),
         named_ports: BTreeMap::new(),
+        left_out: false,
         ..endpoint
     };
     golden(

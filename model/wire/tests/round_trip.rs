@@ -216,12 +216,12 @@ proptest! {
     }
 
     #[test]
-    fn endpoints(ip in ip(), host in option::of(ip()), local in 1..0x7fff_u32, key: u8, names in (label(), label()), named_ports in ports()) {
+    fn endpoints(ip in ip(), host in option::of(ip()), local in 1..0x7fff_u32, key: u8, names in (label(), label()), named_ports in ports(), left_out: bool) {
         let identity = IdentityId::new(cx().cluster.id, cx().width, local).unwrap();
         let (namespace, pod) = names;
         let service_account = String::new();
         check(&Entry::Endpoint(Endpoint {
-            ip, host, identity, encryption_key: key, namespace, pod, service_account, named_ports,
+            ip, host, identity, encryption_key: key, namespace, pod, service_account, named_ports, left_out,
         }));
     }
 

@@ -23,7 +23,7 @@ const fn resource(
     Resource { plural, kind, group_version, namespaced }
 }
 
-pub const RESOURCES: [Resource; 7] = [
+pub const RESOURCES: [Resource; 8] = [
     resource("namespaces", "Namespace", "v1", false),
     resource("nodes", "Node", "v1", false),
     resource("pods", "Pod", "v1", true),
@@ -31,6 +31,7 @@ pub const RESOURCES: [Resource; 7] = [
     resource("endpointslices", "EndpointSlice", "discovery.k8s.io/v1", true),
     resource("networkpolicies", "NetworkPolicy", "networking.k8s.io/v1", true),
     resource("serviceexports", "ServiceExport", "multicluster.x-k8s.io/v1beta1", true),
+    resource("events", "Event", "events.k8s.io/v1", true),
 ];
 
 pub fn resource_of(kind: &str) -> Resource {

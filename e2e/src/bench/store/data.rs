@@ -70,6 +70,7 @@ pub(super) fn endpoint(cluster: u32, n: u32, shape: &Shape, pod_name: String) ->
         pod: pod_name,
         service_account: "default".into(),
         named_ports: BTreeMap::new(),
+        left_out: false,
     }))
 }
 
