@@ -57,6 +57,8 @@ pub struct ClusterStatus {
 pub struct TunnelStatus {
     pub cluster: String,
     pub node: String,
+    pub endpoint: String,
+    pub public_key: String,
     pub last_handshake_ms_ago: i64,
     pub rtt_us: i64,
     pub health: String,

@@ -7,6 +7,8 @@ use anyhow::Result;
 use super::packet_socket::PacketSocket;
 use crate::place::Place;
 
+const ETHERNET: usize = 14;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// A SYN.
@@ -84,6 +86,14 @@ fn checksum(parts: &[&[u8]]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// Sends packets into a device of `place` that has no link header: a tunnel.
+pub fn send_into(place: &Place, device: &str, packets: &[Forged]) -> Result<()> {
+    place.in_network(|| {
+        let socket = PacketSocket::open(device)?;
+        packets.iter().try_for_each(|packet| socket.send(&packet.frame()[ETHERNET..]))
+    })
 }
 
 /// Puts packets on the network that `place` is plugged into.

@@ -23,6 +23,10 @@ pub struct Secrecy {
     pub frames: u64,
     /// By the name of the message type.
     pub wireguard: BTreeMap<&'static str, u64>,
+    /// Packets of ESP, where they are expected.
+    pub esp: u64,
+    #[serde(skip)]
+    ipsec: bool,
     pub tls_records: u64,
     pub noise: BTreeMap<&'static str, u64>,
     pub marker_seen: u64,
@@ -48,6 +52,11 @@ impl Secrecy {
         Self { needle: marker.as_bytes().to_vec(), ..Self::default() }
     }
 
+    /// Where the mesh encrypts with IPsec: ESP, as it is or in UDP, in the place of WireGuard.
+    pub fn over_ipsec(self) -> Self {
+        Self { ipsec: true, ..self }
+    }
+
     fn violation(&mut self, text: String) {
         self.violation_count += 1;
         if self.violations.len() < VIOLATIONS_KEPT {
@@ -57,7 +66,16 @@ impl Secrecy {
 
     fn ipv4(&mut self, packet: &Ipv4<'_>) {
         let between = || format!("{} > {}", packet.source, packet.destination);
-        if let Some(udp) = packet.udp() {
+        if is_inner(packet.source) || is_inner(packet.destination) {
+            return self.violation(format!(
+                "{} protocol {}: addresses of the mesh",
+                between(),
+                packet.protocol
+            ));
+        }
+        if self.ipsec && is_esp(packet) {
+            self.esp += 1;
+        } else if let Some(udp) = packet.udp() {
             match wireguard_message(&udp) {
                 Some(message) => *self.wireguard.entry(message).or_default() += 1,
                 None => {
@@ -130,6 +148,23 @@ impl TlsFlow {
     }
 }
 
+/// Pods' addresses and the mesh's own: never between regions, whatever the packet carries.
+fn is_inner(address: Ipv4Addr) -> bool {
+    let first = address.octets()[0];
+    first == 10 || (240..255).contains(&first)
+}
+
+/// By its protocol (RFC 4303), or in UDP between the tunnels' ports: neither a keepalive nor a key exchange (RFC 3948 §2).
+fn is_esp(packet: &Ipv4<'_>) -> bool {
+    let in_udp = |udp: Udp<'_>| {
+        let ports = udp.source == WIREGUARD_PORT && udp.destination == WIREGUARD_PORT;
+        // SPI, sequence number, the nonce's part and the tag around four octets at least; one octet keeps a NAT open.
+        let whole = udp.payload.len() >= 36 && udp.payload.len().is_multiple_of(4);
+        ports && (udp.payload == [0xff] || (whole && udp.payload[..4] >= [0, 0, 1, 0][..]))
+    };
+    packet.protocol == 50 || packet.udp().is_some_and(in_udp)
+}
+
 /// The message types of the WireGuard protocol, with their exact sizes.
 fn wireguard_message(udp: &Udp<'_>) -> Option<&'static str> {
     if udp.source != WIREGUARD_PORT && udp.destination != WIREGUARD_PORT {
@@ -197,6 +232,18 @@ mod tests {
         secrecy.see(&frame(Transport::Udp, 51871, 51871, &data));
         secrecy.see(&frame(Transport::Udp, 51871, 51871, b"plain text on the right port"));
         assert_eq!((secrecy.wireguard["data"], secrecy.violation_count), (1, 1));
+    }
+
+    #[test]
+    fn an_address_of_the_mesh_is_a_violation_whatever_the_packet_is() {
+        let mut secrecy = Secrecy::default();
+        let mut ping = frame(Transport::Udp, 0, 0, &[]);
+        ping[14 + 9] = 1;
+        secrecy.see(&ping);
+        assert_eq!(secrecy.violation_count, 0, "{:?}", secrecy.violations);
+        ping[14 + 16..14 + 20].copy_from_slice(&[10, 2, 1, 10]);
+        secrecy.see(&ping);
+        assert_eq!(secrecy.violations, ["172.16.1.11 > 10.2.1.10 protocol 1: addresses of the mesh"]);
     }
 
     #[test]
