@@ -9,10 +9,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, LinkError};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, SockOps, TcAttachType,
 };
 
 use crate::error::AttachError;
@@ -51,6 +51,8 @@ impl Hook {
 /// What shows a service's address stands before what sends to its backends.
 pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
     ["recvmsg4", "recvmsg6", "getpeername4", "getpeername6", "sendmsg4", "sendmsg6", "connect4", "connect6"];
+/// Counts users' connections; stands behind the others, and may be missing.
+pub(crate) const USERS: &str = "sock_ops";
 
 /// Where programs should be, by interface index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,13 +77,20 @@ pub(crate) struct Links {
     kind: TcKind,
     devices: BTreeSet<(Hook, u32)>,
     cgroups: BTreeSet<u64>,
+    /// Whether the kernel took [`USERS`].
+    users: bool,
 }
 
 impl Links {
     /// Puts the loaded programs behind every link that an earlier agent pinned: no packet goes unjudged in between. A link
     /// whose device or cgroup is gone loses its pin.
-    pub(crate) fn adopt(directory: PathBuf, kind: TcKind, object: &mut Ebpf) -> Result<Self, AttachError> {
-        let mut links = Self { directory, kind, devices: BTreeSet::new(), cgroups: BTreeSet::new() };
+    pub(crate) fn adopt(
+        directory: PathBuf,
+        kind: TcKind,
+        users: bool,
+        object: &mut Ebpf,
+    ) -> Result<Self, AttachError> {
+        let mut links = Self { directory, kind, devices: BTreeSet::new(), cgroups: BTreeSet::new(), users };
         for pin in links.pins()? {
             let Some((program, target)) = pin
                 .rsplit_once('-')
@@ -94,7 +103,7 @@ impl Links {
             }
         }
         // A cgroup counts when all of its programs are there; the rest is attached by the next look.
-        let whole = |cgroup: &u64| SOCKET_PROGRAMS.iter().all(|name| links.pin(name, *cgroup).exists());
+        let whole = |cgroup: &u64| links.cgroup_programs().all(|name| links.pin(name, *cgroup).exists());
         links.cgroups = links.cgroups.iter().copied().filter(whole).collect();
         Ok(links)
     }
@@ -108,6 +117,10 @@ impl Links {
                 self.cgroups.insert(target);
             }
         }
+    }
+
+    fn cgroup_programs(&self) -> impl Iterator<Item = &'static str> {
+        SOCKET_PROGRAMS.into_iter().chain(self.users.then_some(USERS))
     }
 
     fn pins(&self) -> Result<Vec<String>, AttachError> {
@@ -148,12 +161,7 @@ impl Links {
         let wanted = wanted.wanted();
         let mut problems = Vec::new();
         for (hook, ifindex) in wanted.difference(&self.devices.clone()) {
-            match self.attach_device(object, *hook, *ifindex) {
-                Ok(()) => {
-                    self.devices.insert((*hook, *ifindex));
-                }
-                Err(error) => problems.push(error),
-            }
+            problems.extend(self.add_device(object, *hook, *ifindex).err());
         }
         for (hook, ifindex) in self.devices.clone().difference(&wanted) {
             match self.detach_device(*hook, *ifindex) {
@@ -164,6 +172,20 @@ impl Links {
             }
         }
         problems
+    }
+
+    /// One more. One that is known to be there costs nothing.
+    pub(crate) fn add_device(
+        &mut self,
+        object: &mut Ebpf,
+        hook: Hook,
+        ifindex: u32,
+    ) -> Result<(), AttachError> {
+        if !self.devices.contains(&(hook, ifindex)) {
+            self.attach_device(object, hook, ifindex)?;
+            self.devices.insert((hook, ifindex));
+        }
+        Ok(())
     }
 
     fn attach_device(&self, object: &mut Ebpf, hook: Hook, ifindex: u32) -> Result<(), AttachError> {
@@ -234,7 +256,7 @@ impl Links {
         }
         let there: BTreeSet<u64> = cgroups.into_iter().map(|(id, _)| id).collect();
         for id in self.cgroups.clone().difference(&there) {
-            for program in SOCKET_PROGRAMS {
+            for program in SOCKET_PROGRAMS.into_iter().chain([USERS]) {
                 problems.extend(self.unpin(program, *id).err());
             }
             self.cgroups.remove(id);
@@ -246,21 +268,35 @@ impl Links {
         let to = path.display().to_string();
         let cgroup =
             fs::File::open(path).map_err(|source| AttachError::Cgroups { path: path.to_owned(), source })?;
-        for program in SOCKET_PROGRAMS {
+        for program in self.cgroup_programs() {
             if self.pin(program, id).exists() {
                 continue;
             }
             let failed = |source| AttachError::Attach { program, to: to.clone(), source: Box::new(source) };
-            let socket = socket_program(object, program).map_err(failed)?;
-            // No flag: a link always stands beside others (kernel/bpf/cgroup.c, cgroup_bpf_link_attach refuses flags).
-            let link_id = socket.attach(&cgroup, CgroupAttachMode::Single).map_err(failed)?;
-            let link = socket.take_link(link_id).map_err(failed)?;
+            let link = link_to(object, program, &cgroup).map_err(failed)?;
             let pin_failed = |reason: String| AttachError::Pin { program, to: to.clone(), reason };
-            let link = FdLink::try_from(link).map_err(|error| pin_failed(error.to_string()))?;
             self.pin_link(link, program, id).map_err(pin_failed)?;
         }
         Ok(())
     }
+}
+
+/// No flag: a link always stands beside others (kernel/bpf/cgroup.c, cgroup_bpf_link_attach refuses flags).
+fn link_to(object: &mut Ebpf, program: &str, cgroup: &fs::File) -> Result<FdLink, ProgramError> {
+    let alone = CgroupAttachMode::Single;
+    if program == USERS {
+        let users = users_program(object)?;
+        let link = users.attach(cgroup, alone)?;
+        return users.take_link(link)?.try_into().map_err(no_link);
+    }
+    let socket = socket_program(object, program)?;
+    let link = socket.attach(cgroup, alone)?;
+    socket.take_link(link)?.try_into().map_err(no_link)
+}
+
+/// Before kernel 5.7 there are none to cgroups.
+fn no_link(error: LinkError) -> ProgramError {
+    ProgramError::IOError(io::Error::other(error))
 }
 
 /// Cgroup id (the directory's inode) and path.
@@ -293,6 +329,10 @@ pub(crate) fn socket_program<'a>(
     name: &str,
 ) -> Result<&'a mut CgroupSockAddr, ProgramError> {
     object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
+}
+
+pub(crate) fn users_program(object: &mut Ebpf) -> Result<&mut SockOps, ProgramError> {
+    object.program_mut(USERS).ok_or(ProgramError::NotLoaded)?.try_into()
 }
 
 fn program_fd<'a>(object: &'a mut Ebpf, name: &str) -> Option<std::os::fd::BorrowedFd<'a>> {

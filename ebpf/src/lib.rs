@@ -20,3 +20,4 @@ pub use error::{AttachError, LoadError, MapError, UninstallError};
 pub use load::{Datapath, LoadConfig, TcKind, can_set_keep_alive, retire, uninstall};
 pub use maps::{Connection, Maps, SyncReport};
 pub use runs::{Run, RunAllocator};
+pub use sys::own_netns_cookie;

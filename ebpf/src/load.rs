@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use aya::maps::{MapInfo, MapType};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use hawser_ebpf_abi::{
-    ABI_VERSION, Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, Pin, PinKey, PrefixKey,
-    Reason, ResetWish, Service, ServiceKey, Slice, SockRev, SockRevKey, map, size,
+    ABI_VERSION, Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, LeftOut, Nat, NatBegun,
+    NatKey, NodeTraffic, Pin, PinKey, PrefixKey, Reason, ResetWish, Service, ServiceKey, Slice, SockPeer, SockRev,
+    SockRevKey, map, size,
 };
 
-use crate::attach::{Attachments, Hook, Links, SOCKET_PROGRAMS, classifier, socket_program};
+use crate::attach::{
+    Attachments, Hook, Links, SOCKET_PROGRAMS, USERS, classifier, socket_program, users_program,
+};
 use crate::error::{AttachError, LoadError, UninstallError};
 use crate::maps::Maps;
 
@@ -66,6 +69,7 @@ pub struct Datapath {
     links: Links,
     cgroup2: PathBuf,
     pub maps: Maps,
+    no_users: Option<LoadError>,
 }
 
 impl std::fmt::Debug for Datapath {
@@ -93,9 +97,12 @@ impl Datapath {
         }
         let mut object = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         load_programs(&mut object)?;
+        let users = users_program(&mut object).and_then(|users| users.load());
+        let no_users =
+            users.err().map(|error| LoadError::Program { program: USERS, source: Box::new(error) });
         let maps = Maps::open(&mut object)?;
-        let links = Links::adopt(links, config.tc, &mut object)?;
-        Ok(Self { object, links, cgroup2: config.cgroup2.clone(), maps })
+        let links = Links::adopt(links, config.tc, no_users.is_none(), &mut object)?;
+        Ok(Self { object, links, cgroup2: config.cgroup2.clone(), maps, no_users })
     }
 
     /// Brings the packet programs to where they should be.
@@ -103,9 +110,19 @@ impl Datapath {
         self.links.sync_devices(&mut self.object, wanted)
     }
 
+    /// `tunnel_in` alone: on a device that is to get its first peer.
+    pub fn attach_tunnel(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.links.add_device(&mut self.object, Hook::TunnelIn, ifindex)
+    }
+
     /// Brings the socket programs to every child cgroup; new ones appear at any time.
     pub fn attach_cgroups(&mut self) -> Vec<AttachError> {
         self.links.sync_cgroups(&mut self.object, &self.cgroup2)
+    }
+
+    /// Why users' connections are not counted on this kernel.
+    pub fn no_users(&self) -> Option<&LoadError> {
+        self.no_users.as_ref()
     }
 
     /// For tests that run a packet program on a packet of theirs.
@@ -140,7 +157,7 @@ const fn shape<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
     Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
-fn shapes() -> [Shape; 15] {
+fn shapes() -> [Shape; 20] {
     [
         shape::<ServiceKey, Service>(map::SERVICES, MapType::Hash, size::SERVICES),
         shape::<u32, Slice>(map::SLICES, MapType::Array, size::SLICES),
@@ -150,11 +167,16 @@ fn shapes() -> [Shape; 15] {
         shape::<PrefixKey, IpEntry>(map::IPCACHE, MapType::LpmTrie, size::IPCACHE),
         shape::<Addr, Endpoint>(map::ENDPOINTS, MapType::Hash, size::ENDPOINTS),
         shape::<ServiceKey, Exported>(map::EXPORTED, MapType::Hash, size::EXPORTED),
+        shape::<u32, SockPeer>(map::SOCK_PEER, MapType::SkStorage, 0),
         shape::<SockRevKey, SockRev>(map::SOCK_REV, MapType::LruHash, size::SOCK_REV),
         shape::<PinKey, Pin>(map::SOCKET_PINS, MapType::LruHash, size::SOCKET_PINS),
         shape::<PinKey, Pin>(map::CLIENT_PINS, MapType::LruHash, size::CLIENT_PINS),
         shape::<ServiceKey, ResetWish>(map::RESET_WISHES, MapType::Hash, size::RESET_WISHES),
         shape::<FlowKey, Flow>(map::FLOWS, MapType::LruHash, size::FLOWS),
+        shape::<u64, LeftOut>(map::LEFT_OUT, MapType::Hash, size::LEFT_OUT),
+        shape::<NatKey, Nat>(map::NAT, MapType::LruHash, size::NAT),
+        shape::<u32, NatBegun>(map::NAT_BEGUN, MapType::PerCpuArray, 1),
+        shape::<u32, NodeTraffic>(map::NODE_TRAFFIC, MapType::Array, size::NODES),
         shape::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Reason::COUNT),
         shape::<u32, Config>(map::CONFIG, MapType::Array, 1),
     ]

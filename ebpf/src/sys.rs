@@ -1,5 +1,5 @@
-//! What aya does not offer: two bpf(2) commands (opening a pinned link, putting another program behind it), and the programs'
-//! clock.
+//! What aya does not offer: two bpf(2) commands (opening a pinned link, putting another program behind it), the programs'
+//! clock, and their name of a network namespace.
 
 use std::ffi::CString;
 use std::io;
@@ -27,6 +27,23 @@ struct LinkUpdate {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// What socket programs know the calling thread's network namespace by (kernel 5.14, `SO_NETNS_COOKIE` in `socket(7)`).
+pub fn own_netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: both live until the call returns, and the kernel writes at most the eight octets it is told of.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The clock of `bpf_ktime_get_ns`, as the programs count it.

@@ -5,7 +5,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use crate::{Addr, Config, Endpoint, Exported, IpEntry, Port, PrefixKey, ResetWish, ServiceKey};
+use crate::{Addr, Config, Endpoint, Exported, IpEntry, LeftOut, Port, PrefixKey, ResetWish, ServiceKey};
 
 /// Everything but health. Two equal values mean the same kernel state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct DesiredDatapath {
     pub exported: BTreeMap<ServiceKey, Exported>,
     /// By backend, where connections are not ended when [`Config::reset_after`] says so.
     pub reset_wishes: BTreeMap<ServiceKey, ResetWish>,
+    /// Network namespaces, by cookie, whose sockets the load balancer leaves alone.
+    pub left_out: BTreeMap<u64, LeftOut>,
 }
 
 /// One frontend's backends by cluster.

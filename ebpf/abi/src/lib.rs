@@ -26,4 +26,4 @@ pub use maps::*;
 pub use reason::{Kind, Reason};
 
 /// Raised with every change of a layout or of a meaning.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

@@ -13,16 +13,21 @@ pub mod map {
     pub const IPCACHE: &str = "ipcache";
     pub const ENDPOINTS: &str = "endpoints";
     pub const EXPORTED: &str = "exported";
+    pub const SOCK_PEER: &str = "sock_peer";
     pub const SOCK_REV: &str = "sock_rev";
     pub const SOCKET_PINS: &str = "socket_pins";
     pub const CLIENT_PINS: &str = "client_pins";
     pub const RESET_WISHES: &str = "reset_wishes";
     pub const FLOWS: &str = "flows";
+    pub const LEFT_OUT: &str = "left_out";
+    pub const NAT: &str = "nat";
+    pub const NAT_BEGUN: &str = "nat_begun";
+    pub const NODE_TRAFFIC: &str = "node_traffic";
     pub const COUNTERS: &str = "counters";
     pub const CONFIG: &str = "config";
 
     /// All of them.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 20] = [
         SERVICES,
         SLICES,
         BACKENDS,
@@ -31,11 +36,16 @@ pub mod map {
         IPCACHE,
         ENDPOINTS,
         EXPORTED,
+        SOCK_PEER,
         SOCK_REV,
         SOCKET_PINS,
         CLIENT_PINS,
         RESET_WISHES,
         FLOWS,
+        LEFT_OUT,
+        NAT,
+        NAT_BEGUN,
+        NODE_TRAFFIC,
         COUNTERS,
         CONFIG,
     ];
@@ -51,11 +61,13 @@ pub mod size {
     pub const IPCACHE: u32 = 262_144;
     pub const ENDPOINTS: u32 = 4_096;
     pub const EXPORTED: u32 = 65_536;
-    pub const SOCK_REV: u32 = 131_072;
+    pub const SOCK_REV: u32 = 32_768;
     pub const SOCKET_PINS: u32 = 32_768;
     pub const CLIENT_PINS: u32 = 32_768;
     pub const RESET_WISHES: u32 = 65_536;
     pub const FLOWS: u32 = 131_072;
+    pub const LEFT_OUT: u32 = 4_096;
+    pub const NAT: u32 = 65_536;
 }
 
 /// The most clusters one service can have slices of: the choice is one bounded pass over them.
@@ -114,6 +126,14 @@ pub const IP_MESH_ADDRESS: u16 = 2;
 pub const CONFIG_OWN_STALE: u16 = 1;
 /// [`Config::flags`]: every other cluster is down. Then it is usually we who are cut off, and nothing is ended.
 pub const CONFIG_CUT_OFF: u16 = 2;
+/// [`Config::flags`]: some pod of this node is left out of the socket load balancer. Without it nobody is looked for.
+pub const CONFIG_LEFT_OUT: u16 = 4;
+/// [`Config::flags`]: the tunnels are the kernel's IPsec: a packet must have come by the association of the very node that its
+/// source is behind. WireGuard sees to that by itself.
+pub const CONFIG_KERNEL_IPSEC: u16 = 8;
+
+/// [`Endpoint::flags`]: left out of the socket load balancer; its packets are translated at its interface.
+pub const ENDPOINT_TRANSLATED: u32 = 1;
 
 plain! {
     /// `services` (HASH): one entry per ClusterIP, port and protocol of a global service. Also the key of `exported`.
@@ -240,7 +260,19 @@ impl Exported {
 }
 
 plain! {
-    /// `sock_rev` (LRU_HASH): a socket and a backend it was sent to. One map for TCP and UDP and for both families: a
+    /// `sock_peer` (SK_STORAGE): where a socket is connected to, and what its program asked for. It lives as long as the socket,
+    /// takes memory of nobody else's, and is never lost.
+    pub struct SockPeer: 40 {
+        pub backend: Addr,
+        pub service: Addr,
+        pub backend_port: Port,
+        pub service_port: Port,
+        pub pad: u32,
+    }
+}
+
+plain! {
+    /// `sock_rev` (LRU_HASH): a UDP socket and a backend that it sent to without being connected. One map for both families: a
     /// v4-mapped socket crosses between the hooks (it sends by the `4` ones and receives by the `6` ones).
     pub struct SockRevKey: 32 {
         /// The socket's cookie.
@@ -303,6 +335,74 @@ plain! {
     pub struct Flow: 4 {
         /// The tick of its first packet; 0 when that was not seen.
         pub began: u32,
+    }
+}
+
+plain! {
+    /// `left_out` (HASH by a network namespace's cookie): its sockets keep the addresses that they ask for.
+    pub struct LeftOut: 4 {
+        pub pad: u32,
+    }
+}
+
+/// [`NatKey::way`]: the peer is a service.
+pub const NAT_THERE: u8 = 0;
+/// [`NatKey::way`]: the peer is a backend.
+pub const NAT_BACK: u8 = 1;
+
+plain! {
+    /// `nat` (LRU_HASH): a flow of a pod that is translated at its interface, as the pod sees it ([`NAT_THERE`], TCP only: UDP has
+    /// its pin) and as its backend does ([`NAT_BACK`]). One that is lost is made again while the other one is there.
+    pub struct NatKey: 40 {
+        pub pod: Addr,
+        pub peer: Addr,
+        pub pod_port: Port,
+        pub peer_port: Port,
+        pub proto: u8,
+        pub way: u8,
+        pub pad: u16,
+    }
+}
+
+plain! {
+    /// Who stands in the peer's place: the backend on the way there, the service on the way back.
+    pub struct Nat: 20 {
+        pub addr: Addr,
+        pub port: Port,
+        pub pad: u16,
+    }
+}
+
+plain! {
+    /// `nat_begun` (PERCPU_ARRAY of one): a packet's translation between its steps, which are programs' functions of their own.
+    pub struct NatBegun: 64 {
+        pub there: NatKey,
+        pub nat: Nat,
+        /// 0: its first packet.
+        pub established: u32,
+    }
+}
+
+plain! {
+    /// `node_traffic` (ARRAY, by a node's slot): what became of users' TCP connections to its pods.
+    pub struct NodeTraffic: 72 {
+        pub begun: u64,
+        pub established: u64,
+        /// Round trips with data.
+        pub spoke: u64,
+        /// Attempts without an answer for a second.
+        pub late: u64,
+        /// Established ones without an acknowledgement for three retransmission timeouts in a row.
+        pub stalled: u64,
+        /// Retransmission timeouts of established ones.
+        pub repeated: u64,
+        /// Of those that were established.
+        pub closed: u64,
+        /// Which clients had late attempts: 32 marks of the epoch `marked_at`, and of the one before it.
+        pub marked_at: u32,
+        pub marks: u32,
+        pub marks_before: u32,
+        pub pad: u32,
     }
 }
 

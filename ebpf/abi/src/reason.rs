@@ -89,7 +89,7 @@ reasons! {
     PodFromFragment = "pod-from-fragment", "pod_from", Drop,
         "A fragmented packet for the mesh: ports cannot be proven, and the tunnel does not carry fragments.";
     PodFromTooBig = "pod-from-too-big", "pod_from", Drop,
-        "A packet for the mesh is larger than the tunnel's MTU and cannot be cut.";
+        "A packet for the mesh is larger than the tunnel's MTU, and its sender could not be told: it may be cut (no DF), is an ICMP error, or has options.";
     PodFromNoTunnel = "pod-from-no-tunnel", "pod_from", Drop,
         "There is no tunnel device; a packet for the mesh never leaves in clear.";
     PodFromMalformed = "pod-from-malformed", "pod_from", Drop,
@@ -108,6 +108,8 @@ reasons! {
         "Given to this node's mesh address: an answer to a probe, ICMP, a TCP answer or an exported port.";
     TunnelInUnknownSource = "tunnel-in-unknown-source", "tunnel_in", Drop,
         "A packet left the tunnel with a source address that no cluster of the mesh has published.";
+    TunnelInOtherNode = "tunnel-in-other-node", "tunnel_in", Drop,
+        "A packet came by the IPsec association of another node than the one that its source address is behind.";
     TunnelInNotExported = "tunnel-in-not-exported", "tunnel_in", Drop,
         "A packet from the mesh for a pod's port that no exported global service has, and no answer to anything.";
     TunnelInNodeNotExported = "tunnel-in-node-not-exported", "tunnel_in", Drop,
@@ -168,6 +170,30 @@ reasons! {
         "A UDP message from the mesh for a pod that is gone, or whose port is not exported, was answered with ICMP port unreachable.";
     PinDraining = "pin-draining", "connect, sendmsg", Note,
         "A client's backend by session affinity is about to end, so another one was looked for.";
+    SocketLeftOut = "socket-left-out", "connect, sendmsg", Pass,
+        "The pod is left out of the socket load balancer; its packets are translated at its interface.";
+    PodFromTranslated = "pod-from-translated", "pod_from", Pass,
+        "A packet of a left-out pod to a global service was addressed to a backend of the own cluster.";
+    PodFromNatUnknown = "pod-from-nat-unknown", "pod_from", Pass,
+        "A left-out pod's TCP packet to a global service belongs to no known connection; left to kube-proxy or the CNI.";
+    PodFromUntranslatable = "pod-from-untranslatable", "pod_from", Drop,
+        "The kernel could not change a left-out pod's packet to a global service.";
+    PodToUntranslatable = "pod-to-untranslatable", "pod_to", Drop,
+        "The kernel could not change a backend's packet to a left-out pod.";
+    NatMade = "nat-made", "pod_from", Note,
+        "A flow of a left-out pod to a global service was given a backend.";
+    NatRestored = "nat-restored", "pod_from", Note,
+        "The translation of a left-out pod's connection was forgotten, and made again from what was still known.";
+    NatForgotten = "nat-forgotten", "pod_from", Note,
+        "The translation of a left-out pod's flow could not be remembered.";
+    NatTakenOver = "nat-taken-over", "pod_from", Note,
+        "A left-out pod began a flow to a backend that another flow of the same ports had reached by another service.";
+    NatHairpin = "nat-hairpin", "pod_from", Note,
+        "The backend chosen for a left-out pod is the pod itself; left to kube-proxy or the CNI.";
+    NatShown = "nat-shown", "pod_to", Note,
+        "A packet for a left-out pod was shown as coming from the service instead of the backend.";
+    PodFromToldTooBig = "pod-from-told-too-big", "pod_from", Drop,
+        "A packet for the mesh is larger than the tunnel's MTU; it came back to its pod as an ICMP error that says so.";
 }
 
 impl fmt::Display for Reason {

@@ -419,11 +419,21 @@ pub fn probe<T: Tables + ?Sized>(tables: &T, query: Query, start: u16, tier: u16
         if backend.service != query.id || backend.generation != slice.backends_generation {
             return Probe::Torn;
         }
-        if query.health(tables.node_word(backend.node), &slice) != 0 {
+        let left = query.health(tables.node_word(backend.node), &slice);
+        if left != 0 && (look >= STARTS - 1 || left > asked(query.seed, slice.cluster, look)) {
             return Probe::Backend { at };
         }
     }
     Probe::GoOn
+}
+
+/// What a node's weight has to exceed to be taken at one of the first random looks: so a node whose weight was lowered gets
+/// about its part, and all of it where there is nothing else.
+#[inline(always)]
+fn asked(seed: u64, cluster: u16, look: u32) -> u64 {
+    // Indices behind those of all the looks.
+    let index = (MAX_SLICES * (1 + STARTS) + cluster as u32 * STARTS + look) as u64;
+    (random::draw(seed, index) >> 24) as u64
 }
 
 /// Where in a slice of `len` the n-th look goes: a few random places, then on in order from the last of them.

@@ -7,12 +7,14 @@
 pub mod choice;
 pub mod maglev;
 pub mod mss;
+pub mod nat;
 pub mod packet;
 pub mod pin;
 pub mod random;
 pub mod reflect;
 pub mod refuse;
 pub mod reset;
+pub mod users;
 pub mod verdict;
 
 use hawser_ebpf_abi::{HEALTH_FULL_WEIGHT, HEALTH_NO_NEW, HEALTH_WEIGHT_MASK};

@@ -44,14 +44,26 @@ pub trait Clients: Tables {
     fn note(&self, reason: Reason);
 }
 
-/// Chooses a backend for a connection or a message to `key`, or gives the one that the client keeps.
+/// Chooses a backend for a connection to `key`, or gives the one that the client keeps. A socket that is connected needs no pin:
+/// its next messages go where it is connected to.
+#[inline(always)]
+pub fn connect<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Config) -> Choice {
+    assign_to(clients, key, config, 0)
+}
+
+/// Chooses a backend for a message to `key`, or gives the one that the client keeps.
 #[inline(always)]
 pub fn assign<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Config) -> Choice {
+    assign_to(clients, key, config, UDP_IDLE_SECONDS)
+}
+
+#[inline(always)]
+fn assign_to<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Config, udp_idle: u32) -> Choice {
     let Some(service) = clients.service(key) else { return Choice::Untouched(Reason::ConnectOther) };
     let client = if service.session_seconds != 0 { Client::Namespace } else { Client::Socket };
     let idle = match client {
         Client::Namespace => service.session_seconds,
-        Client::Socket if key.proto == IPPROTO_UDP => UDP_IDLE_SECONDS,
+        Client::Socket if key.proto == IPPROTO_UDP => udp_idle,
         Client::Socket => 0,
     };
     let maglev = service.flags & SERVICE_MAGLEV != 0;

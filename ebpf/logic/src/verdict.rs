@@ -3,11 +3,13 @@
 //! What is not ours is [`Action::Next`], so the CNI's own programs and the stack go on as if we were not there.
 
 use hawser_ebpf_abi::{
-    Addr, CONFIG_CUT_OFF, Config, Endpoint, Exported, FlowKey, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP,
-    IPPROTO_UDP, IpEntry, Port, Reason, ServiceKey,
+    Addr, CONFIG_CUT_OFF, CONFIG_KERNEL_IPSEC, CONFIG_LEFT_OUT, Config, Endpoint, Exported, FlowKey, IPPROTO_ICMP, IPPROTO_ICMPV6,
+    IPPROTO_TCP, IPPROTO_UDP, IpEntry, Nat, NatBegun, NatKey, Port, Reason, ServiceKey,
 };
 
+use crate::choice::Choice;
 use crate::mss::{self, Clamp};
+use crate::nat::{self, Change, Outcome, Sender};
 use crate::packet::{Ip, Kind, Packet, Parsed, TCP_SYN, Transport, parse, quoted, transport};
 use crate::reflect::{self, Control};
 use crate::refuse::{self, Refusal};
@@ -50,8 +52,23 @@ pub trait Hook: Packet {
     fn turn_into_reset(&self, ip: &Ip, reset: &Reset) -> bool;
     /// Turns a UDP packet into an ICMP error that quotes it, for its sender. False when it could not be done.
     fn turn_into_refusal(&self, ip: &Ip, refusal: &Refusal) -> bool;
+    /// The slot of the node whose IPsec association a packet came by; 0 when it came by none.
+    fn association(&self) -> u32;
     /// Counts what happened on the way.
     fn note(&self, reason: Reason);
+
+    /// The backend for a flow to `service`, as [`crate::pin::assign`] gives it to a socket.
+    fn assign(&self, service: &ServiceKey, sender: &Sender) -> Choice;
+    fn nat(&self, key: &NatKey) -> Option<Nat>;
+    /// False when it could not be written.
+    fn write_nat(&self, key: &NatKey, nat: &Nat) -> bool;
+    /// Changes one end of a TCP or UDP packet, and its checksums. False when it could not be done: the packet is spoiled.
+    fn readdress(&self, ip: &Ip, transport: &Transport, change: &Change) -> bool;
+    /// Changes the destination of the packet that an ICMP error quotes; and the error's source, where that is the same. As above.
+    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, port: Port, change: &Change) -> bool;
+    /// A translation between its steps.
+    fn keep(&self, begun: &NatBegun);
+    fn begun(&self) -> Option<NatBegun>;
 }
 
 /// What becomes of a packet.
@@ -60,6 +77,8 @@ pub enum Action {
     /// On to the next program, then the stack.
     Next,
     Drop,
+    /// [`tell_too_big`] says.
+    TellTooBig,
     /// Out through a device without a link header.
     Steer {
         ifindex: u32,
@@ -108,16 +127,33 @@ pub(crate) const fn flow(
 }
 
 /// Ingress of a pod's host-side interface: what the pod sends.
-#[inline(always)]
 pub fn pod_from<H: Hook + ?Sized>(hook: &H) -> Verdict {
+    let translates = hook.config().flags & CONFIG_LEFT_OUT != 0;
+    let verdict = pod_from_translated(hook, if translates { nat::there(hook) } else { Outcome::NotOurs });
+    if verdict.action == Action::TellTooBig { tell_too_big(hook) } else { verdict }
+}
+
+/// After what became of it on behalf of a left-out pod.
+#[inline(always)]
+pub fn pod_from_translated<H: Hook + ?Sized>(hook: &H, outcome: Outcome) -> Verdict {
+    let elsewhere = match outcome {
+        Outcome::NotOurs | Outcome::GoOn => Reason::PodFromOther,
+        Outcome::Translated => Reason::PodFromTranslated,
+        Outcome::Unknown => Reason::PodFromNatUnknown,
+        Outcome::Failed => return drop(Reason::PodFromUntranslatable),
+    };
     let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return next(Reason::PodFromOther) };
+    let own = hook.endpoint(&ip.src).is_some_and(|endpoint| endpoint.ifindex == hook.ifindex());
+    // From pod to pod of this node: two looks at a hash in place of two at the trie of the whole mesh.
+    if own && hook.endpoint(&ip.dst).is_some() {
+        return next(elsewhere);
+    }
     if is_remote(hook, &ip.src) {
         return drop(Reason::PodFromForgedRemote);
     }
     let Some(to) = hook.ip_entry(&ip.dst).filter(IpEntry::is_remote) else {
-        return next(Reason::PodFromOther);
+        return next(elsewhere);
     };
-    let own = hook.endpoint(&ip.src).is_some_and(|endpoint| endpoint.ifindex == hook.ifindex());
     if !own {
         return drop(Reason::PodFromForeignSource);
     }
@@ -136,7 +172,11 @@ pub fn pod_from<H: Hook + ?Sized>(hook: &H) -> Verdict {
         return end(hook, &ip, &transport);
     }
     if !fits(hook, &ip, &transport, config.tunnel_mtu) {
-        return drop(Reason::PodFromTooBig);
+        // An error about an error would be the first of many (RFC 1122 §3.2.2).
+        if transport.kind == Kind::IcmpError {
+            return drop(Reason::PodFromTooBig);
+        }
+        return Verdict { action: Action::TellTooBig, reason: Reason::PodFromToldTooBig };
     }
     remember(hook, &ip, &transport);
     clamp(hook, &ip, &transport, config.tunnel_mtu);
@@ -170,6 +210,24 @@ fn refuse<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> bool {
         Some(refusal) => hook.turn_into_refusal(ip, &refusal),
         None => false,
     }
+}
+
+/// What the tunnel does not carry whole becomes the answer to itself. That comes from this node's mesh address, where there is one:
+/// it is the hop that has the smaller MTU.
+#[inline(always)]
+pub fn tell_too_big<H: Hook + ?Sized>(hook: &H) -> Verdict {
+    let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return drop(Reason::PodFromTooBig) };
+    let config = hook.config();
+    let own = if ip.src.is_v4() { config.own_mesh_v4 } else { config.own_mesh_v6 };
+    let from = if own == Addr::UNSPECIFIED { ip.dst } else { own };
+    let told = match refuse::too_big(hook, &ip, hook.packet_len(), config.tunnel_mtu, from) {
+        Some(refusal) => hook.turn_into_refusal(&ip, &refusal),
+        None => false,
+    };
+    if !told {
+        return drop(Reason::PodFromTooBig);
+    }
+    Verdict { action: Action::Return { ifindex: hook.ifindex() }, reason: Reason::PodFromToldTooBig }
 }
 
 /// Whether what the device will send at once fits the tunnel.
@@ -217,8 +275,13 @@ fn clamp<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) {
 #[inline(always)]
 pub fn tunnel_in<H: Hook + ?Sized>(hook: &H) -> Verdict {
     let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return drop(Reason::TunnelInMalformed) };
-    if !is_remote(hook, &ip.src) {
+    let Some(sender) = hook.ip_entry(&ip.src).filter(IpEntry::is_remote) else {
         return drop(Reason::TunnelInUnknownSource);
+    };
+    if hook.config().flags & CONFIG_KERNEL_IPSEC != 0
+        && (sender.node == 0 || sender.node != hook.association())
+    {
+        return drop(Reason::TunnelInOtherNode);
     }
     if ip.fragment {
         return drop(Reason::TunnelInFragment);
@@ -309,15 +372,19 @@ fn is_related<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> bool {
 #[inline(always)]
 pub fn pod_to<H: Hook + ?Sized>(hook: &H) -> Verdict {
     let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return next(Reason::PodToOther) };
-    if !is_remote(hook, &ip.src) {
-        return next(Reason::PodToOther);
-    }
     let config = hook.config();
-    if config.mark != 0 && hook.mark() & config.mark_mask == config.mark {
-        next(Reason::PodToAdmitted)
-    } else {
-        drop(Reason::PodToOutsideTunnel)
+    let remote = hook.endpoint(&ip.src).is_none() && is_remote(hook, &ip.src);
+    if remote && (config.mark == 0 || hook.mark() & config.mark_mask != config.mark) {
+        return drop(Reason::PodToOutsideTunnel);
     }
+    if config.flags & CONFIG_LEFT_OUT != 0 {
+        match nat::back(hook) {
+            Outcome::Failed => return drop(Reason::PodToUntranslatable),
+            Outcome::Translated => hook.note(Reason::NatShown),
+            _ => {}
+        }
+    }
+    next(if remote { Reason::PodToAdmitted } else { Reason::PodToOther })
 }
 
 /// Ingress of an underlay device: nobody there may speak as, or to, an address that lives in the tunnels.

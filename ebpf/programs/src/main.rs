@@ -4,15 +4,20 @@
 //! | --- | --- |
 //! | `connect4`, `connect6`, `getpeername4`, `getpeername6` | cgroup socket addresses |
 //! | `sendmsg4`, `sendmsg6`, `recvmsg4`, `recvmsg6` | cgroup socket addresses, UDP |
+//! | `sock_ops` | cgroup TCP callbacks |
 //! | `pod_from`, `pod_to` | ingress and egress of a pod's host-side interface |
 //! | `tunnel_in` | ingress of the tunnel device |
 //! | `underlay_in` | ingress of underlay devices |
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod keep_alive;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod nat;
+#[cfg(target_arch = "bpf")]
+mod sock_ops;
 #[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]

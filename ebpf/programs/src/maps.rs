@@ -1,13 +1,14 @@
 //! The maps, and look-ups that copy out: an element of a hash may be recycled under whoever holds a pointer to it.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock_addr};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::SockAddrContext;
 use hawser_ebpf_abi::{
-    Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, Pin, PinKey, Reason, ResetWish,
-    Service, ServiceKey, Slice, SockRev, SockRevKey, TICK_SHIFT, size,
+    Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, LeftOut, Nat, NatBegun, NatKey,
+    NodeTraffic, Pin, PinKey, Reason, ResetWish, Service, ServiceKey, Slice, SockPeer, SockRev, SockRevKey, TICK_SHIFT, size,
 };
 use hawser_ebpf_logic::pin::Client;
 use hawser_ebpf_logic::reset::is_repetition;
@@ -31,6 +32,8 @@ static IPCACHE: LpmTrie<Addr, IpEntry, { size::IPCACHE as usize }> = LpmTrie::ne
 static ENDPOINTS: HashMap<Addr, Endpoint, { size::ENDPOINTS as usize }, GROWS> = HashMap::new();
 #[btf_map(name = "exported")]
 static EXPORTED: HashMap<ServiceKey, Exported, { size::EXPORTED as usize }, GROWS> = HashMap::new();
+#[btf_map(name = "sock_peer")]
+static SOCK_PEER: SkStorage<SockPeer> = SkStorage::new();
 #[btf_map(name = "sock_rev")]
 static SOCK_REV: LruHashMap<SockRevKey, SockRev, { size::SOCK_REV as usize }> = LruHashMap::new();
 #[btf_map(name = "socket_pins")]
@@ -41,6 +44,14 @@ static CLIENT_PINS: LruHashMap<PinKey, Pin, { size::CLIENT_PINS as usize }> = Lr
 static RESET_WISHES: HashMap<ServiceKey, ResetWish, { size::RESET_WISHES as usize }, GROWS> = HashMap::new();
 #[btf_map(name = "flows")]
 static FLOWS: LruHashMap<FlowKey, Flow, { size::FLOWS as usize }> = LruHashMap::new();
+#[btf_map(name = "left_out")]
+static LEFT_OUT: HashMap<u64, LeftOut, { size::LEFT_OUT as usize }, GROWS> = HashMap::new();
+#[btf_map(name = "nat")]
+static NAT: LruHashMap<NatKey, Nat, { size::NAT as usize }> = LruHashMap::new();
+#[btf_map(name = "nat_begun")]
+static NAT_BEGUN: PerCpuArray<NatBegun, 1> = PerCpuArray::new();
+#[btf_map(name = "node_traffic")]
+static NODE_TRAFFIC: Array<NodeTraffic, { size::NODES as usize }> = Array::new();
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
 #[btf_map(name = "config")]
@@ -100,6 +111,11 @@ pub(crate) fn node_word(slot: u32) -> u32 {
 }
 
 #[inline(always)]
+pub(crate) fn node_traffic(slot: u32) -> Option<*mut NodeTraffic> {
+    NODE_TRAFFIC.get_ptr_mut(slot)
+}
+
+#[inline(always)]
 pub(crate) fn ip_entry(addr: &Addr) -> Option<IpEntry> {
     IPCACHE.get(&Key::new(128, *addr)).copied()
 }
@@ -139,6 +155,36 @@ pub(crate) fn remember_flow(key: &FlowKey, first: bool) -> bool {
     knows_flow(key) || FLOWS.insert(key, Flow { began: 0 }, BPF_ANY).is_ok()
 }
 
+/// Whether the sockets of this network namespace keep the addresses that they ask for.
+#[inline(always)]
+pub(crate) fn is_left_out(namespace: u64) -> bool {
+    LEFT_OUT.get_ptr(&namespace).is_some()
+}
+
+#[inline(always)]
+pub(crate) fn nat(key: &NatKey) -> Option<Nat> {
+    // SAFETY: copied out at once; a recycled element sends one packet of one flow where it is not known.
+    unsafe { NAT.get(key) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn write_nat(key: &NatKey, nat: &Nat) -> bool {
+    NAT.insert(key, nat, BPF_ANY).is_ok()
+}
+
+#[inline(always)]
+pub(crate) fn begun() -> Option<NatBegun> {
+    NAT_BEGUN.get(0).copied()
+}
+
+#[inline(always)]
+pub(crate) fn keep(begun: &NatBegun) {
+    if let Some(kept) = NAT_BEGUN.get_ptr_mut(0) {
+        // SAFETY: the slot is this CPU's own, which runs one packet's program at a time, and the map outlives it.
+        unsafe { *kept = *begun };
+    }
+}
+
 #[inline(always)]
 pub(crate) fn reset_wish(backend: &ServiceKey) -> Option<u32> {
     // SAFETY: copied out at once; a recycled element is another backend's wish, for one packet.
@@ -150,6 +196,32 @@ pub(crate) fn reset_wish(backend: &ServiceKey) -> Option<u32> {
 pub(crate) fn ticks() -> u32 {
     // SAFETY: the helper takes nothing and always succeeds.
     (unsafe { bpf_ktime_get_ns() } >> TICK_SHIFT) as u32
+}
+
+/// Where the hook's socket is connected to.
+#[inline(always)]
+pub(crate) fn sock_peer(ctx: *mut bpf_sock_addr) -> Option<SockPeer> {
+    // SAFETY: the hook's own socket; its storage outlives the program run.
+    let found = unsafe { SOCK_PEER.get_ptr_mut(&SockAddrContext { sock_addr: ctx }) };
+    // SAFETY: the map's own pointer, or null.
+    unsafe { found.as_ref() }.copied()
+}
+
+/// One allocation for a socket's first; the next is written over it.
+#[inline(always)]
+pub(crate) fn remember_peer(ctx: *mut bpf_sock_addr, peer: &SockPeer) -> bool {
+    let mut first = *peer;
+    // SAFETY: as above; the helper copies the value.
+    let held =
+        unsafe { SOCK_PEER.get_or_insert_ptr_mut(&SockAddrContext { sock_addr: ctx }, Some(&mut first)) };
+    // SAFETY: as above. Nobody else connects this socket: the kernel holds its lock.
+    match unsafe { held.as_mut() } {
+        Some(held) => {
+            *held = *peer;
+            true
+        }
+        None => false,
+    }
 }
 
 #[inline(always)]

@@ -10,8 +10,8 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socke
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use hawser_ebpf_abi::{
-    Addr, Backend, IPPROTO_TCP, IPPROTO_UDP, Pin, PinKey, Port, RESET_NEVER, Reason, Service, ServiceKey,
-    Slice, SockRev, SockRevKey,
+    Addr, Backend, CONFIG_LEFT_OUT, IPPROTO_TCP, IPPROTO_UDP, Pin, PinKey, Port, RESET_NEVER, Reason,
+    Service, ServiceKey, Slice, SockPeer, SockRev, SockRevKey,
 };
 use hawser_ebpf_logic::choice::{self, Choice, Draw, Probe, Query, Tables, unset_is_up};
 use hawser_ebpf_logic::pin::{self, Client, Clients, Held, Wanted};
@@ -65,14 +65,14 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 fn connect<C: SockAddr>(ctx: &C) -> i32 {
     let proto = ctx.protocol();
     let known = proto == u32::from(IPPROTO_TCP) || proto == u32::from(IPPROTO_UDP);
-    let reason = if known { send_to_backend(ctx, proto as u8) } else { Reason::ConnectOther };
+    let reason = if known { send_to_backend(ctx, proto as u8, true) } else { Reason::ConnectOther };
     maps::count(reason);
     PROCEED
 }
 
 #[inline(always)]
 fn sendmsg<C: SockAddr>(ctx: &C) -> i32 {
-    let reason = match send_to_backend(ctx, IPPROTO_UDP) {
+    let reason = match send_to_backend(ctx, IPPROTO_UDP, false) {
         Reason::ConnectOther => Reason::SendOther,
         reason => reason,
     };
@@ -81,18 +81,20 @@ fn sendmsg<C: SockAddr>(ctx: &C) -> i32 {
 }
 
 #[inline(always)]
-fn send_to_backend<C: SockAddr>(ctx: &C, proto: u8) -> Reason {
+fn send_to_backend<C: SockAddr>(ctx: &C, proto: u8, connects: bool) -> Reason {
     let key = ServiceKey::new(ctx.addr(), ctx.port(), proto);
     let config = maps::config();
-    match pin::assign(&Maps(ctx), &key, &config) {
+    if config.flags & CONFIG_LEFT_OUT != 0 && maps::is_left_out(ctx.netns_cookie()) {
+        return Reason::SocketLeftOut;
+    }
+    let choice = match connects {
+        true => pin::connect(&Maps(ctx), &key, &config),
+        false => pin::assign(&Maps(ctx), &key, &config),
+    };
+    match choice {
         Choice::Untouched(reason) => reason,
         Choice::Backend { addr, port, cluster, reason } => {
-            let rev_key =
-                SockRevKey { socket: ctx.cookie(), backend: addr, backend_port: port, pad0: 0, pad1: 0 };
-            let rev = SockRev { service: key.addr, service_port: key.port, pad: 0 };
-            // A pinned socket has said so before: a look is cheaper than a write, and keeps the entry from the LRU's end.
-            let known = reason as u32 == Reason::PinKept as u32 && maps::sock_rev(&rev_key) == Some(rev);
-            if !known && !maps::remember_socket(&rev_key, &rev) {
+            if !remember(ctx, &key, addr, port, connects, reason) {
                 maps::count(Reason::ConnectForgotten);
             }
             ctx.set(addr, port);
@@ -107,14 +109,37 @@ fn send_to_backend<C: SockAddr>(ctx: &C, proto: u8) -> Reason {
     }
 }
 
+/// For whoever asks where the socket is connected to, or where an answer came from. False when it could not be kept.
+#[inline(always)]
+fn remember<C: SockAddr>(
+    ctx: &C,
+    service: &ServiceKey,
+    backend: Addr,
+    backend_port: Port,
+    connects: bool,
+    reason: Reason,
+) -> bool {
+    if connects {
+        let (service, service_port) = (service.addr, service.port);
+        return maps::remember_peer(
+            ctx.raw(),
+            &SockPeer { backend, service, backend_port, service_port, pad: 0 },
+        );
+    }
+    let key = SockRevKey { socket: ctx.cookie(), backend, backend_port, pad0: 0, pad1: 0 };
+    let rev = SockRev { service: service.addr, service_port: service.port, pad: 0 };
+    // A pinned socket has said so before: a look is cheaper than a write, and keeps the entry from the LRU's end.
+    let known = reason as u32 == Reason::PinKept as u32 && maps::sock_rev(&key) == Some(rev);
+    known || maps::remember_socket(&key, &rev)
+}
+
 /// Shows the service's address in place of a backend that this socket was sent to.
 #[inline(always)]
 fn show_service<C: SockAddr>(ctx: &C, restored: Reason, other: Reason) -> i32 {
-    let key =
-        SockRevKey { socket: ctx.cookie(), backend: ctx.addr(), backend_port: ctx.port(), pad0: 0, pad1: 0 };
-    let reason = match maps::sock_rev(&key) {
-        Some(rev) => {
-            ctx.set(rev.service, rev.service_port);
+    let (addr, port) = (ctx.addr(), ctx.port());
+    let reason = match service_of(ctx, addr, port) {
+        Some((service, service_port)) => {
+            ctx.set(service, service_port);
             restored
         }
         None => other,
@@ -123,8 +148,25 @@ fn show_service<C: SockAddr>(ctx: &C, restored: Reason, other: Reason) -> i32 {
     PROCEED
 }
 
+/// What the socket asked for when it was sent to this backend. A socket that was accepted has nothing, which costs one look at it.
+#[inline(always)]
+fn service_of<C: SockAddr>(ctx: &C, backend: Addr, backend_port: Port) -> Option<(Addr, Port)> {
+    if let Some(peer) = maps::sock_peer(ctx.raw())
+        && peer.backend == backend
+        && peer.backend_port == backend_port
+    {
+        return Some((peer.service, peer.service_port));
+    }
+    if ctx.protocol() == u32::from(IPPROTO_TCP) {
+        return None;
+    }
+    let key = SockRevKey { socket: ctx.cookie(), backend, backend_port, pad0: 0, pad1: 0 };
+    let rev = maps::sock_rev(&key)?;
+    Some((rev.service, rev.service_port))
+}
+
 /// The maps as the logic sees them, and the socket that asks (or nobody).
-struct Maps<C>(C);
+pub(crate) struct Maps<C>(pub(crate) C);
 
 impl<C: SockAddr> Clients for Maps<&C> {
     /// The socket's cookie is no secret and not random; it is only there so that fewer sockets share a seed.

@@ -3,28 +3,35 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh};
+use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh, bpf_xfrm_state};
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
-    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_pull_data,
-    bpf_skb_store_bytes,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_get_xfrm_state, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+    bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use hawser_ebpf_abi::{Addr, Config, Endpoint, Exported, FlowKey, IpEntry, Plain, Reason, ServiceKey};
+use hawser_ebpf_abi::{
+    Addr, CONFIG_LEFT_OUT, Config, Endpoint, Exported, FlowKey, IPPROTO_TCP, IpEntry, Nat, NatBegun, NatKey,
+    Plain, Port, Reason, ServiceKey,
+};
+use hawser_ebpf_logic::choice::Choice;
 use hawser_ebpf_logic::mss::Clamp;
+use hawser_ebpf_logic::nat::{Change, Outcome, Sender};
 use hawser_ebpf_logic::packet::{Ip, Packet, Transport};
 use hawser_ebpf_logic::reflect::Control;
-use hawser_ebpf_logic::refuse::{LEN_V4, LEN_V6, QUOTED, Refusal};
+use hawser_ebpf_logic::refuse::{LEN_V4, LEN_V6, Refusal};
 use hawser_ebpf_logic::reset::{Reset, TCP_LEN};
 use hawser_ebpf_logic::verdict::{self, Action, Hook, Verdict};
 
-use crate::maps;
+use crate::{maps, nat};
 
 /// TC_ACT_UNSPEC and TCX_NEXT: "not mine", so the CNI's programs behind ours run. OK would end the chain.
 const NEXT: i32 = -1;
 /// TC_ACT_SHOT and TCX_DROP.
 const DROP: i32 = 2;
+/// No result that the kernel sees: another step of `pod_from`.
+const TELL_TOO_BIG: i32 = 100;
 
 const ETHERNET: u32 = 14;
 const NO_LINK_HEADER: u32 = 0;
@@ -38,8 +45,27 @@ const AF_INET6: u32 = 10;
 
 #[classifier]
 pub fn pod_from(ctx: TcContext) -> i32 {
-    let skb = Skb::<ETHERNET>(ctx.as_ptr().cast());
-    skb.carry_out(verdict::pod_from(&skb))
+    let skb = ctx.as_ptr().cast();
+    let translates = maps::config().flags & CONFIG_LEFT_OUT != 0;
+    let outcome = if translates { nat::there(skb) } else { Outcome::NotOurs.pack() };
+    let result = pod_from_translated(skb, outcome);
+    (if result == TELL_TOO_BIG as u64 { pod_from_too_big(skb) } else { result }) as i32
+}
+
+// As `verdict::pod_from`, in steps that do not call each other: the kernel's stack has 512 octets for all that are under way.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pod_from_translated(skb: *mut __sk_buff, outcome: u64) -> u64 {
+    let skb = PodSkb::new(skb);
+    skb.carry_out(verdict::pod_from_translated(&skb, Outcome::unpack(outcome))) as u64
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pod_from_too_big(skb: *mut __sk_buff) -> u64 {
+    let skb = PodSkb::new(skb);
+    skb.carry_out(verdict::tell_too_big(&skb)) as u64
 }
 
 #[classifier]
@@ -61,7 +87,17 @@ pub fn underlay_in(ctx: TcContext) -> i32 {
 }
 
 /// A socket buffer on a device with `L2` octets of link header.
-struct Skb<const L2: u32>(*mut __sk_buff);
+pub(crate) struct Skb<const L2: u32>(*mut __sk_buff);
+
+/// On a pod's interface.
+pub(crate) type PodSkb = Skb<ETHERNET>;
+
+impl PodSkb {
+    #[inline(always)]
+    pub(crate) fn new(skb: *mut __sk_buff) -> Self {
+        Self(skb)
+    }
+}
 
 macro_rules! field {
     ($skb:expr, $field:ident) => {
@@ -76,6 +112,7 @@ impl<const L2: u32> Skb<L2> {
         let result = match verdict.action {
             Action::Next => NEXT,
             Action::Drop => DROP,
+            Action::TellTooBig => return TELL_TOO_BIG,
             // SAFETY: the helper takes integers only.
             Action::Steer { ifindex } => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
             Action::Return { ifindex } => {
@@ -164,7 +201,25 @@ unsafe fn relative(skb: *mut __sk_buff, offset: u32, to: *mut core::ffi::c_void,
     }
 }
 
+/// The request id of the state that a packet was decrypted by (`bpf_xfrm_state`), which is the slot of its node; 0 without one.
+/// The helper is in kernels with CONFIG_XFRM, which all that can do IPsec have, and those of all distributions.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn association(skb: *mut __sk_buff) -> u64 {
+    // reqid, spi, family, and the remote address.
+    let mut state = [0u32; size_of::<bpf_xfrm_state>() / size_of::<u32>()];
+    let size = size_of_val(&state) as u32;
+    // SAFETY: the helper fills at most `size` octets of the state's memory, and takes the context.
+    let found = unsafe { bpf_skb_get_xfrm_state(skb, 0, (&raw mut state).cast(), size, 0) };
+    if found == 0 { state[0].into() } else { 0 }
+}
+
 impl<const L2: u32> Hook for Skb<L2> {
+    #[inline(always)]
+    fn association(&self) -> u32 {
+        association(self.0) as u32
+    }
+
     #[inline(always)]
     fn config(&self) -> Config {
         maps::config()
@@ -318,7 +373,7 @@ impl<const L2: u32> Hook for Skb<L2> {
         let words = refusal.words.as_ptr().cast();
         // SAFETY: the helpers check offsets against the packet; the words live until they return, and are that many.
         let done = unsafe {
-            bpf_skb_change_tail(self.0, L2 + ip.l4 + QUOTED, 0) == 0
+            bpf_skb_change_tail(self.0, L2 + ip.l4 + refusal.quoted, 0) == 0
                 && bpf_skb_adjust_room(self.0, refusal.len as i32, ADJ_ROOM_MAC, 0) == 0
                 && if ip.src.is_v4() {
                     bpf_skb_store_bytes(self.0, L2, words, LEN_V4, RECOMPUTE) == 0
@@ -333,9 +388,104 @@ impl<const L2: u32> Hook for Skb<L2> {
     fn note(&self, reason: Reason) {
         maps::count(reason);
     }
+
+    #[inline(always)]
+    fn assign(&self, service: &ServiceKey, sender: &Sender) -> Choice {
+        nat::assign(service, sender)
+    }
+
+    #[inline(always)]
+    fn nat(&self, key: &NatKey) -> Option<Nat> {
+        maps::nat(key)
+    }
+
+    #[inline(always)]
+    fn write_nat(&self, key: &NatKey, nat: &Nat) -> bool {
+        maps::write_nat(key, nat)
+    }
+
+    #[inline(always)]
+    fn readdress(&self, ip: &Ip, transport: &Transport, change: &Change) -> bool {
+        const OF_TCP: u32 = 16; // the checksum in the header
+        const OF_UDP: u32 = 6;
+        const MANGLED_0: u64 = 0x20; // BPF_F_MARK_MANGLED_0: no checksum stays none (RFC 768)
+        let (sum, mangled) = if ip.proto == IPPROTO_TCP { (OF_TCP, 0) } else { (OF_UDP, MANGLED_0) };
+        let sum = L2 + ip.l4 + sum;
+        let (old, port, at) = if change.is_destination {
+            (ip.dst, transport.dst, L2 + ip.l4 + 2)
+        } else {
+            (ip.src, transport.src, L2 + ip.l4)
+        };
+        let new = change.port.wire();
+        self.replace_address(0, &old, change, sum, PSEUDO | mangled)
+            // SAFETY: the helpers check offsets against the packet, and read values that live until they return.
+            && unsafe {
+                bpf_l4_csum_replace(self.0, sum, port.wire().into(), new.into(), 2 | mangled) == 0
+                    && bpf_skb_store_bytes(self.0, at, (&raw const new).cast(), 2, 0) == 0
+            }
+    }
+
+    /// In the quoted packet only the IP header's own checksum goes along: of the rest too little is quoted to be checked.
+    #[inline(always)]
+    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, port: Port, change: &Change) -> bool {
+        let sum = L2 + error.l4 + 2;
+        let new = change.port.wire();
+        // SAFETY: as above.
+        let done = unsafe {
+            bpf_l4_csum_replace(self.0, sum, port.wire().into(), new.into(), 2) == 0
+                && bpf_skb_store_bytes(self.0, L2 + quoted.l4 + 2, (&raw const new).cast(), 2, 0) == 0
+        };
+        let source = Change { is_destination: false, ..*change };
+        let pseudo = if error.src.is_v4() { 0 } else { PSEUDO };
+        done && self.replace_address(error.l4 + 8, &quoted.dst, change, sum, 0)
+            && (error.src != quoted.dst || self.replace_address(0, &error.src, &source, sum, pseudo))
+    }
+
+    #[inline(always)]
+    fn keep(&self, begun: &NatBegun) {
+        maps::keep(begun);
+    }
+
+    #[inline(always)]
+    fn begun(&self) -> Option<NatBegun> {
+        maps::begun()
+    }
 }
 
+/// BPF_F_PSEUDO_HDR: the checksum covers the address through its pseudo-header, which a device does not sum up.
+const PSEUDO: u64 = 0x10;
+
 impl<const L2: u32> Skb<L2> {
+    /// One address of the IP header at `header`, and the checksums that cover it: IPv4's own, and the transport's at `sum`. An
+    /// ICMP checksum does not cover IPv4 addresses, its own packet's or (with the header's checksum) the quoted one's.
+    #[inline(always)]
+    fn replace_address(&self, header: u32, old: &Addr, change: &Change, sum: u32, flags: u64) -> bool {
+        const V4_SOURCE: u32 = 12;
+        const V4_CHECKSUM: u32 = 10;
+        const V6_SOURCE: u32 = 8;
+        const RECOMPUTE: u64 = 1; // a device's sum over all of it goes along, as the transport's checksum takes it back
+        let header = L2 + header;
+        let (old, new) = (old.words(), change.addr.words());
+        // SAFETY: the helpers check offsets against the packet, and read values that live until they return.
+        unsafe {
+            if change.addr.is_v4() {
+                let at = header + if change.is_destination { V4_SOURCE + 4 } else { V4_SOURCE };
+                let (old, new) = (old[3], new[3]);
+                return bpf_l3_csum_replace(self.0, header + V4_CHECKSUM, old.into(), new.into(), 4) == 0
+                    && (flags & PSEUDO == 0
+                        || bpf_l4_csum_replace(self.0, sum, old.into(), new.into(), 4 | flags) == 0)
+                    && bpf_skb_store_bytes(self.0, at, (&raw const new).cast(), 4, 0) == 0;
+            }
+            let at = header + if change.is_destination { V6_SOURCE + 16 } else { V6_SOURCE };
+            let stored = if flags & PSEUDO != 0 { RECOMPUTE } else { 0 };
+            bpf_l4_csum_replace(self.0, sum, old[0].into(), new[0].into(), 4 | flags) == 0
+                && bpf_l4_csum_replace(self.0, sum, old[1].into(), new[1].into(), 4 | flags) == 0
+                && bpf_l4_csum_replace(self.0, sum, old[2].into(), new[2].into(), 4 | flags) == 0
+                && bpf_l4_csum_replace(self.0, sum, old[3].into(), new[3].into(), 4 | flags) == 0
+                && bpf_skb_store_bytes(self.0, at, (&raw const new).cast(), 16, stored) == 0
+        }
+    }
+
     /// Sums over both stay what they are.
     #[inline(always)]
     fn swap_addresses(&self, ip: &Ip) {

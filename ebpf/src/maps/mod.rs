@@ -5,14 +5,17 @@ mod over;
 mod services;
 mod table;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray};
 use hawser_ebpf_abi::{
     Addr, Config, DesiredDatapath, Endpoint, Exported, Flow, FlowKey, HEALTH_RESET, HEALTH_SINCE_SHIFT,
-    IpEntry, PrefixKey, Reason, ResetWish, ServiceKey, TICKS_MASK, map, size,
+    IpEntry, LeftOut, Nat, NatKey, NodeTraffic, PrefixKey, Reason, ResetWish, ServiceKey, ServiceSpec,
+    TICKS_MASK, map, size,
 };
+use hawser_ebpf_logic::users;
 use hawser_model::Time;
 
 use crate::error::{LoadError, MapError};
@@ -49,9 +52,12 @@ pub struct Maps {
     endpoints: Table<Addr, Endpoint, HashMap<MapData, Cell<Addr>, Cell<Endpoint>>>,
     exported: Table<ServiceKey, Exported, HashMap<MapData, Cell<ServiceKey>, Cell<Exported>>>,
     reset_wishes: Table<ServiceKey, ResetWish, HashMap<MapData, Cell<ServiceKey>, Cell<ResetWish>>>,
+    left_out: Table<u64, LeftOut, HashMap<MapData, Cell<u64>, Cell<LeftOut>>>,
     flows: HashMap<MapData, Cell<FlowKey>, Cell<Flow>>,
+    nat: HashMap<MapData, Cell<NatKey>, Cell<Nat>>,
     cluster_health: Array<MapData, u32>,
     node_health: Array<MapData, u32>,
+    node_traffic: Array<MapData, Cell<NodeTraffic>>,
     counters: PerCpuArray<MapData, u64>,
     cluster_words: u64,
     node_words: u64,
@@ -82,9 +88,12 @@ impl Maps {
                 size::RESET_WISHES,
                 take(object, map::RESET_WISHES)?,
             )?,
+            left_out: Table::adopt(map::LEFT_OUT, size::LEFT_OUT, take(object, map::LEFT_OUT)?)?,
             flows: take(object, map::FLOWS)?,
+            nat: take(object, map::NAT)?,
             cluster_health: take(object, map::CLUSTER_HEALTH)?,
             node_health: take(object, map::NODE_HEALTH)?,
+            node_traffic: take(object, map::NODE_TRAFFIC)?,
             counters: take(object, map::COUNTERS)?,
             cluster_words: 0,
             node_words: 0,
@@ -100,12 +109,28 @@ impl Maps {
         self.endpoints.add(&desired.endpoints, &mut report);
         self.exported.add(&desired.exported, &mut report);
         self.reset_wishes.add(&desired.reset_wishes, &mut report);
+        // A pod is translated before its sockets are left alone, and as long as they are.
+        self.left_out.add(&desired.left_out, &mut report);
         self.services.add(&desired.services, now, &mut report);
         self.services.remove(&desired.services, now, &mut report);
+        self.left_out.remove(&desired.left_out, &mut report);
         self.reset_wishes.remove(&desired.reset_wishes, &mut report);
         self.exported.remove(&desired.exported, &mut report);
         self.endpoints.remove(&desired.endpoints, &mut report);
         self.ipcache.remove(&desired.ipcache, &mut report);
+        report
+    }
+
+    /// Of a sync the additions of a few services, and of what they lead to. One system call per difference.
+    pub fn flip(
+        &mut self,
+        services: &BTreeMap<ServiceKey, ServiceSpec>,
+        exported: &BTreeMap<ServiceKey, Exported>,
+        now: Time,
+    ) -> SyncReport {
+        let mut report = SyncReport::default();
+        self.exported.add(exported, &mut report);
+        self.services.add(services, now, &mut report);
         report
     }
 
@@ -140,6 +165,17 @@ impl Maps {
 
     pub fn node_health(&self, slot: u32) -> Result<u32, MapError> {
         self.node_health.get(&slot, 0).map_err(|source| kernel(map::NODE_HEALTH, source))
+    }
+
+    /// What became of users' connections to a node, since the maps were made. One system call.
+    pub fn node_traffic(&self, slot: u32) -> Result<NodeTraffic, MapError> {
+        let found = self.node_traffic.get(&slot, 0).map_err(|source| kernel(map::NODE_TRAFFIC, source))?;
+        Ok(found.0)
+    }
+
+    /// How many clients at least had no answer in the last seconds before this moment.
+    pub fn late_clients(&self, seen: &NodeTraffic) -> u32 {
+        users::late_clients(seen, sys::ticks() >> users::EPOCH_SHIFT)
     }
 
     /// Health words written by this process: of clusters, of nodes.

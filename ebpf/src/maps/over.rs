@@ -3,7 +3,8 @@
 use aya::maps::MapError as Kernel;
 use aya::maps::lpm_trie::Key as LpmKey;
 use hawser_ebpf_abi::{
-    Addr, CONFIG_CUT_OFF, FlowKey, HEALTH_RESET, IPPROTO_TCP, IpEntry, Port, ServiceKey, map,
+    Addr, CONFIG_CUT_OFF, CONFIG_LEFT_OUT, FlowKey, HEALTH_RESET, IPPROTO_TCP, IpEntry, NAT_THERE, NatKey,
+    Port, ServiceKey, map,
 };
 use hawser_ebpf_logic::reset;
 
@@ -30,12 +31,18 @@ impl Maps {
         self.endpoints.contains(&addr)
     }
 
-    /// Whether the time of this connection has come, just now. Three system calls for one to a healthy place, five at most.
+    /// Whether the time of this connection has come, just now. Three system calls for one to a healthy place, seven at most.
     pub fn is_over(&self, connection: &Connection) -> Result<bool, MapError> {
         let Some(config) = self.written_config.filter(|config| config.flags & CONFIG_CUT_OFF == 0) else {
             return Ok(false);
         };
-        let Some(to) = self.entry(connection.remote)?.filter(IpEntry::is_remote) else { return Ok(false) };
+        let mut found = self.entry(connection.remote)?.filter(IpEntry::is_remote);
+        let mut translated = *connection;
+        if found.is_none() && config.flags & CONFIG_LEFT_OUT != 0 {
+            translated = self.as_on_the_wire(connection)?;
+            found = self.entry(translated.remote)?.filter(IpEntry::is_remote);
+        }
+        let (Some(to), connection) = (found, &translated) else { return Ok(false) };
         let words = [self.cluster_health(to.cluster)?, self.node_health(to.node)?];
         if words.iter().all(|word| word & HEALTH_RESET == 0) {
             return Ok(false);
@@ -50,6 +57,26 @@ impl Maps {
         };
         let just_now = |word| reset::elapsed(word, now) < after.saturating_add(JUST_NOW);
         Ok(words.into_iter().any(|word| reset::is_over(word, after, began, now) && just_now(word)))
+    }
+
+    /// With the backend in the service's place, where a pod's interface has it translated.
+    fn as_on_the_wire(&self, connection: &Connection) -> Result<Connection, MapError> {
+        let key = NatKey {
+            pod: connection.local,
+            peer: connection.remote,
+            pod_port: connection.local_port,
+            peer_port: connection.remote_port,
+            proto: IPPROTO_TCP,
+            way: NAT_THERE,
+            pad: 0,
+        };
+        match self.nat.get(&Cell(key), 0) {
+            Ok(Cell(backend)) => {
+                Ok(Connection { remote: backend.addr, remote_port: backend.port, ..*connection })
+            }
+            Err(Kernel::KeyNotFound) => Ok(*connection),
+            Err(source) => Err(kernel(map::NAT, source)),
+        }
     }
 
     fn is_exported(&self, connection: &Connection) -> bool {

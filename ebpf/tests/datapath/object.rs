@@ -30,8 +30,13 @@ fn nothing_calls_memset_memcpy_or_a_panic() {
         "draw_slice",
         "held_backend",
         "held_in_slice",
+        "nat_begin",
+        "nat_choose",
+        "nat_finish",
         "pick_backend",
         "pick_in_tier",
+        "pod_from_too_big",
+        "pod_from_translated",
         "probe_slice",
     ];
     let known =

@@ -227,3 +227,25 @@ fn a_cluster_whose_health_is_not_heeded_takes_its_share_whatever_is_said_of_it()
     assert_eq!(found, allowed(&maps, &parts, false));
     assert_eq!(found.len(), 2);
 }
+
+#[test]
+fn a_node_of_lowered_weight_gets_about_its_part_and_all_where_there_is_nothing_else() {
+    const DRAWS: u64 = 40_000;
+    for (weight, at_least, at_most) in [(64, 0.04, 0.09), (16, 0.01, 0.05)] {
+        let mut maps = Maps::default();
+        let parts = [part(2, 1, &[1, 2, 3, 4, 5])];
+        let service = maps.write(&parts, 0);
+        maps.publish(service);
+        maps.nodes.insert(3, weight);
+        let grey = parts[0].addr(2);
+        let chosen = |seed: u64| outcome(maps.choose(false, seed.wrapping_mul(0x2545_f491_4f6c_dd1d)));
+        let found = (0..DRAWS).filter(|seed| chosen(*seed).0 == Some(grey)).count();
+        let share = found as f64 / DRAWS as f64;
+        assert!((at_least..=at_most).contains(&share), "{share} at {weight}");
+    }
+    let mut maps = Maps::default();
+    let service = maps.write(&[part(2, 1, &[1, 1])], 0);
+    maps.publish(service);
+    maps.nodes.insert(1, 16);
+    assert!((0..500).all(|seed| outcome(maps.choose(false, seed)).1 == Reason::ConnectChosen));
+}

@@ -1,17 +1,19 @@
 //! Packets as bytes, and maps in memory, behind the hook's view.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use hawser_ebpf_abi::{
-    Addr, Config, EXPORTED_CLOSING, Endpoint, Exported, FlowKey, IP_REMOTE, IpEntry, Plain, PrefixKey,
-    Reason, ServiceKey,
+    Addr, Config, EXPORTED_CLOSING, Endpoint, Exported, FlowKey, IP_REMOTE, IpEntry, Nat, NatBegun, NatKey,
+    Plain, Port, PrefixKey, Reason, ServiceKey,
 };
+use hawser_ebpf_logic::choice::Choice;
 use hawser_ebpf_logic::mss::{Clamp, update_checksum};
+use hawser_ebpf_logic::nat::{Change, Sender};
 use hawser_ebpf_logic::packet::{ETH_P_IP, Ip, Packet, Transport};
 use hawser_ebpf_logic::reflect::Control;
-use hawser_ebpf_logic::refuse::{QUOTED, Refusal};
+use hawser_ebpf_logic::refuse::Refusal;
 use hawser_ebpf_logic::reset::{Reset, TCP_LEN, is_repetition};
 use hawser_ebpf_logic::verdict::Hook;
 
@@ -98,9 +100,15 @@ pub(crate) struct Node {
     pub(crate) node_words: BTreeMap<u32, u32>,
     pub(crate) reset_wishes: BTreeMap<ServiceKey, u32>,
     pub(crate) ticks: u32,
+    pub(crate) association: u32,
     pub(crate) packet: RefCell<Bytes>,
     pub(crate) notes: RefCell<Vec<Reason>>,
     pub(crate) turned: RefCell<Vec<(Ip, Transport, Control, Control)>>,
+    /// What is chosen for flows to these services, and who asked last.
+    pub(crate) choices: BTreeMap<ServiceKey, Choice>,
+    pub(crate) asked: Cell<Option<Sender>>,
+    pub(crate) nat: RefCell<BTreeMap<NatKey, Nat>>,
+    pub(crate) begun: Cell<Option<NatBegun>>,
 }
 
 pub(crate) fn addr(ip: &str) -> Addr {
@@ -137,9 +145,14 @@ impl Node {
             node_words: BTreeMap::new(),
             reset_wishes: BTreeMap::new(),
             ticks: 1_000_000,
+            association: 0,
             packet: RefCell::new(Bytes(Vec::new())),
             notes: RefCell::default(),
             turned: RefCell::default(),
+            choices: BTreeMap::new(),
+            asked: Cell::default(),
+            nat: RefCell::default(),
+            begun: Cell::default(),
         }
     }
 
@@ -219,6 +232,10 @@ impl Hook for Node {
         self.ticks
     }
 
+    fn association(&self) -> u32 {
+        self.association
+    }
+
     fn remember_flow(&self, key: &FlowKey, first: bool) -> bool {
         let mut flows = self.flows.borrow_mut();
         match first {
@@ -236,7 +253,7 @@ impl Hook for Node {
 
     fn turn_into_refusal(&self, ip: &Ip, refusal: &Refusal) -> bool {
         let packet = &mut self.packet.borrow_mut().0;
-        packet.truncate((ip.l4 + QUOTED) as usize);
+        packet.truncate((ip.l4 + refusal.quoted) as usize);
         let head: Vec<u8> = refusal.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         packet.splice(..0, head[..refusal.len as usize].iter().copied());
         true
@@ -253,6 +270,56 @@ impl Hook for Node {
     fn note(&self, reason: Reason) {
         self.notes.borrow_mut().push(reason);
     }
+
+    fn assign(&self, service: &ServiceKey, sender: &Sender) -> Choice {
+        self.asked.set(Some(*sender));
+        self.choices.get(service).copied().unwrap_or(Choice::Untouched(Reason::ConnectOther))
+    }
+
+    fn nat(&self, key: &NatKey) -> Option<Nat> {
+        self.nat.borrow().get(key).copied()
+    }
+
+    fn write_nat(&self, key: &NatKey, nat: &Nat) -> bool {
+        self.nat.borrow_mut().insert(*key, *nat);
+        true
+    }
+
+    fn readdress(&self, ip: &Ip, _: &Transport, change: &Change) -> bool {
+        readdress(&mut self.packet.borrow_mut().0, 0, ip, change);
+        true
+    }
+
+    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, _: Port, change: &Change) -> bool {
+        let packet = &mut self.packet.borrow_mut().0;
+        readdress(packet, error.l4 as usize + 8, quoted, change);
+        if error.src == quoted.dst {
+            write_address(packet, 0, &Change { is_destination: false, ..*change });
+        }
+        true
+    }
+
+    fn keep(&self, begun: &NatBegun) {
+        self.begun.set(Some(*begun));
+    }
+
+    fn begun(&self) -> Option<NatBegun> {
+        self.begun.get()
+    }
+}
+
+/// What the kernel's helpers do with a change, but for checksums: real sockets look at those.
+fn readdress(packet: &mut [u8], header: usize, ip: &Ip, change: &Change) {
+    write_address(packet, header, change);
+    let at = ip.l4 as usize + if change.is_destination { 2 } else { 0 };
+    packet[at..at + 2].copy_from_slice(&change.port.wire().to_ne_bytes());
+}
+
+fn write_address(packet: &mut [u8], header: usize, change: &Change) {
+    let octets = change.addr.octets();
+    let (first, octets) = if change.addr.is_v4() { (12, &octets[12..]) } else { (8, &octets[..]) };
+    let at = header + first + if change.is_destination { octets.len() } else { 0 };
+    packet[at..at + octets.len()].copy_from_slice(octets);
 }
 
 /// What the kernel's helpers do with a reset.

@@ -9,7 +9,7 @@ use hawser_ebpf_abi::{
 use hawser_ebpf_logic::packet::{ETH_P_IP, ETH_P_IPV6, Parsed, parse, quoted};
 use hawser_ebpf_logic::verdict::{Action, pod_from, tunnel_in};
 
-use crate::packets::{Node, addr, checksum, udp};
+use crate::packets::{Node, addr, checksum, ipv4, tcp_segment, udp};
 
 const POD: &str = "10.1.0.5";
 const REMOTE: &str = "10.2.0.9";
@@ -133,6 +133,73 @@ fn ipv6_is_answered_as_well() {
         (answer.len(), &answer[4..6], answer[6], &answer[40..42]),
         (96, &[0, 56][..], 58, &[1, 4][..])
     );
+    let pseudo = [&answer[8..40], &[0, 0, 0, 56, 0, 0, 0, 58], &answer[40..]].concat();
+    assert_eq!(checksum(&pseudo), 0);
+}
+
+/// With a payload that makes it so long, and a transport checksum that holds, or that hardware is still to fill in.
+fn of_length(len: usize, proto: u8, unfinished: bool) -> Vec<u8> {
+    let mut datagram = match proto {
+        6 => tcp_segment(4000, 80, 0x10, &[]),
+        17 => [0x0f, 0xa0, 0, 80, 0, 0, 0, 0].to_vec(),
+        _ => [8, 0, 0, 0, 0, 7, 0, 1].to_vec(),
+    };
+    datagram.resize(len - 20, 9);
+    let mut packet = ipv4(POD, REMOTE, proto, &datagram);
+    let at = if proto == 6 { 36 } else { 26 };
+    if proto == 17 {
+        packet[24..26].copy_from_slice(&((len - 20) as u16).to_be_bytes());
+    }
+    let pseudo = [&packet[12..20], &[0, proto], &((len - 20) as u16).to_be_bytes()[..]].concat();
+    let sum = if unfinished { !checksum(&pseudo) } else { 0xbeef };
+    packet[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+#[test]
+fn a_packet_that_is_too_big_comes_back_with_the_tunnels_mtu_from_this_nodes_mesh_address() {
+    let node = Node::new();
+    for (proto, quoted) in [(6, 20), (17, 8), (1, 8)] {
+        for unfinished in [false, true].into_iter().take(if proto == 1 { 1 } else { 2 }) {
+            let sent = of_length(1421, proto, unfinished);
+            assert_eq!(pod_from(node.sees(sent.clone())).reason, Reason::PodFromToldTooBig);
+            let mut answer = node.packet.borrow().0.clone();
+            assert_eq!((answer.len(), usize::from(answer[3])), (48 + quoted, 48 + quoted));
+            assert_eq!((answer[9], &answer[20..22], &answer[24..28]), (1, &[3, 4][..], &[0, 0, 5, 140][..]));
+            assert_eq!((&answer[12..16], &answer[16..20]), (&[240, 1, 0, 1][..], &sent[12..16]));
+            assert_eq!(answer[28..], sent[..20 + quoted]);
+            assert_eq!(checksum(&answer[..20]), 0, "of the IP header");
+            if unfinished {
+                let at = if proto == 6 { 64 } else { 54 };
+                let filled_in = checksum(&answer[48..]);
+                answer[at..at + 2].copy_from_slice(&filled_in.to_be_bytes());
+            }
+            assert_eq!(checksum(&answer[20..]), 0, "of ICMP; protocol {proto}, unfinished: {unfinished}");
+        }
+    }
+}
+
+#[test]
+fn in_ipv6_too() {
+    let mut node = Node::new();
+    let (pod, remote): (Ipv6Addr, Ipv6Addr) = ("fd01::5".parse().unwrap(), "fd02::9".parse().unwrap());
+    let entry = *node.ipcache.values().next().unwrap();
+    node.ipcache.insert(PrefixKey::host(IpAddr::V6(remote).into()), entry);
+    node.endpoints.insert(IpAddr::V6(pod).into(), node.endpoints[&addr(POD)]);
+    node.ethertype = ETH_P_IPV6;
+    let datagram = &of_length(1401, 17, false)[20..];
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((datagram.len() as u16).to_be_bytes());
+    packet.extend([17, 64]);
+    packet.extend(pod.octets());
+    packet.extend(remote.octets());
+    packet.extend(datagram);
+    assert_eq!(pod_from(node.sees(packet.clone())).reason, Reason::PodFromToldTooBig);
+    let answer = node.packet.borrow().0.clone();
+    let own: Ipv6Addr = "fd68:6177:7365:1::1".parse().unwrap();
+    assert_eq!((&answer[8..24], &answer[24..40]), (&own.octets()[..], &pod.octets()[..]));
+    assert_eq!((answer.len(), &answer[40..42], &answer[44..48]), (96, &[2, 0][..], &[0, 0, 5, 140][..]));
+    assert_eq!(answer[48..], packet[..48]);
     let pseudo = [&answer[8..40], &[0, 0, 0, 56, 0, 0, 0, 58], &answer[40..]].concat();
     assert_eq!(checksum(&pseudo), 0);
 }

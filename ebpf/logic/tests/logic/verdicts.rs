@@ -1,6 +1,6 @@
 //! Every verdict of every hook: what may pass, what may not, and by which name.
 
-use hawser_ebpf_abi::{Config, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, Port, Reason, ServiceKey};
+use hawser_ebpf_abi::{CONFIG_KERNEL_IPSEC, Config, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, Port, Reason, ServiceKey};
 use hawser_ebpf_logic::packet::{TCP_ACK, TCP_SYN};
 use hawser_ebpf_logic::verdict::{Action, Verdict, pod_from, pod_to, tunnel_in, underlay_in};
 use proptest::prelude::*;
@@ -22,6 +22,10 @@ fn drop(reason: Reason) -> Verdict {
 
 fn steered() -> Verdict {
     Verdict { action: Action::Steer { ifindex: 77 }, reason: Reason::PodFromSteered }
+}
+
+fn told() -> Verdict {
+    Verdict { action: Action::Return { ifindex: 5 }, reason: Reason::PodFromToldTooBig }
 }
 
 fn delivered(reason: Reason) -> Verdict {
@@ -102,13 +106,20 @@ fn a_pod_may_not_speak_with_an_address_that_is_not_its_own() {
 #[test]
 fn what_the_tunnel_cannot_carry_is_dropped_by_name() {
     let mut node = Node::new();
-    assert_eq!(pod_from(node.sees(udp_of(1421))), drop(Reason::PodFromTooBig));
+    assert_eq!(
+        pod_from(node.sees(fragment(udp_of(1421), 0))),
+        drop(Reason::PodFromTooBig),
+        "no DF: nobody to tell"
+    );
+    assert_eq!(pod_from(node.sees(udp_of(1421))), told());
     assert_eq!(pod_from(node.sees(udp_of(1420))), steered());
+    let error = icmp(POD, REMOTE, 3, 0, &[0; 1400]);
+    assert_eq!(pod_from(node.sees(error)), drop(Reason::PodFromTooBig), "an error about an error");
     node.gso_size = 1380;
     let segments = ipv4(POD, REMOTE, IPPROTO_TCP, &[&header_of_tcp()[..], &[0; 9000]].concat());
     assert_eq!(pod_from(node.sees(segments.clone())), steered(), "the device cuts it");
     node.gso_size = 1381;
-    assert_eq!(pod_from(node.sees(segments)), drop(Reason::PodFromTooBig));
+    assert_eq!(pod_from(node.sees(segments)), told());
     node.gso_size = 0;
     for field in [0x2000, 1, 0x3fff] {
         let packet = fragment(udp(POD, 1, REMOTE, 2), field);
@@ -209,6 +220,26 @@ fn the_mesh_address_takes_echo_icmp_answers_and_exported_ports() {
     node.exported.insert(key(NODE, 53, IPPROTO_UDP));
     assert_eq!(tunnel_in(node.sees(tcp(REMOTE, 5000, NODE, 22, TCP_SYN))), next(Reason::TunnelInNode));
     assert_eq!(tunnel_in(node.sees(udp(REMOTE, 5000, NODE, 53))), next(Reason::TunnelInNode));
+}
+
+#[test]
+fn under_ipsec_a_source_counts_only_by_the_association_of_its_own_node() {
+    let mut node = Node::new();
+    let probe = || udp(REMOTE_NODE, 51872, NODE, 51872);
+    assert_eq!(tunnel_in(node.sees(probe())), next(Reason::TunnelInNode), "WireGuard has seen to it");
+    node.config.flags = CONFIG_KERNEL_IPSEC;
+    for (association, verdict) in [
+        (0, drop(Reason::TunnelInOtherNode)),
+        (2, drop(Reason::TunnelInOtherNode)),
+        (1, next(Reason::TunnelInNode)),
+    ] {
+        node.association = association;
+        assert_eq!(tunnel_in(node.sees(probe())), verdict, "slot {association}");
+    }
+    // An address that is behind no node that is known comes by none.
+    node.ipcache.values_mut().for_each(|entry| entry.node = 0);
+    node.association = 0;
+    assert_eq!(tunnel_in(node.sees(probe())), drop(Reason::TunnelInOtherNode));
 }
 
 #[test]
