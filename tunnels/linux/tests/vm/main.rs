@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy.toml exempts only inside #[test]")]
 #![expect(dead_code, reason = "the user-space engine's tests use the rest of these helpers")]
 
+mod esp;
 mod ipsec;
 mod kernel;
 #[path = "../netns/node.rs"]
