@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::follow::{Followers, Heard};
 use crate::interfaces::{Found, LookError, Looker};
-use crate::local_api::Question;
+use crate::local_api::{Asked, Question};
 use crate::memory::{self, Memory};
 use crate::metrics::{Meters, Observation};
 use crate::place::Reporting;
@@ -113,6 +113,13 @@ struct Now {
     no_sweep: Option<String>,
 }
 
+/// Why the loop ended.
+pub(crate) enum End {
+    Stopped,
+    /// A successor has asked, and nothing is under way any more: maps and probes are its from here on.
+    Superseded(Asked),
+}
+
 /// What a task of the loop came back with.
 enum Done {
     Reconciled { plan: Arc<Plan>, outcome: Outcome },
@@ -122,8 +129,13 @@ enum Done {
 }
 
 impl Driver {
-    /// Until `stop` resolves, or with an error when this node was given another place. Kernel state stays as it is then: stop is not remove.
-    pub(crate) async fn run(mut self, mut sources: Sources, mut stop: oneshot::Receiver<()>) -> Result<()> {
+    /// Until `stop` resolves, a successor asks, or with an error when this node was given another place. Kernel state stays as it is
+    /// then: stop is not remove.
+    pub(crate) async fn run(
+        mut self,
+        mut sources: Sources,
+        stop: &mut oneshot::Receiver<()>,
+    ) -> Result<End> {
         let mut now = Now { no_sweep: sweep::missing(), ..Now::default() };
         let (done, mut finished) = mpsc::channel(8);
         self.start_prober(&mut now).await;
@@ -141,10 +153,16 @@ impl Driver {
             let deadline = self.agent.poll_deadline().map(|d| d.at.since(self.clock.now()));
             tokio::select! {
                 biased;
-                _ = &mut stop => return Ok(()),
+                _ = &mut *stop => return Ok(End::Stopped),
                 Some(verdict) = next_verdict(&mut now.prober) => self.verdict(verdict, &mut now.meters),
                 Some(done) = finished.recv() => self.finish(done, &mut now).await,
-                Some(question) = sources.questions.recv() => self.answer(question, &now),
+                Some(question) = sources.questions.recv() => match question {
+                    Question::HandOver(asked) => {
+                        now.finish_all(&mut finished).await;
+                        return Ok(End::Superseded(asked));
+                    }
+                    question => self.answer(question, &now),
+                },
                 Some(word) = sources.reporting.recv() => match word {
                     Reporting::Well => now.report_problem = None,
                     Reporting::Failing(problem) => now.report_problem = Some(problem),
@@ -442,6 +460,8 @@ impl Driver {
     fn answer(&self, question: Question, now: &Now) {
         let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
         match question {
+            // Ends the loop, which takes it itself.
+            Question::HandOver(_) => {}
             Question::Services(only, reply) => drop(reply.send(answers::services(&self.agent, &only))),
             Question::Status(reply) => {
                 let status = self.measured(now);
@@ -486,6 +506,19 @@ impl Driver {
 }
 
 impl Now {
+    /// What is under way ends, and nothing begins any more.
+    async fn finish_all(&mut self, finished: &mut mpsc::Receiver<Done>) {
+        self.prober = None;
+        while self.reconciling || self.sweeping {
+            match finished.recv().await {
+                Some(Done::Reconciled { .. }) => self.reconciling = false,
+                Some(Done::Swept(_)) => self.sweeping = false,
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+
     fn note_swept(&mut self, swept: Swept) {
         self.sweeping = false;
         if swept.ended > 0 || swept.problem.is_some() {

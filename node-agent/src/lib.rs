@@ -21,6 +21,7 @@ mod renewal;
 pub mod run;
 mod sock_diag;
 mod state;
+mod succession;
 mod sweep;
 mod used;
 mod way;

@@ -1,12 +1,13 @@
 //! The local API: a unix socket, mode 0600, in front of the driver's questions.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use hawser_api::local::local_server::{Local, LocalServer};
 use hawser_api::local::{
-    ListServicesReply, ListServicesRequest, PlanReply, PlanRequest, StatusReply, StatusRequest,
+    HandOverReply, HandOverRequest, ListServicesReply, ListServicesRequest, PlanReply, PlanRequest,
+    StatusReply, StatusRequest,
 };
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +25,15 @@ pub(crate) enum Question {
     Services(String, oneshot::Sender<ListServicesReply>),
     Plan(oneshot::Sender<Result<PlanReply, Status>>),
     Observe(oneshot::Sender<Box<Observation>>),
+    HandOver(Asked),
+}
+
+/// A successor asks for this node.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// Of its tunnels.
+    pub device: String,
+    pub reply: oneshot::Sender<HandOverReply>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -34,17 +44,20 @@ pub(crate) struct SocketError {
     source: io::Error,
 }
 
-/// The socket, gone when this is dropped.
+/// The socket, gone when this is dropped; that of a successor stays.
 #[derive(Debug)]
 pub(crate) struct LocalApi {
     path: PathBuf,
+    inode: Option<u64>,
     task: JoinHandle<()>,
 }
 
 impl Drop for LocalApi {
     fn drop(&mut self) {
         self.task.abort();
-        let _ = std::fs::remove_file(&self.path);
+        if inode(&self.path) == self.inode {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -58,7 +71,11 @@ pub(crate) fn serve(path: &Path, questions: mpsc::Sender<Question>) -> Result<Lo
             tracing::error!(%error, "the local API ended");
         }
     });
-    Ok(LocalApi { path: path.into(), task })
+    Ok(LocalApi { path: path.into(), inode: inode(path), task })
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|file| file.ino())
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -115,5 +132,13 @@ impl Local for Service {
 
     async fn plan(&self, _: Request<PlanRequest>) -> Result<Response<PlanReply>, Status> {
         Ok(Response::new(self.ask(Question::Plan).await??))
+    }
+
+    async fn hand_over(
+        &self,
+        request: Request<HandOverRequest>,
+    ) -> Result<Response<HandOverReply>, Status> {
+        let device = request.into_inner().device;
+        Ok(Response::new(self.ask(|reply| Question::HandOver(Asked { device, reply })).await?))
     }
 }

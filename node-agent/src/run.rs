@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datapath::Datapath;
-use crate::driver::{Driver, Pulses, Sources};
+use crate::driver::{Driver, End, Pulses, Sources};
 use crate::follow::Followers;
 use crate::interfaces::Looker;
 use crate::memory::{self, Memory};
@@ -23,33 +23,45 @@ use crate::probes::Probes;
 use crate::reconcile::revive;
 use crate::renewal::Renewal;
 use crate::state::{StateDir, StateError};
-use crate::{join, local_api, place};
+use crate::{join, local_api, place, succession};
 
 const WIREGUARD_KEY: &str = "wireguard.key";
 
-/// Runs until SIGTERM or SIGINT; then ends and leaves the kernel's state for the next start.
+/// Runs until SIGTERM or SIGINT; then ends and leaves the kernel's state for the next start. One that was superseded waits
+/// for the signal: who started it would start it again, and it would ask for the node back.
 pub async fn run(config: Config) -> Result<()> {
     preflight::root()?;
     let mounts = preflight::mounts()?;
     preflight::kernel()?;
-    if !kernel_listens(&config.device, config.port) {
+    let succeeds = succession::ask(&config.socket, config.device.as_str()).await?;
+    if !succeeds && !kernel_listens(&config.device, config.port) {
         preflight::free_port(config.port)?;
     }
     // From here on something is changed: a node that cannot run us has been refused by now.
     let state = Arc::new(StateDir::open(&config.state)?);
     let probes = Probes::new(state.path(join::CERTIFICATE));
+    let mut metrics = tokio::task::JoinSet::new();
     if let Some(address) = config.metrics {
-        tokio::spawn(hawser_telemetry::serve(hawser_telemetry::bind(address).await?, probes.clone()));
+        metrics.spawn(hawser_telemetry::serve(hawser_telemetry::bind(address).await?, probes.clone()));
     }
     let mut stop = stop_signal()?;
-    let work = start(config, mounts, state, &probes);
-    let (driver, sources, _running) = tokio::select! {
+    let work = start(config, mounts, state, &probes, succeeds);
+    let (driver, sources, mut beside) = tokio::select! {
         started = work => started?,
         _ = &mut stop => return Ok(()),
     };
     let (api, address) = (driver.config.socket.clone(), driver.agent.config().mesh_addresses());
     tracing::info!(node = %driver.config.node, socket = %api.display(), mesh = %address.ipv4, "running");
-    driver.run(sources, stop).await?;
+    let (tunnels, device) = (Arc::clone(&driver.tunnels), driver.config.device.clone());
+    if let End::Superseded(asked) = driver.run(sources, &mut stop).await? {
+        // The lock of the state directory and the ports with it.
+        beside.tasks.shutdown().await;
+        metrics.shutdown().await;
+        succession::hand_over(asked, tunnels, device.as_str()).await?;
+        tracing::info!("superseded; there is nothing left to do here but to be stopped");
+        // However: the signal came, or nobody can send it any more.
+        let _ = stop.await;
+    }
     tracing::info!("stopped; tunnels, routes, maps and programs stay as they are");
     Ok(())
 }
@@ -61,17 +73,12 @@ struct Beside {
     tasks: tokio::task::JoinSet<()>,
 }
 
-impl Drop for Beside {
-    fn drop(&mut self) {
-        self.tasks.abort_all();
-    }
-}
-
 async fn start(
     config: Config,
     mounts: preflight::Mounts,
     state: Arc<StateDir>,
     probes: &Probes,
+    succeeds: bool,
 ) -> Result<(Driver, Sources, Beside)> {
     let clock = Clock::start();
     let mut member = join::member(&config, &state, || Datapath::probe(&mounts, &config)).await?;
@@ -82,7 +89,7 @@ async fn start(
     tracing::info!(cluster = %agent_config.cluster, index = %agent_config.index, "this node's place is known");
     // From here on the kernel is changed.
     let remembered = remembered(&state)?;
-    let tunnels = Arc::new(start_tunnels(&config, &state, config.wireguard)?);
+    let tunnels = Arc::new(start_tunnels(&config, &state, config.wireguard, succeeds)?);
     // The last run's programs steer packets still: the sooner there is a tunnel for them, the better.
     for problem in revive(&remembered.tunnels(&agent_config), &tunnels) {
         tracing::warn!(problem, "bringing back the tunnels of the last run");
@@ -135,7 +142,12 @@ fn remembered(state: &StateDir) -> Result<Memory> {
     }
 }
 
-fn start_tunnels(config: &Config, state: &StateDir, choice: Choice) -> Result<WireguardDriver> {
+fn start_tunnels(
+    config: &Config,
+    state: &StateDir,
+    choice: Choice,
+    take_over: bool,
+) -> Result<WireguardDriver> {
     let engine = WireguardConfig {
         choice,
         device: config.device.clone(),
@@ -144,7 +156,7 @@ fn start_tunnels(config: &Config, state: &StateDir, choice: Choice) -> Result<Wi
         mark: config.mark,
         table: config.table,
         private_key: state.path(WIREGUARD_KEY),
-        take_over: false,
+        take_over,
     };
     WireguardDriver::start(engine).with_context(|| format!("starting the tunnels of {}", config.device))
 }
@@ -172,7 +184,7 @@ pub async fn remove(config: Config) -> Result<()> {
     // The programs first: they steer packets to the tunnel.
     Datapath::remove(&mounts, &config)?;
     // Of whatever kind it is.
-    let tunnels = start_tunnels(&config, &state, Choice::Auto)?;
+    let tunnels = start_tunnels(&config, &state, Choice::Auto, false)?;
     tunnels.remove().with_context(|| format!("removing {}", config.device))?;
     state.forget(memory::FILE)?;
     Ok(())
