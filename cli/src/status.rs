@@ -182,15 +182,25 @@ fn limits_row(peer: &PeerStatus) -> Vec<String> {
 fn agent_section(status: &local::StatusReply) -> Result<()> {
     let up = status.tunnels.iter().filter(|tunnel| tunnel.health == "up").count();
     line(&format!(
-        "node {}/{} ({}): {up}/{} tunnels up, WireGuard by {}, {} services, {} pods here",
+        "node {}/{} ({}): {up}/{} tunnels up, {} by {}, {} services, {} pods here",
         status.cluster,
         status.node,
         status.mesh_ipv4,
         status.tunnels.len(),
+        if status.encryption == "ipsec" { "IPsec" } else { "WireGuard" },
         if status.wireguard == "kernel" { "the kernel" } else { "the agent" },
         status.services,
         status.local_pods
     ))?;
+    // An agent of before says nothing of it.
+    if status.tunnel_mtu > 0 {
+        line(&format!(
+            "tunnel MTU {}; with what is put around a packet {} over IPv4 and {} over IPv6: the underlay's MTU must be as large",
+            status.tunnel_mtu,
+            status.tunnel_mtu + status.overhead_ipv4,
+            status.tunnel_mtu + status.overhead_ipv6
+        ))?;
+    }
     let rows: Vec<_> = status.clusters.iter().map(cluster_row).collect();
     table(
         &[
@@ -230,7 +240,8 @@ fn agent_section(status: &local::StatusReply) -> Result<()> {
             line(&format!("! {}: {}", cluster.name, cluster.control_plane_reason))?;
         }
     }
-    for tunnel in status.tunnels.iter().filter(|tunnel| tunnel.health == "down") {
+    let lowered = |tunnel: &TunnelStatus| (1..FULL_WEIGHT).contains(&tunnel.weight);
+    for tunnel in status.tunnels.iter().filter(|tunnel| tunnel.health == "down" || lowered(tunnel)) {
         line(&format!("! {}/{}: {}", tunnel.cluster, tunnel.node, tunnel.health_reason))?;
     }
     status.problems.iter().try_for_each(|problem| line(&format!("! {problem}")))
@@ -254,7 +265,14 @@ fn probing_line(probing: &local::Probing) -> Result<()> {
         probing.others,
         probing.interval_of_others_ms,
         probing.packets_per_second
-    ))
+    ))?;
+    if probing.heard_by_users > 0 {
+        line(&format!(
+            "liveness: {} of them are heard by users, and asked a quarter as often",
+            probing.heard_by_users
+        ))?;
+    }
+    probing.missing.iter().try_for_each(|missing| line(&format!("! {missing}")))
 }
 
 fn cluster_row(cluster: &ClusterStatus) -> Vec<String> {
@@ -275,13 +293,20 @@ fn cluster_row(cluster: &ClusterStatus) -> Vec<String> {
     ]
 }
 
+/// Of a node's weight, in status.
+const FULL_WEIGHT: u32 = 256;
+
 fn tunnel_row(tunnel: &TunnelStatus) -> Vec<String> {
     let rtt =
         if tunnel.rtt_us < 0 { "-".into() } else { format!("{:.2} ms", tunnel.rtt_us as f64 / 1_000.0) };
     vec![
         format!("{}/{}", tunnel.cluster, tunnel.node),
         tunnel.endpoint.clone(),
-        tunnel.health.clone(),
+        match tunnel.weight {
+            // An agent of before says nothing of it.
+            0 | FULL_WEIGHT => tunnel.health.clone(),
+            weight => format!("{} ({weight}/{FULL_WEIGHT})", tunnel.health),
+        },
         ago(tunnel.health_since_ms_ago),
         ago(tunnel.last_handshake_ms_ago),
         rtt,

@@ -9,7 +9,8 @@ use hawser_api::local;
 use hawser_discovery::{About, NodeId, Transition};
 use hawser_discovery_net::ProberSnapshot;
 use hawser_ebpf_abi::{Kind, Reason};
-use hawser_model::{ClusterHealth, ClusterId, ClusterName, Routing, Time};
+use hawser_model::{ClusterHealth, ClusterId, ClusterName, Encryption, HealthWord, Routing, Time};
+use hawser_tunnels::{Carrier, Family, overhead};
 use hawser_tunnels_linux::{Choice, Stats};
 
 use crate::clock::{self, Clock, millis};
@@ -43,6 +44,11 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         standing_text: status.standing.to_string(),
     });
     let words = agent.word_counts();
+    let carrier = match config.encryption {
+        Encryption::Wireguard => Carrier::Wireguard,
+        Encryption::Ipsec if config.kernel_ipsec => Carrier::Esp,
+        Encryption::Ipsec => Carrier::EspInUdp,
+    };
     local::StatusReply {
         cluster: config.cluster.name.to_string(),
         cluster_id: config.cluster.id.get().into(),
@@ -62,6 +68,10 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         wireguard: String::new(),
         probing: None,
         stuck_connections: None,
+        encryption: config.encryption.to_string(),
+        tunnel_mtu: config.mtu.into(),
+        overhead_ipv4: overhead(carrier, Family::V4).into(),
+        overhead_ipv6: overhead(carrier, Family::V6).into(),
     }
 }
 
@@ -92,6 +102,10 @@ fn tunnels(agent: &Agent, now: Time) -> Vec<local::TunnelStatus> {
         let name = (peer.name.cluster.name.to_string(), peer.name.node.to_string());
         agent.node_verdict(*ids.get(&name)?)
     };
+    let grey = |peer: &hawser_tunnels::Peer| {
+        let name = (peer.name.cluster.name.to_string(), peer.name.node.to_string());
+        agent.node_grey(*ids.get(&name)?)
+    };
     let tunnel = |peer: &hawser_tunnels::Peer| local::TunnelStatus {
         cluster: peer.name.cluster.name.to_string(),
         node: peer.name.node.to_string(),
@@ -106,7 +120,12 @@ fn tunnels(agent: &Agent, now: Time) -> Vec<local::TunnelStatus> {
         probes_lost_per_mille: 0,
         probes_until_down: 0,
         health_since_ms_ago: ago(verdict(peer).map(|verdict| verdict.at), now),
-        health_reason: verdict(peer).map(|verdict| verdict.because.to_string()).unwrap_or_default(),
+        health_reason: match grey(peer) {
+            Some(grey) => grey.why.to_string(),
+            None => verdict(peer).map(|verdict| verdict.because.to_string()).unwrap_or_default(),
+        },
+        weight: u32::from(grey(peer).map_or(HealthWord::FULL_WEIGHT, |grey| grey.weight)),
+        heard_by_users: false,
     };
     peers.map(tunnel).collect()
 }
@@ -156,7 +175,17 @@ pub(crate) fn measure(
             tunnel.rtt_us = rtt.unwrap_or(-1);
             tunnel.probes_lost_per_mille = (node.loss * 1_000.0) as u32;
             tunnel.probes_until_down = node.multiplier;
+            tunnel.heard_by_users = node.by_users;
         }
+    }
+}
+
+/// What liveness lacks on this kernel.
+pub(crate) fn lack(reply: &mut local::StatusReply, no_users: Option<String>) {
+    if let (Some(probing), Some(why)) = (&mut reply.probing, no_users) {
+        probing.missing.push(format!(
+            "users' connections are not counted, so a node that answers probes and fails users keeps its weight unless large probes are lost: {why}"
+        ));
     }
 }
 
@@ -172,6 +201,9 @@ fn probing(seen: &ProberSnapshot) -> Option<local::Probing> {
         sent: counters.sent,
         replies: counters.replies,
         refused: counters.refused,
+        heard_by_users: count(seen.nodes.values().filter(|node| node.by_users).count()),
+        large: counters.large,
+        missing: Vec::new(),
     })
 }
 

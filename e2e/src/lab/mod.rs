@@ -44,6 +44,8 @@ pub struct Cluster {
     api_servers: BTreeMap<usize, Process>,
     etcd: BTreeMap<usize, Process>,
     store: Store,
+    /// Who does IPsec; without it the mesh encrypts with WireGuard.
+    pub ipsec: Option<String>,
     cart: Cart,
     logs: PathBuf,
 }
@@ -150,6 +152,7 @@ impl Cluster {
             api_servers: BTreeMap::new(),
             etcd: BTreeMap::new(),
             store: Store::Embedded,
+            ipsec: std::env::var(product::IPSEC).ok(),
             cart: Cart::default(),
             logs: inside.dir.clone(),
         })
@@ -199,6 +202,12 @@ impl Cluster {
     pub fn set_global(&mut self, global: bool) -> Result<()> {
         self.cart.global = global;
         self.write_service()
+    }
+
+    /// `kubectl annotate pod client hawser.io/socket-lb=false`, or its removal.
+    pub fn set_clients_left_out(&mut self, left_out: bool) -> Result<()> {
+        self.cart.clients_left_out = left_out;
+        self.write_pods()
     }
 
     /// Scales the deployment behind `shop/cart` to zero or back. The pods' servers go on: connections drain.

@@ -26,6 +26,12 @@ pub enum Store {
     EtcdOfThree,
 }
 
+/// `kernel` or `userspace`: the lab's mesh encrypts with IPsec.
+pub(super) const IPSEC: &str = "HAWSER_LAB_IPSEC";
+const SECRET_FILE: &str = "/etc/hawser/ipsec.secret";
+/// The lab's, on every node alike.
+const SECRET: &str = "1 6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19\n";
+
 impl Lab {
     /// Act 1: every cluster's API server and agents, not connected to each other.
     pub fn start_product(&mut self, store: Store) -> Result<()> {
@@ -143,7 +149,8 @@ impl Cluster {
              podCIDRs: [\"{pods}\"]\n\
              nodeCIDRs: [\"{nodes}\"]\n\
              source:\n  dir: {MANIFESTS}\n\
-             store: {store}\n",
+             store: {store}\nencryption: {encryption}\n",
+            encryption = if self.ipsec.is_some() { "ipsec" } else { "auto" },
             name = plan.name,
             id = plan.id,
             urls = self.server_urls().map(|url| format!("\"{url}\"")).collect::<Vec<_>>().join(", "),
@@ -160,9 +167,13 @@ impl Cluster {
     fn write_manifests(&self) -> Result<()> {
         self.on_servers(&format!("{MANIFESTS}/namespaces.yaml"), &manifests::namespaces(&self.plan))?;
         self.on_servers(&format!("{MANIFESTS}/nodes.yaml"), &manifests::nodes(&self.plan))?;
-        self.on_servers(&format!("{MANIFESTS}/pods.yaml"), &manifests::pods(&self.plan))?;
+        self.write_pods()?;
         self.write_endpoints()?;
         self.write_service()
+    }
+
+    pub(super) fn write_pods(&self) -> Result<()> {
+        self.on_servers(&format!("{MANIFESTS}/pods.yaml"), &manifests::pods(&self.plan, &self.cart))
     }
 
     pub(super) fn write_service(&self) -> Result<()> {
@@ -209,7 +220,12 @@ impl Cluster {
             fs::remove_file(self.nodes[0].place.path(&join)).context("the carried join file")?;
             let node = &mut self.nodes[index];
             node.place.write("/etc/hawser/join.yaml", &text)?;
-            node.place.write("/etc/hawser/agent.yaml", &format!("node: {}\n", node.plan.name))?;
+            let mut config = format!("node: {}\n", node.plan.name);
+            if let Some(who) = &self.ipsec {
+                config.push_str(&format!("ipsec: {who}\nipsecSecret: {SECRET_FILE}\n"));
+                node.place.write(SECRET_FILE, SECRET)?;
+            }
+            node.place.write("/etc/hawser/agent.yaml", &config)?;
             node.start_agent()?;
         }
         Ok(())
@@ -245,6 +261,16 @@ impl Node {
         command.args(["--config", "/etc/hawser/agent.yaml"]);
         self.agent = Some(Process::start(&format!("{}/agent", self.name()), command, &self.logs)?);
         Ok(())
+    }
+
+    /// Starts another agent beside the one that runs, as a planned restart does; gives the one that ran.
+    ///
+    /// # Panics
+    /// When there was none.
+    pub fn succeed_agent(&mut self) -> Result<Process> {
+        let before = self.agent.take().expect("a started agent");
+        self.start_agent()?;
+        Ok(before)
     }
 
     /// # Panics
