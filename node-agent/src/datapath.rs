@@ -161,6 +161,7 @@ fn probe_config(mounts: &Mounts, config: &Config) -> LoadConfig {
 fn attachments(desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Attachments {
     Attachments {
         tunnel: Some(desired.config.tunnel_ifindex).filter(|index| *index != 0),
+        entries("left_out", &is.left_out, &desired.left_out, ToString::to_string, &mut steps);
         pods: desired.endpoints.values().map(|endpoint| endpoint.ifindex).collect(),
         underlay: underlay.clone(),
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hawser_agent_core::{Agent, Output, Plan};
+use hawser_agent_core::{Agent, Interfaces, Output, Plan};
 use hawser_api::local::{Operation, PlanReply, StatusReply};
 use hawser_discovery::{NodeId, Transition};
 use hawser_discovery_net::{Prober, ProberConfig, Verdict, spawn_prober};
@@ -28,6 +28,7 @@ use crate::interfaces::{Found, LookError, Looker};
 use crate::local_api::{Asked, Question};
 use crate::memory::{self, Memory};
 use crate::metrics::{Meters, Observation};
+use crate::namespaces;
 use crate::place::Reporting;
 use crate::reconcile::{Outcome, outcome_of, preview, reconcile};
 use crate::state::StateDir;
@@ -97,6 +98,8 @@ struct Now {
     memory_problem: Option<String>,
     /// Clusters that could not be followed, and why.
     unheard: BTreeMap<ClusterName, String>,
+    left_out: BTreeSet<IpAddr>,
+    interfaces: Interfaces,
     missing: Vec<IpAddr>,
     report_problem: Option<String>,
     renewal_problem: Option<String>,
@@ -375,7 +378,9 @@ impl Driver {
 
     /// Looks as soon as the pods of this node are others than those that were looked for.
     fn look_if_due(&mut self, now: &mut Now, done: &mpsc::Sender<Done>) {
-        if !now.looking && (self.agent.wants_interfaces() || *self.agent.local_pods() != now.looked_for) {
+        let others =
+            *self.agent.local_pods() != now.looked_for || *self.agent.left_out_pods() != now.left_out;
+        if !now.looking && (self.agent.wants_interfaces() || others) {
             self.look(now, done);
         }
     }
@@ -385,7 +390,15 @@ impl Driver {
         now.looked_for = self.agent.local_pods().clone();
         let (looker, pods, done) = (self.looker.clone(), now.looked_for.clone(), done.clone());
         let (device, underlay) = (self.config.device.clone(), self.config.underlay.clone());
-        let work = tokio::spawn(async move { looker.look(&pods, &device, &underlay).await });
+        now.left_out = self.agent.left_out_pods().clone();
+        let (left_out, known) = (now.left_out.clone(), now.interfaces.clone());
+        let work = tokio::spawn(async move {
+            let mut found = looker.look(&pods, &device, &underlay).await?;
+            let of = found.interfaces.clone();
+            let cookies = tokio::task::spawn_blocking(move || namespaces::cookies(&left_out, &of, &known));
+            found.interfaces.namespaces = cookies.await.map_err(LookError::Ended)?;
+            Ok(found)
+        });
         tokio::spawn(async move {
             let found = work.await.unwrap_or_else(|error| Err(LookError::Ended(error)));
             let _ = done.send(Done::Looked(found)).await;
@@ -462,6 +475,7 @@ impl Driver {
         match question {
             // Ends the loop, which takes it itself.
             Question::HandOver(_) => {}
+                now.interfaces = found.interfaces.clone();
             Question::Services(only, reply) => drop(reply.send(answers::services(&self.agent, &only))),
             Question::Status(reply) => {
                 let status = self.measured(now);

@@ -13,6 +13,7 @@ mod join;
 mod local_api;
 mod memory;
 mod metrics;
+mod namespaces;
 mod place;
 mod preflight;
 mod probes;

@@ -1,15 +1,10 @@
 //! One sweep: connections that are over and say nothing themselves are ended where they live, in every pod's namespace.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
-
 use crate::datapath::Datapath;
+use crate::namespaces::{others, within};
 use crate::sock_diag::SockDiag;
 
 /// Ended at a time, and then a pause: at most 5,000 a second, so that their successors do not come all at once.
@@ -47,37 +42,10 @@ pub(crate) fn sweep(datapath: &Datapath) -> Swept {
     };
     note(&mut swept, SockDiag::open().and_then(|diag| end(&diag, datapath, false)));
     for namespace in others() {
-        // A namespace belongs to a thread, and this one ends with it.
-        let opened = std::thread::scope(|scope| {
-            let enter = || {
-                setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-                SockDiag::open()
-            };
-            scope.spawn(enter).join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
-        });
+        let opened = within(&namespace, SockDiag::open);
         note(&mut swept, opened.and_then(|diag| end(&diag, datapath, true)));
     }
     swept
-}
-
-/// Every other network namespace of this machine that can be found: by its processes, and by the names that container
-/// runtimes give them.
-fn others() -> Vec<File> {
-    let inode = |path: &PathBuf| fs::metadata(path).map(|metadata| metadata.ino()).ok();
-    let mut seen: BTreeSet<u64> = inode(&"/proc/self/ns/net".into()).into_iter().collect();
-    let list = |directory: &str| {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect::<Vec<_>>()
-    };
-    let is_process = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
-    };
-    let processes = list("/proc").into_iter().filter(is_process).map(|path| path.join("ns/net"));
-    let paths = processes.chain(list("/run/netns"));
-    paths
-        .filter(|path| inode(path).is_some_and(|inode| seen.insert(inode)))
-        .filter_map(|path| File::open(path).ok())
-        .collect()
 }
 
 fn end(diag: &SockDiag, datapath: &Datapath, of_pods: bool) -> io::Result<u64> {

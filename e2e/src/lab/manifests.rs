@@ -6,7 +6,7 @@ use crate::plan::{ClusterPlan, NAMESPACE, NodePlan, POD_PORT, PodPlan, SERVICE, 
 
 const CREATED: &str = "2026-11-20T08:00:00Z";
 
-/// What scenarios change about `shop/cart`.
+/// What scenarios change about `shop/cart` and those who ask it.
 #[derive(Clone, Debug)]
 pub(crate) struct Cart {
     /// `hawser.io/affinity`, when set.
@@ -17,11 +17,13 @@ pub(crate) struct Cart {
     pub(crate) terminating: bool,
     /// False: the annotation `hawser.io/global` is absent.
     pub(crate) global: bool,
+    /// Pods that only ask are left out of the socket load balancer.
+    pub(crate) clients_left_out: bool,
 }
 
 impl Default for Cart {
     fn default() -> Self {
-        Self { affinity: None, endpoints: true, terminating: false, global: true }
+        Self { affinity: None, endpoints: true, terminating: false, global: true, clients_left_out: false }
     }
 }
 
@@ -123,17 +125,21 @@ status:
     )
 }
 
-pub(crate) fn pods(cluster: &ClusterPlan) -> String {
-    list(cluster.pods().zip(1..).map(|((node, pod), number)| pod_object(cluster, node, pod, number)))
+pub(crate) fn pods(cluster: &ClusterPlan, cart: &Cart) -> String {
+    let object = |((node, pod), number): ((&NodePlan, &PodPlan), u8)| {
+        pod_object(cluster, node, pod, number, cart.clients_left_out && !pod.serves)
+    };
+    list(cluster.pods().zip(1..).map(object))
 }
 
-fn pod_object(cluster: &ClusterPlan, node: &NodePlan, pod: &PodPlan, number: u8) -> String {
+fn pod_object(cluster: &ClusterPlan, node: &NodePlan, pod: &PodPlan, number: u8, left_out: bool) -> String {
     let app = if pod.serves { SERVICE } else { "client" };
+    let annotations = if left_out { "  annotations:\n    hawser.io/socket-lb: \"false\"\n" } else { "" };
     format!(
         "apiVersion: v1
 kind: Pod
 metadata:
-  creationTimestamp: \"{CREATED}\"
+{annotations}  creationTimestamp: \"{CREATED}\"
   generateName: {app}-
   labels:
     app: {app}
