@@ -47,6 +47,7 @@ pub fn run(bench: Bench, only: Option<Share>) -> Result<u8> {
 pub fn run_part(role: &str, args: &str) -> Result<()> {
     match role {
         "held" => failover::run_part(args),
+        "tunnel-many" => tunnel::run_part(args),
         _ if role.starts_with("load-") => lb::run_part(role, args),
         _ => store::run_part(role, args),
     }

@@ -34,7 +34,8 @@ pub fn run(args: &EngineArgs) -> Result<()> {
     let device = DeviceName::parse(&args.device).context("--device")?;
     let key = PrivateKey::load_or_create(&args.key).context("--key")?;
     let protocol = if args.esp.is_some() { Protocol::Esp } else { Protocol::Wireguard };
-    let settings = EngineSettings { device, key, port: args.port, mark: 0, mtu: args.mtu, take_over: false, protocol };
+    let settings =
+        EngineSettings { device, key, port: args.port, mark: 0, mtu: args.mtu, take_over: false, protocol };
     let engine = Engine::start(settings).context("starting the engine")?;
     if let Some(side) = args.esp {
         associate(&engine, side)?;

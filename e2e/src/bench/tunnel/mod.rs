@@ -1,9 +1,11 @@
 //! `bench-tunnel`: TCP, UDP and round trips through our engine, through other people's, and through none.
 
 mod engine;
+mod many;
 mod measure;
 mod pair;
 mod picture;
+mod restart;
 
 use std::path::Path;
 
@@ -18,6 +20,7 @@ use crate::process::run;
 use pair::{Cable, Engine, Pair};
 
 pub use engine::{EngineArgs, run as run_engine};
+pub(super) use many::run_part;
 
 const ROUNDS: usize = 6;
 /// Of TCP and of UDP, which has no window to open.
@@ -28,6 +31,7 @@ const LARGE: u32 = 1400 - 28;
 const SMALL: u32 = 64;
 
 const HAWSER: &str = "hawser";
+const ESP: &str = "hawser, ESP with AES-256-GCM";
 const NONE: &str = "no tunnel";
 
 /// What is measured of every way, in this order.
@@ -116,15 +120,44 @@ pub(super) fn measure(quick: bool) -> Result<BenchResult> {
         let ratio = Estimate::of_ratios(rates, ours);
         rows.push(Row::estimated(key, ratio, "ratio", "higher", Some(goal)));
     }
+    rows.extend(strangers(&pair, seconds[0], quick)?);
+    rows.extend(many::measure(&pair.sides[0], quick)?);
+    drop(pair);
+    rows.extend(restart::measure(quick)?);
     let name = if quick { "tunnel-quick" } else { "tunnel" };
     plot::draw(&picture::panels(&ways), &binaries::target_dir()?.join("bench").join(format!("{name}.svg")))?;
     Ok(BenchResult::of_rows(name, before, ROUNDS, rows))
+}
+
+/// One flow beside many peers that are never spoken to, and without them, in turns.
+fn strangers(pair: &Pair, seconds: u32, quick: bool) -> Result<Vec<Row>> {
+    let peers = if quick { many::PEERS / 100 } else { many::PEERS };
+    let (mut with, mut without, mut told) = (Vec::new(), Vec::new(), 0.0_f64);
+    for _ in 0..ROUNDS {
+        without.push(measure::tcp(pair, Some(Engine::Hawser), 1, seconds)?.0);
+        told = told.max(pair.strangers(peers, true)?);
+        with.push(measure::tcp(pair, Some(Engine::Hawser), 1, seconds)?.0);
+        pair.strangers(peers, false)?;
+    }
+    let kept = Estimate::of_ratios(&with, &without);
+    Ok(vec![
+        Row::estimated(
+            "25,400 more peers x 8 prefixes: one flow, with / without",
+            kept,
+            "ratio",
+            "higher",
+            Some(0.95),
+        ),
+        Row::plain("  told of them by UAPI", told * 1e3, "ms", "lower", Some(5000.0)),
+        Row::plain("  peak memory of the engine", pair.peak_mib()?, "MiB", "lower", Some(128.0)),
+    ])
 }
 
 /// Ours first.
 fn ways() -> Vec<Way> {
     let mut ways =
         vec![Way::new(HAWSER, Some(Engine::Hawser)), Way::new("wireguard-go", Some(Engine::WireguardGo))];
+    ways.insert(1, Way::new(ESP, Some(Engine::HawserEsp)));
     let path = std::env::var_os("PATH").unwrap_or_default();
     if std::env::split_paths(&path).any(|dir| Path::new(&dir).join("boringtun-cli").is_file()) {
         ways.push(Way::new("boringtun-cli", Some(Engine::Boringtun)));
@@ -134,7 +167,7 @@ fn ways() -> Vec<Way> {
 }
 
 fn say_versions(pair: &Pair, ways: &[Way]) -> Result<()> {
-    for program in ways.iter().map(|way| way.name).filter(|name| ![HAWSER, NONE].contains(name)) {
+    for program in ways.iter().map(|way| way.name).filter(|name| ![HAWSER, ESP, NONE].contains(name)) {
         let version = run(pair.sides[0].command(program).arg("--version"))?;
         println!("peer: {program}: {}", version.lines().next().unwrap_or_default());
     }
@@ -158,6 +191,8 @@ fn rows(ways: &[Way]) -> Vec<Row> {
                 (ONE, "wireguard-go") => 7.0,
                 (ONE, "boringtun-cli") => 8.0,
                 (P50, NONE) => 2.0,
+                // It is ours, too: what it has to reach is below.
+                (_, ESP) => continue,
                 (ONE | CPU | P50, _) | (_, NONE) => continue,
                 (FOUR | UDP_LARGE | UDP_SMALL | P99, _) => 1.0,
                 _ => continue,
@@ -167,6 +202,11 @@ fn rows(ways: &[Way]) -> Vec<Row> {
             rows.push(Row::estimated(&key, ratio, "ratio", what.better, Some(goal)));
         }
     }
+    let esp = ways.iter().find(|way| way.name == ESP);
+    rows.extend(esp.map(|esp| {
+        let ratio = Estimate::of_ratios(&esp.rounds[ONE], &ours.rounds[ONE]);
+        Row::estimated(&format!("one TCP flow: {ESP} / {HAWSER}"), ratio, "ratio", "higher", Some(1.5))
+    }));
     let more = Estimate::of_ratios(&ours.rounds[FOUR], &ours.rounds[ONE]);
     rows.push(Row::estimated("four TCP flows / one", more, "ratio", "higher", Some(1.1)));
     rows

@@ -1,13 +1,19 @@
 //! Two machines with one cable between them, and ways through it that differ in the tunnel alone.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::unistd::{SysconfVar, sysconf};
 
+use super::super::part::usage;
+use super::engine::ESP_PEER;
+use super::many;
 use crate::enclave::Inside;
 use crate::place::Place;
 use crate::process::{Process, run, run_with_input};
@@ -23,6 +29,8 @@ const START: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Engine {
     Hawser,
+    /// The same engine: ESP in UDP with AES-256-GCM.
+    HawserEsp,
     WireguardGo,
     /// Where somebody has put `boringtun-cli` on the PATH (`cargo install boringtun-cli`).
     Boringtun,
@@ -32,6 +40,7 @@ impl Engine {
     pub(super) fn device(self) -> &'static str {
         match self {
             Self::Hawser => "hawser0",
+            Self::HawserEsp => "hawser1",
             Self::WireguardGo => "wg0",
             Self::Boringtun => "bt0",
         }
@@ -40,6 +49,7 @@ impl Engine {
     fn port(self) -> u16 {
         match self {
             Self::Hawser => 51871,
+            Self::HawserEsp => 4500,
             Self::WireguardGo => 51820,
             Self::Boringtun => 51821,
         }
@@ -49,17 +59,25 @@ impl Engine {
     pub(super) fn address(self, side: u8) -> String {
         match self {
             Self::Hawser => format!("10.98.0.{side}"),
+            Self::HawserEsp => format!("10.95.0.{side}"),
             Self::WireguardGo => format!("10.97.0.{side}"),
             Self::Boringtun => format!("10.96.0.{side}"),
         }
     }
 
-    fn command(self, place: &Place) -> Result<Command> {
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Hawser | Self::HawserEsp)
+    }
+
+    fn command(self, place: &Place, side: u8) -> Result<Command> {
         let (device, port, mtu) = (self.device(), self.port().to_string(), MTU.to_string());
         match self {
-            Self::Hawser => {
+            Self::Hawser | Self::HawserEsp => {
                 let mut command = place.command(binaries::find("hawser-lab")?);
                 command.args(["tunnel-engine", "--device", device, "--key", "/run/hawser/bench.key"]);
+                if self == Self::HawserEsp {
+                    command.args(["--esp", &side.to_string()]);
+                }
                 command.args(["--port", &port, "--mtu", &mtu]);
                 Ok(command)
             }
@@ -79,12 +97,13 @@ impl Engine {
     /// Brings the device up on one side, without a peer; returns the process and its public key.
     fn start(self, place: &Place, side: u8, logs: &Path) -> Result<(Process, String)> {
         let device = self.device();
-        let process = Process::start(&format!("{}-{device}", place.name()), self.command(place)?, logs)?;
+        let process =
+            Process::start(&format!("{}-{device}", place.name()), self.command(place, side)?, logs)?;
         wait::until(&format!("{device} of {} answers", place.name()), START, || {
             run(place.command("wg").args(["show", device]))
         })?;
         let mut key = String::new();
-        if self != Self::Hawser {
+        if !self.is_ours() {
             let private = run(Command::new("wg").arg("genkey"))?;
             let mut set = place.command("wg");
             set.args(["set", device, "private-key", "/dev/stdin", "listen-port", &self.port().to_string()]);
@@ -92,11 +111,13 @@ impl Engine {
             // boringtun-cli shows its own key in a way that `wg` does not read.
             key = run_with_input(Command::new("wg").arg("pubkey"), &private)?;
         }
-        let whole = if self == Self::Hawser { format!("gso_max_size {GSO_MAX_SIZE}") } else { String::new() };
+        let whole = if self.is_ours() { format!("gso_max_size {GSO_MAX_SIZE}") } else { String::new() };
         let address = self.address(side);
         let batch = format!("addr add {address}/30 dev {device}\nlink set {device} mtu {MTU} {whole} up\n");
         run_with_input(place.command("ip").args(["-batch", "-"]), &batch)?;
-        if key.is_empty() {
+        if self == Self::HawserEsp {
+            key = ESP_PEER.to_owned();
+        } else if key.is_empty() {
             key = run(place.command("wg").args(["show", device, "public-key"]))?;
         }
         Ok((process, key.trim().to_owned()))
@@ -158,6 +179,34 @@ impl Pair {
         Ok(())
     }
 
+    /// Tells our engine on both sides of that many peers more, which are never spoken to, or takes them away again; gives the
+    /// seconds that this took on one side.
+    pub(super) fn strangers(&self, peers: u32, add: bool) -> Result<f64> {
+        let began = Instant::now();
+        for (side, place) in self.sides.iter().enumerate() {
+            let path = place.path(format!("/run/wireguard/{}.sock", Engine::Hawser.device()));
+            let mut stream = UnixStream::connect(path).context("our engine's socket")?;
+            let all: Vec<u32> = (0..peers).map(|peer| peer * 2 + side as u32).collect();
+            for some in all.chunks(1000) {
+                let mut text = "set=1\n".to_owned();
+                some.iter().try_for_each(|peer| stranger(*peer, add, &mut text))?;
+                text.push('\n');
+                stream.write_all(text.as_bytes())?;
+                let mut answer = [0; 9];
+                stream.read_exact(&mut answer)?;
+                ensure!(&answer == b"errno=0\n\n", "the engine refused strangers");
+            }
+        }
+        Ok(began.elapsed().as_secs_f64() / 2.0)
+    }
+
+    /// MiB that the processes of our engine have had at most, the larger of both.
+    pub(super) fn peak_mib(&self) -> Result<f64> {
+        let ends = self.engines.iter().filter(|(of, _)| *of == Engine::Hawser).flat_map(|(_, ends)| ends);
+        ends.map(|end| Ok(usage(end.id())?.peak_mib))
+            .try_fold(0.0, |most: f64, mib: Result<f64>| Ok(most.max(mib?)))
+    }
+
     /// Bytes of UDP payload that the engine of side 2 has received.
     pub(super) fn received(&self, engine: Engine) -> Result<u64> {
         let text = run(self.sides[1].command("wg").args(["show", engine.device(), "transfer"]))?;
@@ -192,6 +241,22 @@ impl Pair {
         let engines = self.engines.iter_mut().flat_map(|(_, ends)| ends);
         self.processes.iter_mut().chain(engines).try_for_each(Process::check_alive)
     }
+}
+
+/// With as many prefixes as a node has.
+fn stranger(peer: u32, add: bool, text: &mut String) -> Result<()> {
+    let key: String = many::key(peer)?.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    text.extend(["public_key=", &key, "\n"]);
+    if !add {
+        text.push_str("remove=true\n");
+        return Ok(());
+    }
+    text.push_str(&format!("endpoint={}:51871\n", Ipv4Addr::from(0xac20_0000 | peer)));
+    for at in 0..many::PREFIXES {
+        let number = peer * many::PREFIXES + at;
+        text.push_str(&format!("allowed_ip={}/28\n", Ipv4Addr::from(0x6400_0000 + (number << 4))));
+    }
+    Ok(())
 }
 
 /// What the cable does to a superpacket. A veth carries it whole, which no wire does.
