@@ -4,7 +4,9 @@
 //! No number is used twice under a key: keys are made of both ends' public keys, and this end has a new one whenever its
 //! numbers begin anew, so with every process that no predecessor has handed its engine over to. Nothing of it is on disk.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hawser_model::{BootId, PublicKey};
 use hawser_tunnels::{Derivation, End, Observed, Op, PeerName};
@@ -22,7 +24,12 @@ use crate::{Choice, IpsecConfig, PrivateKey, Protocol, WireguardConfig, Wireguar
 pub struct UserIpsecDriver {
     inner: WireguardDriver,
     config: IpsecConfig,
+    /// Peers whose associations this process has derived, and their slots.
+    slots: Mutex<HashMap<PublicKey, u32>>,
 }
+
+/// Of a peer that a predecessor has left, which may have had another secret: the plan adds it once more. No peer has it.
+const UNKNOWN: u32 = u32::MAX;
 
 impl UserIpsecDriver {
     /// As [`WireguardDriver::start`]. With `take_over` the associations of a predecessor go on, and its key stays.
@@ -52,7 +59,8 @@ impl UserIpsecDriver {
         };
         let key = random().ok().map(Zeroizing::new).and_then(|bytes| PrivateKey::from_bytes(*bytes));
         let key = key.ok_or(DriverError::NoRandom { device })?;
-        Ok(Self { inner: WireguardDriver::start_with(wireguard, key, Protocol::Esp)?, config })
+        let inner = WireguardDriver::start_with(wireguard, key, Protocol::Esp)?;
+        Ok(Self { inner, config, slots: Mutex::default() })
     }
 
     /// What peers must know us by: another one after each start that took nothing over.
@@ -68,6 +76,10 @@ impl UserIpsecDriver {
     /// Whether a successor has what this process had.
     pub fn is_given(&self) -> bool {
         self.inner.is_given()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<PublicKey, u32>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Derived by both ends alike. One peer's misfortune keeps no other waiting.
@@ -103,17 +115,27 @@ impl UserIpsecDriver {
 
 impl Driver for UserIpsecDriver {
     fn observe(&self) -> Result<Observed, DriverError> {
-        self.inner.observe()
+        let mut observed = self.inner.observe()?;
+        let slots = self.slots();
+        for (key, peer) in &mut observed.peers {
+            peer.slot = Some(slots.get(key).copied().unwrap_or(UNKNOWN));
+        }
+        Ok(observed)
     }
 
     fn apply(&self, op: &Op) -> Result<(), DriverError> {
         self.inner.apply(op)?;
         match op {
-            Op::AddPeer { peer, public_key, boot_id, .. } => {
-                self.associate(peer, public_key, boot_id.as_ref())
+            Op::AddPeer { peer, public_key, boot_id, slot, .. } => {
+                self.associate(peer, public_key, boot_id.as_ref())?;
+                self.slots().insert(*public_key, *slot);
             }
-            _ => Ok(()),
+            Op::RemovePeer { public_key } => {
+                self.slots().remove(public_key);
+            }
+            _ => {}
         }
+        Ok(())
     }
 
     fn stats(&self) -> Result<Stats, DriverError> {

@@ -5,11 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use hawser_model::BootId;
-use hawser_tunnels::{Desired, DeviceName, EspKey, MeshSecret, Peer, Sa};
+use hawser_tunnels::{Desired, DeviceName, EspKey, MeshSecret, Op, Peer, Sa};
 use hawser_tunnels_linux::{
     AssociateError, Driver, DriverError, Engine, EngineSettings, IpsecConfig, PrivateKey, Protocol, Stats,
     UserIpsecDriver,
 };
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use crate::node::{MARK, PORT, TABLE, config, desired, endpoint, mesh_v4, mesh_v6, name, reconcile};
 use crate::raw::ipv4_udp;
@@ -263,6 +265,41 @@ fn what_is_not_the_peers_is_dropped_and_named() {
     assert_eq!(node.dropped("panicked"), 0);
 }
 
+/// Whoever has the keys may seal whatever they like.
+#[test]
+fn nothing_that_is_authentic_or_nearly_so_brings_an_engine_down() {
+    let world = World::new();
+    let node = ByHand::new(&world);
+    let inbound = sa(0x1000, 1);
+    node.engine.associate(&node.peer, Some(&sa(0x2000, 2)), std::slice::from_ref(&inbound)).unwrap();
+    let mut rng = StdRng::seed_from_u64(0x4877);
+    let honest = node.packet([10, 2, 0, 1], &[7; 100]);
+    for number in 1..=4000 {
+        let mut packet = honest.clone();
+        for _ in 0..rng.random_range(0..6) {
+            let at = rng.random_range(0..packet.len().min(40));
+            packet[at] = rng.random();
+        }
+        packet.truncate(rng.random_range(0..=packet.len()));
+        let mut datagram = sealed(&inbound, number, &packet);
+        if rng.random_range(0..4) == 0 {
+            let at = rng.random_range(0..datagram.len());
+            datagram[at] ^= 1 << rng.random_range(0..8);
+            datagram.truncate(rng.random_range(1..=datagram.len()));
+        }
+        node.send(&datagram);
+    }
+    node.send(&sealed(&inbound, 4001, &node.packet([10, 2, 0, 1], b"still here")));
+    let mut buffer = [0; 2048];
+    while let Ok((length, _)) = node.inner.recv_from(&mut buffer) {
+        if &buffer[..length] == b"still here" {
+            assert_eq!(node.dropped("panicked"), 0);
+            return;
+        }
+    }
+    panic!("an honest packet arrives after all that");
+}
+
 #[test]
 fn keys_change_without_a_gap_and_numbers_never_begin_anew() {
     let world = World::new();
@@ -338,10 +375,24 @@ fn a_planned_restart_goes_on_with_the_same_keys_and_one_without_it_has_others() 
         assert_eq!(successor.public_key(), one.driver.public_key());
         assert!(one.driver.is_given());
         one.driver = successor;
+        assert!(world.b.pings(mesh_v4(1)), "before anything is planned");
+        // It derives what it was given itself: the secret may be another one.
+        let adds = |op: &Op| matches!(op, Op::AddPeer { .. });
+        assert!(one.netns.inside(|| reconcile(&one.driver, &one.desired)).iter().any(adds));
         assert_eq!(one.netns.inside(|| reconcile(&one.driver, &one.desired)), []);
         assert!(world.a.pings(mesh_v4(2)) && world.b.pings(mesh_v6(1)));
     }
     assert_eq!((one.dropped("replayed"), two.dropped("replayed")), (0, 0), "no number was used twice");
+
+    // With another secret it understands nobody who has not got it yet.
+    let other = IpsecConfig {
+        secret: MeshSecret::parse(&SECRET.replace("1 00", "2 ff")).unwrap(),
+        ..one.config.clone()
+    };
+    one.driver = world.a.inside(|| UserIpsecDriver::start(other, true)).unwrap();
+    one.reconcile();
+    assert!(!world.a.pings(mesh_v4(2)));
+    assert!(two.dropped("no-session") > 0);
 
     // A process that ends takes its keys along: the peer hears of the new one by the control plane.
     let (before, EspNode { netns, driver, config, .. }) = (one.driver.public_key(), one);
