@@ -19,6 +19,8 @@ pub(crate) struct Path {
     sent_at: [Time; REMEMBERED as usize],
     /// Bit `n % 16`: probe `n` still waits for its reply.
     waiting: u16,
+    /// Since the last answer, those that so many later ones have taken the place of: whatever time they had, it was long.
+    pushed_out: u32,
     /// Probes up to this one were counted for the loss.
     counted: u32,
     last_answered: Option<u32>,
@@ -36,6 +38,7 @@ impl Path {
             sequence: 0,
             sent_at: [Time::ZERO; REMEMBERED as usize],
             waiting: 0,
+            pushed_out: 0,
             counted: 0,
             last_answered: None,
             streak: 0,
@@ -50,6 +53,9 @@ impl Path {
     /// The next probe's number.
     pub(crate) fn ask(&mut self, now: Time) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
+        if self.waiting & Self::bit(self.sequence) != 0 && self.newer() > REMEMBERED {
+            self.pushed_out = self.pushed_out.saturating_add(1);
+        }
         self.waiting |= Self::bit(self.sequence);
         self.sent_at[Self::slot(self.sequence)] = now;
         self.sequence
@@ -69,6 +75,7 @@ impl Path {
         let consecutive = self.last_answered.is_some_and(|last| last.wrapping_add(1) == sequence);
         self.streak = if consecutive { self.streak.saturating_add(1) } else { 1 };
         self.last_answered = Some(sequence);
+        self.pushed_out = 0;
         self.count_loss(sequence);
         self.measure(now.since(self.sent_at[Self::slot(sequence)]));
         true
@@ -115,15 +122,19 @@ impl Path {
         timeout.clamp(least, most.max(least))
     }
 
+    /// Probes since the last answer.
+    fn newer(&self) -> u32 {
+        self.last_answered.map_or(self.sequence, |last| self.sequence.wrapping_sub(last))
+    }
+
     /// Probes since the last answer that had their time and were not answered.
     pub(crate) fn unanswered(&self, patience: Duration, now: Time) -> u32 {
-        let newer = self.last_answered.map_or(self.sequence, |last| self.sequence.wrapping_sub(last));
         let had_time = |back: &u32| {
             let sequence = self.sequence.wrapping_sub(*back);
             self.waiting & Self::bit(sequence) != 0 && self.sent_at[Self::slot(sequence)] + patience <= now
         };
-        let unanswered = (0..newer.min(REMEMBERED)).filter(had_time).count();
-        u32::try_from(unanswered).unwrap_or(u32::MAX)
+        let unanswered = (0..self.newer().min(REMEMBERED)).filter(had_time).count();
+        u32::try_from(unanswered).unwrap_or(u32::MAX).saturating_add(self.pushed_out)
     }
 
     /// In 0.0..=1.0.
