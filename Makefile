@@ -73,7 +73,7 @@ test-vm: build in-vm ## WireGuard and IPsec in the kernel, and acts 1 to 3, on D
 
 in-vm: vm-kernel # the same, with the binaries that are there: `unit` has just built them
 	@tests=$$(cargo test --locked --workspace --test vm --no-run --message-format=json | jq -r 'select(.executable and .target.name == "vm") | .executable'); \
-	target/debug/hawser-lab vm --minutes 3 --with "$$tests" -- "$$tests" --test-threads=2
+	target/debug/hawser-lab vm --minutes 6 --with "$$tests" -- "$$tests" --test-threads=2
 	@target/debug/hawser-lab vm --minutes 5 -- hawser-lab demo --acts 3 --fast
 
 test: setup ## everything that must hold
