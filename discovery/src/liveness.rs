@@ -4,6 +4,8 @@
 //! in O(its nodes), when one of its nodes begins to owe an answer or changes. Silence is judged lazily, when its timer
 //! fires, against what was heard meanwhile.
 
+mod evidence;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -14,9 +16,13 @@ use hawser_model::{ClusterHealth, ClusterId, NodeIndex, Time};
 use crate::bfd::{ControlPacket, Interval, Random};
 use crate::budget::{Budget, FOR_OTHERS, FOR_WATCHED, Pacer, budget};
 use crate::damping::{Damped, DampingConfig, Said};
+use crate::grey::Greyness;
 use crate::peer::Peer;
 use crate::sbfd::{self, Answer, Tag};
 use crate::{Because, LivenessConfig, NodeId, PeerSnapshot};
+
+pub use evidence::LARGE_EVERY;
+pub(crate) use evidence::Large;
 
 /// What a verdict is about. A node comes before its cluster when both change at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +58,8 @@ pub enum Output {
         to: NodeId,
         address: Ipv4Addr,
         probe: ControlPacket,
+        /// Octets behind it: as large as users' packets.
+        padding: u16,
     },
     Changed(Transition),
     /// Up, and a step further on its slow way back.
@@ -59,6 +67,8 @@ pub enum Output {
         about: About,
         weight: u16,
     },
+    /// Up, but what is known besides makes it weigh more or less.
+    Grey(Greyness),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +101,8 @@ pub struct Liveness {
     random: Random,
     peers: BTreeMap<NodeId, Peer>,
     clusters: BTreeMap<ClusterId, Damped>,
+    /// Clusters all of whose nodes that anything is known of weigh less than they could.
+    lowered: BTreeMap<ClusterId, u16>,
     timers: BTreeSet<(Time, Timer, Option<About>)>,
     budget: Budget,
     for_watched: Pacer,
@@ -108,6 +120,7 @@ impl Liveness {
             random,
             peers: BTreeMap::new(),
             clusters: BTreeMap::new(),
+            lowered: BTreeMap::new(),
             timers: BTreeSet::new(),
             budget: budget(std::iter::empty(), &config, Time::ZERO),
             for_watched: Pacer::new(FOR_WATCHED),
@@ -140,6 +153,7 @@ impl Liveness {
         self.judge_cluster(node, now);
         if self.of_cluster(node).next().is_none() {
             self.clusters.remove(&node.cluster);
+            self.lowered.remove(&node.cluster);
             self.timers.retain(|(_, _, of)| *of != Some(About::Cluster(node.cluster)));
         }
     }
@@ -165,7 +179,7 @@ impl Liveness {
         let (tag, admin_down) = match sbfd::answer(packet, peer.address, self.salt) {
             Some(Answer::Up(tag)) => (tag, false),
             Some(Answer::AdminDown(tag)) => (tag, true),
-            None => return false,
+            None => return self.answers_large(from, packet, now),
         };
         if !peer.path.answered(tag.low, now) {
             return false;
@@ -266,7 +280,7 @@ impl Liveness {
         }
         let Some(peer) = self.peers.get(&node) else { return };
         let (base, hasty, new) = (self.base(peer), peer.hasty, peer.is_new());
-        let interval = if hasty { self.config.hasty() } else { base };
+        let interval = if hasty { self.config.hasty() } else { base * peer.patience_of_users() };
         let micros = u32::try_from(interval.as_micros()).unwrap_or(u32::MAX);
         // RFC 5880 §6.8.7. Nodes that came together part ways after their first probe, so that no mesh is asked in bursts.
         let least = if new { 500 } else { 750 };
@@ -275,8 +289,9 @@ impl Liveness {
         let tag = Tag::new(self.salt, peer.path.ask(now));
         let up = peer.raw == ClusterHealth::Up;
         let probe = sbfd::probe(tag, peer.address, up, Interval::from_micros(micros), self.config.multiplier);
-        self.outputs.push_back(Output::Send { to: node, address: peer.address, probe });
+        self.outputs.push_back(Output::Send { to: node, address: peer.address, probe, padding: 0 });
         self.probe_at(node, now + next);
+        self.ask_large(node, now);
     }
 
     fn probe_at(&mut self, node: NodeId, at: Time) {
@@ -371,8 +386,10 @@ impl Liveness {
         peer.raw = to;
         peer.hasty = false;
         peer.path.begin_streak();
+        self.forget_evidence(node);
         self.say(About::Node(node), Some(to), because, now);
         self.judge_cluster(node, now);
+        self.weigh_cluster(node, now);
     }
 
     /// A node outside of the sample answered while its cluster is down: now it speaks too.
@@ -420,10 +437,9 @@ impl Liveness {
     fn settle(&mut self, about: About, now: Time) {
         let before = self.damped(about).map(|damped| damped.verdict());
         self.say(about, None, Because::Steady(Duration::ZERO), now);
-        let damping = self.damping(about);
         let Some(damped) = self.damped(about) else { return };
         if before == Some(ClusterHealth::Up) && damped.verdict() == ClusterHealth::Up {
-            let weight = damped.weight(&damping, now);
+            let weight = self.weight(about, now);
             self.outputs.push_back(Output::Weight { about, weight });
         }
     }
@@ -436,7 +452,8 @@ impl Liveness {
             Some(seen) => damped.handle_seen(seen, &damping, now),
             None => damped.handle_time(&damping, now),
         };
-        let (weight, next) = (damped.weight(&damping, now), damped.poll_deadline(&damping, now));
+        let next = damped.poll_deadline(&damping, now);
+        let weight = self.weight(about, now);
         if let Some(Said { from, to, after }) = said {
             let because = if seen.is_none() { Because::Steady(after) } else { because };
             self.outputs.push_back(Output::Changed(Transition { about, from, to, because, weight, at: now }));
@@ -472,6 +489,7 @@ impl Liveness {
             let within = self.budget.interval * self.random.between(0, 1_000) / 1_000;
             self.hurry(node, now + within);
         }
+        self.look_at_greys(now);
         self.timers.retain(|(_, timer, _)| *timer != Timer::Budget);
         if !self.peers.is_empty() {
             self.timers.insert((now + LOOK, Timer::Budget, None));

@@ -4,9 +4,11 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use hawser_model::{ClusterHealth, ClusterId, NodeIndex, Time};
+use hawser_model::{ClusterHealth, ClusterId, HealthWord, NodeIndex, Time};
 
 use crate::damping::{Damped, DampingConfig};
+use crate::grey::Grey;
+use crate::liveness::Large;
 use crate::path::{Path, multiplier};
 
 /// A node of the mesh by numbers, as health words name it.
@@ -31,6 +33,8 @@ pub struct LivenessConfig {
     /// This many replies to consecutive probes end a Down.
     pub up_after: u32,
     pub damping: DampingConfig,
+    /// The largest packet that users can send through the tunnels; with it, probes of that size.
+    pub mtu: Option<u16>,
 }
 
 impl Default for LivenessConfig {
@@ -44,7 +48,12 @@ impl LivenessConfig {
     /// for.
     pub fn detecting_in(detection: Duration, multiplier: u32) -> Self {
         let interval = detection / multiplier.max(1);
-        Self { interval, multiplier, up_after: 3, damping: DampingConfig::default() }
+        Self { interval, multiplier, up_after: 3, damping: DampingConfig::default(), mtu: None }
+    }
+
+    /// Between two looks at users' connections.
+    pub fn sampling(&self) -> Duration {
+        self.interval / 2
     }
 
     /// The silence that is Down, for a watched node whose place in the budget is not stretched.
@@ -116,6 +125,10 @@ pub struct PeerSnapshot {
     pub multiplier: u32,
     /// Said by its reflector: out of service on purpose, so the last verdict is kept.
     pub admin_down: bool,
+    /// In 256ths: less than all of it while users fail or large packets do not arrive.
+    pub weight: u16,
+    /// Users heard of it since the last look at their connections: it is asked less often.
+    pub by_users: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -127,8 +140,15 @@ pub(crate) struct Peer {
     /// What is said outside.
     pub(crate) damped: Damped,
     began: Time,
-    heard: Option<Time>,
+    pub(crate) heard: Option<Time>,
     admin_down: bool,
+    /// What users' connections to it came to, once there were any.
+    pub(crate) grey: Option<Box<Grey>>,
+    /// Users heard of it since the last look at their connections.
+    pub(crate) by_users: bool,
+    pub(crate) large: Large,
+    /// In 256ths, as it was last said.
+    pub(crate) weight: u16,
     pub(crate) used: Option<Time>,
     /// Asked at the full rate; else as the rest of the budget allows.
     pub(crate) watched: bool,
@@ -152,6 +172,10 @@ impl Peer {
             began: now,
             heard: None,
             admin_down: false,
+            grey: None,
+            by_users: false,
+            large: Large::new(),
+            weight: HealthWord::FULL_WEIGHT,
             used: None,
             watched: false,
             sampled: None,
@@ -242,7 +266,7 @@ impl Peer {
         Some((ClusterHealth::Down, because))
     }
 
-    fn multiplier(&self, config: &LivenessConfig) -> u32 {
+    pub(crate) fn multiplier(&self, config: &LivenessConfig) -> u32 {
         multiplier(self.path.loss(), config.multiplier)
     }
 
@@ -256,6 +280,8 @@ impl Peer {
             loss: self.path.loss(),
             multiplier: self.multiplier(config),
             admin_down: self.admin_down,
+            weight: self.weight,
+            by_users: self.by_users,
         }
     }
 }

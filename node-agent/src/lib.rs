@@ -24,5 +24,7 @@ mod sock_diag;
 mod state;
 mod succession;
 mod sweep;
+mod tunnels;
 mod used;
+mod users;
 mod way;

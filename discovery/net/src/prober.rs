@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use hawser_discovery::bfd::{ControlPacket, TTL};
 use hawser_discovery::{
-    About, Budget, Liveness, LivenessConfig, NodeId, Output, PeerSnapshot, REFLECTOR_PORT, Transition,
+    About, Budget, Greyness, Liveness, LivenessConfig, NodeId, Output, PeerSnapshot, REFLECTOR_PORT,
+    Transition, Users,
 };
 use hawser_model::{ClusterHealth, ClusterId, Time};
 use tokio::net::UdpSocket;
@@ -39,6 +40,8 @@ impl fmt::Debug for ProberConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub sent: u64,
+    /// Of them as large as users' packets.
+    pub large: u64,
     pub send_errors: u64,
     pub replies: u64,
     /// No control packet, from nobody's reflector, routed on the way (its TTL), or an answer to nothing that was asked.
@@ -64,6 +67,8 @@ pub enum Verdict {
         about: About,
         weight: u16,
     },
+    /// Up, but users fail or large packets do not arrive; or they do again.
+    Grey(Greyness),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +81,7 @@ const IN_A_ROW: u32 = 1_024;
 enum Command {
     Peers(BTreeMap<NodeId, Ipv4Addr>),
     Used(BTreeSet<NodeId>),
+    Users(Vec<(NodeId, Users)>),
     Snapshot(oneshot::Sender<ProberSnapshot>),
 }
 
@@ -95,6 +101,11 @@ impl Prober {
     /// Users' packets went to these nodes: they are watched for a minute.
     pub async fn used(&self, nodes: BTreeSet<NodeId>) -> Result<(), ProberGone> {
         self.commands.send(Command::Used(nodes)).await.map_err(|_| ProberGone)
+    }
+
+    /// The counters of users' connections to these nodes, as they are now ([`Liveness::handle_users`]).
+    pub async fn users(&self, nodes: Vec<(NodeId, Users)>) -> Result<(), ProberGone> {
+        self.commands.send(Command::Users(nodes)).await.map_err(|_| ProberGone)
     }
 
     pub async fn snapshot(&self) -> Result<ProberSnapshot, ProberGone> {
@@ -135,8 +146,8 @@ struct Task {
 
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
-        // One octet more than an answer, so that a longer datagram is seen as longer.
-        let mut buffer = [0; ControlPacket::LEN + 1];
+        // What lies behind the packet in an answer to a large probe is not looked at.
+        let mut buffer = [0; ControlPacket::LEN];
         let mut in_a_row = 0;
         loop {
             if self.drain().await.is_err() {
@@ -163,6 +174,10 @@ impl Task {
                         let now = (self.config.clock)();
                         nodes.into_iter().for_each(|node| self.liveness.handle_used(node, now));
                     }
+                    Some(Command::Users(nodes)) => {
+                        let now = (self.config.clock)();
+                        nodes.into_iter().for_each(|(node, users)| self.liveness.handle_users(node, users, now));
+                    }
                     Some(Command::Snapshot(reply)) => drop(reply.send(self.snapshot())),
                     None => return,
                 },
@@ -178,23 +193,33 @@ impl Task {
     async fn drain(&mut self) -> Result<(), ProberGone> {
         while let Some(output) = self.liveness.poll_output() {
             let verdict = match output {
-                Output::Send { to, address, probe } => {
-                    self.send(&probe, address);
+                Output::Send { to, address, probe, padding } => {
+                    self.send(&probe, padding, address);
                     self.liveness.handle_sent(to, &probe, (self.config.clock)());
                     continue;
                 }
                 Output::Changed(transition) => Verdict::Changed(transition),
                 Output::Weight { about, weight } => Verdict::Weight { about, weight },
+                Output::Grey(greyness) => Verdict::Grey(greyness),
             };
             self.verdicts.send(verdict).await.map_err(|_| ProberGone)?;
         }
         Ok(())
     }
 
-    fn send(&mut self, probe: &ControlPacket, to: Ipv4Addr) {
+    fn send(&mut self, probe: &ControlPacket, padding: u16, to: Ipv4Addr) {
         let target = SocketAddr::V4(SocketAddrV4::new(to, REFLECTOR_PORT));
-        match self.socket.try_send_to(&probe.encode(), target) {
-            Ok(_) => self.counters.sent += 1,
+        let small = probe.encode();
+        let large = (padding > 0).then(|| {
+            let mut octets = small.to_vec();
+            octets.resize(octets.len() + usize::from(padding), 0);
+            octets
+        });
+        match self.socket.try_send_to(large.as_deref().unwrap_or(&small), target) {
+            Ok(_) => {
+                self.counters.sent += 1;
+                self.counters.large += u64::from(padding > 0);
+            }
             // A full buffer or an unreachable route is silence like any other; the core judges it.
             Err(error) => {
                 self.counters.send_errors += 1;

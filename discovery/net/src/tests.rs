@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hawser_discovery::bfd::{ControlPacket, State};
-use hawser_discovery::{About, LivenessConfig, NodeId, REFLECTOR_PORT};
+use hawser_discovery::{About, LivenessConfig, NodeId, REFLECTOR_PORT, Why};
 use hawser_model::{ClusterHealth, ClusterId, ClusterIdWidth, NodeIndex, Time};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -25,18 +25,21 @@ fn address(net: u8, cluster: u32) -> Ipv4Addr {
     Ipv4Addr::new(127, 72, net, u8::try_from(cluster).unwrap())
 }
 
-fn start(net: u8) -> (Prober, mpsc::Receiver<Verdict>) {
+fn config(net: u8) -> ProberConfig {
     let started = Instant::now();
     let liveness = LivenessConfig { interval: Duration::from_millis(150), ..LivenessConfig::default() };
-    let config = ProberConfig {
+    ProberConfig {
         address: address(net, 1),
         port: 51_872,
         device: None,
         liveness,
         clock: Arc::new(move || Time::from_duration(started.elapsed())),
         seed: 3,
-    };
-    spawn_prober(config).unwrap()
+    }
+}
+
+fn start(net: u8) -> (Prober, mpsc::Receiver<Verdict>) {
+    spawn_prober(config(net)).unwrap()
 }
 
 /// Answers as the kernel's reflector does, with this state, until it is dropped.
@@ -131,4 +134,53 @@ async fn a_reflector_that_is_out_of_service_on_purpose_leaves_the_last_verdict()
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Fakes the path's far end: a reflector that large probes do not reach.
+#[tokio::test]
+async fn a_probe_as_large_as_users_packets_leaves_at_that_size_and_its_loss_makes_the_node_grey() {
+    const MTU: u16 = 1_420;
+    let config = ProberConfig {
+        liveness: LivenessConfig {
+            interval: Duration::from_millis(60),
+            mtu: Some(MTU),
+            ..LivenessConfig::default()
+        },
+        ..config(4)
+    };
+    let (probes, mut verdicts) = spawn_prober(config).unwrap();
+    let socket = UdpSocket::bind((address(4, 2), REFLECTOR_PORT)).await.unwrap();
+    socket.set_ttl(255).unwrap();
+    let reflector = tokio::spawn(async move {
+        let mut buffer = [0; 2_000];
+        loop {
+            let (len, from) = socket.recv_from(&mut buffer).await.unwrap();
+            let asked = ControlPacket::parse(&buffer[..len]).unwrap();
+            // Behind it zeroes, up to an IPv4 packet of exactly the MTU.
+            assert!(len == ControlPacket::LEN || len == usize::from(MTU) - 28, "{len}");
+            let reply = ControlPacket {
+                demand: false,
+                my_discriminator: asked.your_discriminator.try_into().unwrap(),
+                your_discriminator: asked.my_discriminator.get(),
+                state: State::Up,
+                ..asked
+            };
+            if len == ControlPacket::LEN {
+                socket.send_to(&reply.encode(), from).await.unwrap();
+            }
+        }
+    });
+    probes.set_peers(BTreeMap::from([(node(2), address(4, 2))])).await.unwrap();
+    let grey = loop {
+        let waited = tokio::time::timeout(Duration::from_secs(60), verdicts.recv()).await;
+        if let Verdict::Grey(grey) = waited.expect("it is seen").expect("the task runs") {
+            break grey;
+        }
+    };
+    assert_eq!((grey.node, grey.weight, grey.why), (node(2), 16, Why::BlackHole { octets: MTU }));
+    let snapshot = probes.snapshot().await.unwrap();
+    assert_eq!(snapshot.nodes[&node(2)].verdict, ClusterHealth::Up);
+    assert!(snapshot.counters.large >= 4 && snapshot.counters.sent > snapshot.counters.large);
+    assert!(!reflector.is_finished());
+    reflector.abort();
 }

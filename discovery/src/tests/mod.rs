@@ -3,6 +3,7 @@
 mod budget;
 mod damping;
 mod endpoint;
+mod grey;
 mod path;
 mod properties;
 mod sampling;
@@ -65,6 +66,9 @@ struct World {
     in_flight: BTreeMap<(Time, usize), (NodeId, ControlPacket)>,
     changes: Vec<Transition>,
     weights: Vec<u16>,
+    greys: Vec<crate::Greyness>,
+    /// Packets of users' size do not arrive.
+    black_hole: bool,
     sent: usize,
 }
 
@@ -85,6 +89,8 @@ impl World {
             in_flight: BTreeMap::new(),
             changes: Vec::new(),
             weights: Vec::new(),
+            greys: Vec::new(),
+            black_hole: false,
             sent: 0,
         };
         for node in nodes {
@@ -103,11 +109,11 @@ impl World {
     fn drain(&mut self) {
         while let Some(output) = self.liveness.poll_output() {
             match output {
-                Output::Send { to, probe, .. } => {
+                Output::Send { to, probe, padding, .. } => {
                     self.sent += 1;
                     self.liveness.handle_sent(to, &probe, self.now);
                     let survives = (0..2).all(|_| self.random.between(0, 999) >= self.lost);
-                    if self.answers.contains(&to) && survives {
+                    if self.answers.contains(&to) && survives && !(self.black_hole && padding > 0) {
                         let jitter = self.jitter * self.random.between(0, 1_000) / 1_000;
                         let at = self.now + self.round_trip + jitter;
                         self.in_flight.insert((at, self.sent), (to, reflected(&probe, State::Up)));
@@ -115,6 +121,7 @@ impl World {
                 }
                 Output::Changed(transition) => self.changes.push(transition),
                 Output::Weight { weight, .. } => self.weights.push(weight),
+                Output::Grey(greyness) => self.greys.push(greyness),
             }
         }
     }

@@ -72,6 +72,7 @@ proptest! {
                 match output {
                     Output::Send { to, probe, .. } => { newest.insert(to, probe); }
                     Output::Weight { weight, .. } => prop_assert!(weight <= 256),
+                    Output::Grey(grey) => prop_assert!((16..=256).contains(&grey.weight)),
                     Output::Changed(t) => {
                         prop_assert_ne!(t.from, t.to);
                         let before = last.insert(t.about, t.to).unwrap_or(Unknown);

@@ -78,10 +78,10 @@ pub const fn mark(client: &Addr) -> u32 {
 /// The marks after a late attempt of a client: of this epoch and the one before. Two CPUs at once may lose a mark, which is
 /// made again by the next attempt.
 #[inline(always)]
-pub const fn marked(seen: &NodeTraffic, epoch: u32, mark: u32) -> (u32, u32) {
-    match epoch.wrapping_sub(seen.marked_at) {
-        0 => (seen.marks | mark, seen.marks_before),
-        1 => (mark, seen.marks),
+pub const fn marked(marked_at: u32, marks: u32, before: u32, epoch: u32, mark: u32) -> (u32, u32) {
+    match epoch.wrapping_sub(marked_at) {
+        0 => (marks | mark, before),
+        1 => (mark, marks),
         _ => (mark, 0),
     }
 }

@@ -4,6 +4,7 @@
 //! addition at its beginning, its establishment, its end, each retransmission timeout, and once per round trip with data.
 
 use core::arch::asm;
+use core::mem::offset_of;
 
 use aya_ebpf::bindings::bpf_sock_ops;
 use aya_ebpf::helpers::bpf_sock_ops_cb_flags_set;
@@ -19,12 +20,26 @@ const AF_INET6: u32 = 10;
 /// The only return value without a meaning. The reply stays as it was: 0, the kernel's own choice, or another program's.
 const GO_ON: u32 = 1;
 
-/// Reads one field by itself, as the verifier wants it.
-macro_rules! field {
-    ($ops:expr, $($field:tt)+) => {
-        // SAFETY: the context pointer is valid for the whole program, and the field is readable in every callback.
-        unsafe { (&raw const (*$ops).$($field)+).read_volatile() }
+/// One of the context's words. An instruction of its own, with the offset in it: the compiler would read either family's address
+/// by one instruction and a computed pointer, which the verifier refuses.
+macro_rules! word {
+    ($ops:expr, $field:ident) => {
+        word!($ops, $field, 0)
     };
+    ($ops:expr, $field:ident, $index:literal) => {{
+        let value: u64;
+        // SAFETY: the context pointer is valid for the whole program, and the word is readable in every callback.
+        unsafe {
+            asm!(
+                "{0} = *(u32 *)({1} + {2})",
+                lateout(reg) value,
+                in(reg) $ops,
+                const offset_of!(bpf_sock_ops, $field) + 4 * $index,
+                options(nostack, readonly, preserves_flags),
+            )
+        };
+        value as u32
+    }};
 }
 
 macro_rules! count {
@@ -37,7 +52,7 @@ macro_rules! count {
 
 #[sock_ops]
 pub fn sock_ops(ctx: SockOpsContext) -> u32 {
-    let op = field!(ctx.ops, op);
+    let op = word!(ctx.ops, op);
     if users::is_ours(op) {
         note(ctx.ops, op);
     }
@@ -50,13 +65,12 @@ fn note(ops: *mut bpf_sock_ops, op: u32) {
     let Some(entry) = maps::ip_entry(&remote).filter(|entry| entry.is_remote() && entry.node != 0) else {
         return;
     };
-    let state = field!(ops, state);
-    let event =
-        users::event(op, state, field!(ops, __bindgen_anon_1.args[0]), field!(ops, __bindgen_anon_1.args[1]));
+    let state = word!(ops, state);
+    let event = users::event(op, state, word!(ops, __bindgen_anon_1, 0), word!(ops, __bindgen_anon_1, 1));
     let (Some(event), Some(node)) = (event, maps::node_traffic(entry.node)) else { return };
     match event {
         Event::Begun => {
-            let flags = field!(ops, bpf_sock_ops_cb_flags) | users::CALLBACKS;
+            let flags = word!(ops, bpf_sock_ops_cb_flags) | users::CALLBACKS;
             // SAFETY: the helper takes the context. One that fails leaves the connection uncounted.
             if unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) } == 0 {
                 count!(node, begun);
@@ -84,13 +98,10 @@ fn mark(ops: *mut bpf_sock_ops, node: *mut NodeTraffic) {
     let epoch = maps::ticks() >> EPOCH_SHIFT;
     // SAFETY: the element outlives the program; three words that another CPU may write meanwhile, each of them whole.
     unsafe {
-        let seen = NodeTraffic {
-            marked_at: (&raw const (*node).marked_at).read_volatile(),
-            marks: (&raw const (*node).marks).read_volatile(),
-            marks_before: (&raw const (*node).marks_before).read_volatile(),
-            ..NodeTraffic::default()
-        };
-        let (marks, before) = users::marked(&seen, epoch, users::mark(&client));
+        let marked_at = (&raw const (*node).marked_at).read_volatile();
+        let marks = (&raw const (*node).marks).read_volatile();
+        let before = (&raw const (*node).marks_before).read_volatile();
+        let (marks, before) = users::marked(marked_at, marks, before, epoch, users::mark(&client));
         (&raw mut (*node).marks_before).write_volatile(before);
         (&raw mut (*node).marks).write_volatile(marks);
         (&raw mut (*node).marked_at).write_volatile(epoch);
@@ -99,13 +110,13 @@ fn mark(ops: *mut bpf_sock_ops, node: *mut NodeTraffic) {
 
 #[inline(always)]
 fn remote(ops: *mut bpf_sock_ops) -> Option<Addr> {
-    match field!(ops, family) {
-        AF_INET => Some(Addr::from_v4_word(field!(ops, remote_ip4))),
+    match word!(ops, family) {
+        AF_INET => Some(Addr::from_v4_word(word!(ops, remote_ip4))),
         AF_INET6 => Some(Addr::from_words([
-            field!(ops, remote_ip6[0]),
-            field!(ops, remote_ip6[1]),
-            field!(ops, remote_ip6[2]),
-            field!(ops, remote_ip6[3]),
+            word!(ops, remote_ip6, 0),
+            word!(ops, remote_ip6, 1),
+            word!(ops, remote_ip6, 2),
+            word!(ops, remote_ip6, 3),
         ])),
         _ => None,
     }
@@ -113,13 +124,13 @@ fn remote(ops: *mut bpf_sock_ops) -> Option<Addr> {
 
 #[inline(always)]
 fn local(ops: *mut bpf_sock_ops) -> Option<Addr> {
-    match field!(ops, family) {
-        AF_INET => Some(Addr::from_v4_word(field!(ops, local_ip4))),
+    match word!(ops, family) {
+        AF_INET => Some(Addr::from_v4_word(word!(ops, local_ip4))),
         AF_INET6 => Some(Addr::from_words([
-            field!(ops, local_ip6[0]),
-            field!(ops, local_ip6[1]),
-            field!(ops, local_ip6[2]),
-            field!(ops, local_ip6[3]),
+            word!(ops, local_ip6, 0),
+            word!(ops, local_ip6, 1),
+            word!(ops, local_ip6, 2),
+            word!(ops, local_ip6, 3),
         ])),
         _ => None,
     }

@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_discovery::{About, NodeId, Transition};
+use hawser_discovery::{About, Greyness, NodeId, Transition};
 use hawser_ebpf_abi::CONFIG_OWN_STALE;
-use hawser_model::{ClusterHealth, ClusterName, Peer, ServiceKey, Time};
+use hawser_model::{ClusterHealth, ClusterName, HealthWord, Peer, ServiceKey, Time};
 
 use crate::budget::limit_backends;
 use crate::config::AgentConfig;
@@ -84,6 +84,8 @@ pub struct Agent {
     retry_wait: Duration,
     pub(crate) problems: Vec<String>,
     pub(crate) verdicts: BTreeMap<About, Transition>,
+    /// Nodes that are up and weigh less than they could, and why.
+    pub(crate) greys: BTreeMap<NodeId, Greyness>,
     pub(crate) transitions: VecDeque<Transition>,
     sweeps: Sweeps,
     cut_off: bool,
@@ -124,6 +126,7 @@ impl Agent {
             retry_wait: RETRY,
             problems: Vec::new(),
             verdicts: BTreeMap::new(),
+            greys: BTreeMap::new(),
             transitions: VecDeque::new(),
             sweeps: Sweeps::default(),
             cut_off: false,
@@ -175,12 +178,29 @@ impl Agent {
         }
     }
 
+    /// A node that is up weighs less, or more again: users fail there, or large packets do not arrive.
+    pub fn handle_grey(&mut self, grey: Greyness) {
+        let about = About::Node(grey.node);
+        if self.verdicts.get(&about).is_none_or(|verdict| verdict.to != ClusterHealth::Up) {
+            return;
+        }
+        match grey.weight {
+            HealthWord::FULL_WEIGHT => drop(self.greys.remove(&grey.node)),
+            _ => drop(self.greys.insert(grey.node, grey)),
+        }
+        self.handle_weight(about, grey.weight);
+    }
+
     /// The data plane's verdict about a node or cluster changed.
     pub fn handle_transition(&mut self, transition: Transition) {
         if let Some(place) = self.place(transition.about) {
             self.health.judge(place, transition.to, transition.weight);
         }
         self.note_verdict(&transition);
+        if let About::Node(node) = transition.about {
+            // What made it weigh less was about another time.
+            self.greys.remove(&node);
+        }
         self.verdicts.insert(transition.about, transition);
         if self.transitions.len() == TRANSITIONS_KEPT {
             self.transitions.pop_front();
@@ -244,6 +264,7 @@ impl Agent {
             About::Cluster(id) => clusters.contains(id),
             About::Node(node) => wanted.contains(node),
         });
+        self.greys.retain(|node, _| wanted.contains(node));
     }
 
     /// Something that no plan speaks of has changed on this machine: one more reconcile.
@@ -530,7 +551,9 @@ impl Agent {
         let (after, cut_off) = (self.config.reset_after, self.cut_off);
         plan_resets(&self.config.cluster, &self.services, after, cut_off, &mut datapath, &mut notes);
         self.plan = Arc::new(Plan {
-            tunnels: Some(self.guards.settle(plan_tunnels(&self.config, &self.view, &remotes, &self.slots), now)),
+            tunnels: Some(
+                self.guards.settle(plan_tunnels(&self.config, &self.view, &remotes, &self.slots), now),
+            ),
             datapath,
             probed: nodes().map(|node| (node.id, node.mesh.ipv4)).collect(),
             notes,

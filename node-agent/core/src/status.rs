@@ -1,6 +1,6 @@
 //! What the agent knows, for people: the snapshot behind `hawser status` and `hawser service list`.
 
-use hawser_discovery::{About, NodeId, Transition};
+use hawser_discovery::{About, Greyness, NodeId, Transition};
 use hawser_model::{ClusterHealth, ClusterRef, Time};
 
 use crate::agent::Agent;
@@ -72,6 +72,7 @@ impl Agent {
             data_plane,
             nodes: nodes.clone().count(),
             nodes_down: nodes.filter(|(_, verdict)| verdict.to == ClusterHealth::Down).count(),
+            nodes_grey: self.greys.keys().filter(|node| node.cluster == cluster.id).count(),
             cut_off: self.is_cut_off(),
         });
         ClusterStatus {
@@ -125,6 +126,11 @@ impl Agent {
     /// The verdict about a node, with since when and why; none before the first.
     pub fn node_verdict(&self, node: NodeId) -> Option<&Transition> {
         self.verdicts.get(&About::Node(node))
+    }
+
+    /// Why a node that is up weighs less than it could, if it does.
+    pub fn node_grey(&self, node: NodeId) -> Option<&Greyness> {
+        self.greys.get(&node)
     }
 
     /// Verdicts that changed, oldest first.

@@ -15,6 +15,8 @@ pub struct Verdicts {
     pub data_plane: ClusterHealth,
     pub nodes: usize,
     pub nodes_down: usize,
+    /// Up, and yet users fail there, or large packets do not arrive.
+    pub nodes_grey: usize,
     /// Every other cluster is down, and there are several.
     pub cut_off: bool,
 }
@@ -28,6 +30,11 @@ pub enum Standing {
     /// Some of its nodes are down; the others serve.
     Degraded {
         down: usize,
+        of: usize,
+    },
+    /// None is down, but some get less of what is new.
+    Grey {
+        grey: usize,
         of: usize,
     },
     /// It cannot be read: it serves as it was last known.
@@ -49,6 +56,9 @@ pub fn combine(verdicts: &Verdicts) -> Standing {
         (Up, Up) if verdicts.nodes_down > 0 => {
             Standing::Degraded { down: verdicts.nodes_down, of: verdicts.nodes }
         }
+        (Up, Up) if verdicts.nodes_grey > 0 => {
+            Standing::Grey { grey: verdicts.nodes_grey, of: verdicts.nodes }
+        }
         (Up, Up) => Standing::Serving,
     }
 }
@@ -59,7 +69,7 @@ impl Standing {
         match self {
             Self::Unknown => "unknown",
             Self::Serving => "serving",
-            Self::Degraded { .. } => "degraded",
+            Self::Degraded { .. } | Self::Grey { .. } => "degraded",
             Self::Kept => "kept",
             Self::Down => "down",
             Self::CutOff => "cut-off",
@@ -73,6 +83,9 @@ impl fmt::Display for Standing {
             Self::Unknown => f.write_str("not known yet"),
             Self::Serving => f.write_str("serving"),
             Self::Degraded { down, of } => write!(f, "{down} of its {of} nodes are down, the others serve"),
+            Self::Grey { grey, of } => {
+                write!(f, "{grey} of its {of} nodes answer probes and fail users: they get less of what is new")
+            }
             Self::Kept => f.write_str("its keyspace cannot be read: it serves as it was last known"),
             Self::Down => f.write_str("new connections go to other clusters, established ones are ended"),
             Self::CutOff => f.write_str(
@@ -101,13 +114,24 @@ mod tests {
             (Down, Unknown, Standing::Down),
         ];
         for (data_plane, control_plane, expected) in table {
-            let verdicts = Verdicts { control_plane, data_plane, nodes: 3, nodes_down: 0, cut_off: false };
+            let verdicts = Verdicts {
+                control_plane,
+                data_plane,
+                nodes: 3,
+                nodes_down: 0,
+                nodes_grey: 0,
+                cut_off: false,
+            };
             assert_eq!(combine(&verdicts), expected, "{data_plane} {control_plane}");
             let cut_off = combine(&Verdicts { cut_off: true, ..verdicts });
             assert_eq!(cut_off == Standing::CutOff, data_plane == Down);
             let one_down = combine(&Verdicts { nodes_down: 1, ..verdicts });
             let degraded = Standing::Degraded { down: 1, of: 3 };
             assert_eq!(one_down, if expected == Standing::Serving { degraded } else { expected });
+            let one_grey = combine(&Verdicts { nodes_grey: 1, ..verdicts });
+            let grey = Standing::Grey { grey: 1, of: 3 };
+            assert_eq!(one_grey, if expected == Standing::Serving { grey } else { expected });
+            assert_eq!(combine(&Verdicts { nodes_grey: 1, nodes_down: 1, ..verdicts }), one_down);
         }
     }
 }

@@ -47,7 +47,7 @@ proptest! {
         for (client, later) in attempts {
             epoch = epoch.wrapping_add(later);
             let mark = mark(&Addr::from_v4_word(u32::from_be_bytes([10, 1, 0, client]).to_be()));
-            let (marks, marks_before) = marked(&seen, epoch, mark);
+            let (marks, marks_before) = marked(seen.marked_at, seen.marks, seen.marks_before, epoch, mark);
             seen = NodeTraffic { marked_at: epoch, marks, marks_before, ..seen };
             model.push((epoch, mark));
             for ahead in 0..3 {

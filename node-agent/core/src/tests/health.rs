@@ -1,10 +1,10 @@
 //! Verdicts to words: one write per node and one per cluster.
 
-use hawser_discovery::{About, Because, NodeId, Transition};
+use hawser_discovery::{About, Because, Greyness, NodeId, Transition, Why};
 use hawser_model::{ClusterHealth, HealthWord};
 
 use super::*;
-use crate::WordPlace;
+use crate::{Standing, WordPlace};
 
 pub(crate) fn judge(mesh: &mut Mesh, about: About, to: ClusterHealth) {
     let transition = Transition {
@@ -153,4 +153,31 @@ fn a_control_plane_that_cannot_be_read_is_a_verdict_of_its_own_and_moves_no_word
     let (verdict, since, reason) = said(&mesh, later);
     assert!(verdict == ClusterHealth::Down && since == Some(later), "{reason}");
     assert_eq!(mesh.words, []);
+}
+
+#[test]
+fn a_grey_node_is_one_word_with_a_reason_and_down_is_more_than_grey() {
+    let mut mesh = Mesh::of_three();
+    judge(&mut mesh, About::Node(node(2, 1)), ClusterHealth::Up);
+    judge(&mut mesh, About::Cluster(cluster(2).id), ClusterHealth::Up);
+    mesh.words.clear();
+    let place = WordPlace::Node(mesh.agent.slots().get(node(2, 1)));
+    let why = Why::UsersFail { failed: 12, of: 15 };
+    let grey = |weight, at| Greyness { node: node(2, 1), weight, why, at };
+    mesh.agent.handle_grey(grey(64, mesh.now));
+    mesh.drain(true);
+    assert_eq!(mesh.words, [WordWrite { place, word: HealthWord::up(64) }]);
+    let text = "users' connections time out (12 of 15 in 5 s), probes are answered";
+    assert_eq!(mesh.agent.node_grey(node(2, 1)).unwrap().why.to_string(), text);
+    let standing = |mesh: &Mesh| {
+        let clusters = mesh.agent.clusters(mesh.now);
+        clusters.iter().find(|status| status.cluster == cluster(2)).unwrap().standing
+    };
+    assert!(matches!(standing(&mesh), Standing::Grey { grey: 1, of: 1 } | Standing::Unknown));
+    judge(&mut mesh, About::Node(node(2, 1)), ClusterHealth::Down);
+    assert_eq!(mesh.agent.node_grey(node(2, 1)), None);
+    // What was under way when it died raises nobody.
+    mesh.agent.handle_grey(grey(16, mesh.now));
+    mesh.drain(true);
+    assert_eq!(mesh.words.last().unwrap().word, HealthWord::DOWN);
 }
