@@ -55,7 +55,7 @@ fn connections_to_another_cluster_are_counted_and_no_others() {
         // Refused is the application's word, not the path's.
         let nobody = "10.2.0.1:9".parse().unwrap();
         let refused = in_cgroup(&world.cgroup, |report| attempt(&nobody, report));
-        assert_eq!(refused, Errno::ECONNREFUSED.to_string());
+        assert_eq!(refused, Errno::ECONNREFUSED.desc());
         let now = seen(&world);
         assert_eq!((now.begun, now.established, now.late), (21 + there as u64, 20 + there as u64, 0));
     });
