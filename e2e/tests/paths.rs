@@ -39,9 +39,9 @@ fn endpoint(lab: &Lab, cluster: &str) -> Result<String> {
     Ok(status.tunnels.first().context("a tunnel")?.endpoint.clone())
 }
 
-fn ip(place: Option<&hawser_e2e::place::Place>, batch: &str) -> Result<()> {
+fn ipv6(place: Option<&hawser_e2e::place::Place>, batch: &str) -> Result<()> {
     let mut command = place.map_or_else(|| Command::new("ip"), |place| place.command("ip"));
-    run_with_input(command.args(["-batch", "-"]), batch).map(drop)
+    run_with_input(command.args(["-6", "-batch", "-"]), batch).map(drop)
 }
 
 /// The router and the nodes get IPv6 beside IPv4, and the router carries no WireGuard over IPv4.
@@ -49,11 +49,11 @@ fn wireguard_over_ipv6_only(lab: &Lab) -> Result<()> {
     run(Command::new("sysctl").args(["-w", "net.ipv6.conf.all.forwarding=1"]))?;
     for cluster in &lab.clusters {
         let id = cluster.plan.id;
-        ip(None, &format!("-6 addr add fd00:{id}::1/64 dev {} nodad\n", cluster.plan.bridge()))?;
+        ipv6(None, &format!("addr add fd00:{id}::1/64 dev {} nodad\n", cluster.plan.bridge()))?;
         let own = format!(
-            "-6 addr add fd00:{id}::11/64 dev eth0 nodad\n-6 route add default via fd00:{id}::1 dev eth0\n"
+            "addr add fd00:{id}::11/64 dev eth0 nodad\nroute add default via fd00:{id}::1 dev eth0\n"
         );
-        ip(Some(&cluster.node("node-1").place), &own)?;
+        ipv6(Some(&cluster.node("node-1").place), &own)?;
     }
     run_with_input(
         Command::new("iptables-restore").args(["-w", "--noflush"]),

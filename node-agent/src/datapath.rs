@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
-use hawser_agent_core::{WordPlace, WordWrite};
+use hawser_agent_core::{Flip, Plan, WordPlace, WordWrite};
+use hawser_discovery::{NodeId, Users};
 use hawser_ebpf::{Attachments, Connection, Datapath as Loaded, LoadConfig, TcKind, retire, uninstall};
 use hawser_ebpf_abi::{DesiredDatapath, Reason, ServiceKey, size};
 use hawser_model::{ClusterId, ClusterIdWidth, HealthWord};
+use hawser_tunnels::DeviceName;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -27,7 +29,7 @@ struct Inner {
     loaded: Loaded,
     config: LoadConfig,
     /// What is known to be in the kernel; none before the first sync, and after one that had problems.
-    applied: Option<(DesiredDatapath, Attachments)>,
+    applied: Option<(Arc<Plan>, Attachments)>,
 }
 
 impl Datapath {
@@ -72,6 +74,31 @@ impl Datapath {
         Ok(words)
     }
 
+    /// What users' connections to these nodes came to, by their slots; none while the maps are being written.
+    pub(crate) fn users(&self, slots: impl Iterator<Item = (NodeId, u32)>) -> Option<Vec<(NodeId, Users)>> {
+        let inner = self.inner.try_lock().ok()?;
+        let maps = &inner.loaded.maps;
+        let read = |(node, slot)| {
+            let seen = maps.node_traffic(slot).ok()?;
+            let users = Users {
+                begun: seen.begun,
+                established: seen.established,
+                spoke: seen.spoke,
+                late: seen.late,
+                stalled: seen.stalled,
+                closed: seen.closed,
+                late_clients: maps.late_clients(&seen),
+            };
+            Some((node, users))
+        };
+        Some(slots.filter_map(read).collect())
+    }
+
+    /// Why users' connections are not counted on this kernel.
+    pub(crate) fn no_users(&self) -> Option<String> {
+        self.lock().loaded.no_users().map(ToString::to_string)
+    }
+
     pub(crate) fn write_word(&self, write: WordWrite) -> Result<()> {
         let maps = &mut self.lock().loaded.maps;
         match write.place {
@@ -81,9 +108,17 @@ impl Datapath {
         Ok(())
     }
 
+    /// Nothing comes out of the tunnel unjudged: to be called before its device gets a peer.
+    pub(crate) fn guard_tunnel(&self, device: &DeviceName) -> Result<()> {
+        let ifindex = nix::net::if_::if_nametoindex(device.as_str());
+        let ifindex = ifindex.with_context(|| format!("looking for the device {device}"))?;
+        Ok(self.lock().loaded.attach_tunnel(ifindex)?)
+    }
+
     /// Programs first: an address that a service leads to must be steered before anybody is sent there. Gives what did
     /// not succeed; the rest was done.
-    pub(crate) fn sync(&self, desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Vec<String> {
+    pub(crate) fn sync(&self, plan: &Arc<Plan>, underlay: &BTreeSet<u32>) -> Vec<String> {
+        let desired = &plan.datapath;
         let wanted = attachments(desired, underlay);
         let mut inner = self.lock();
         let mut problems: Vec<String> = Vec::new();
@@ -97,8 +132,17 @@ impl Datapath {
         if problems.is_empty() && inner.applied.is_none() {
             problems.extend(retire(&inner.config).err().map(|error| error.to_string()));
         }
-        inner.applied = problems.is_empty().then(|| (desired.clone(), wanted));
+        inner.applied = problems.is_empty().then(|| (plan.clone(), wanted));
         problems
+    }
+
+    /// A few services alone, and first what they lead to. Gives what did not succeed.
+    pub(crate) fn flip(&self, flip: &Flip) -> Vec<String> {
+        let report = self.lock().loaded.maps.flip(&flip.services, &flip.exported, self.clock.now());
+        if report.writes > 0 {
+            tracing::debug!(writes = report.writes, "maps");
+        }
+        report.problems.iter().map(ToString::to_string).collect()
     }
 
     /// What [`Datapath::sync`] would change.
@@ -107,6 +151,7 @@ impl Datapath {
         let inner = self.lock();
         let nothing = Default::default();
         let (is, attached) = inner.applied.as_ref().unwrap_or(&nothing);
+        let is = &is.datapath;
         let mut steps = Vec::new();
         programs(attached, &wanted, &mut steps);
         if is.config != desired.config {
@@ -116,13 +161,16 @@ impl Datapath {
         entries("endpoints", &is.endpoints, &desired.endpoints, ToString::to_string, &mut steps);
         entries("exported", &is.exported, &desired.exported, frontend, &mut steps);
         entries("reset_wishes", &is.reset_wishes, &desired.reset_wishes, frontend, &mut steps);
+        entries("left_out", &is.left_out, &desired.left_out, ToString::to_string, &mut steps);
         entries("services", &is.services, &desired.services, frontend, &mut steps);
         steps
     }
 
     /// None while not everything is known to be in the kernel.
     pub(crate) fn fills(&self) -> Option<Vec<MapFill>> {
-        self.lock().applied.as_ref().map(|(desired, _)| fills(desired))
+        let inner = self.lock();
+        let (plan, _) = inner.applied.as_ref()?;
+        Some(fills(&plan.datapath))
     }
 
     /// Whether a connection is over by the datapath's own rule; one of another namespace only when a pod of this node has it.
@@ -161,7 +209,6 @@ fn probe_config(mounts: &Mounts, config: &Config) -> LoadConfig {
 fn attachments(desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Attachments {
     Attachments {
         tunnel: Some(desired.config.tunnel_ifindex).filter(|index| *index != 0),
-        entries("left_out", &is.left_out, &desired.left_out, ToString::to_string, &mut steps);
         pods: desired.endpoints.values().map(|endpoint| endpoint.ifindex).collect(),
         underlay: underlay.clone(),
     }

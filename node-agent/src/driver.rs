@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hawser_agent_core::{Agent, Interfaces, Output, Plan};
+use hawser_agent_core::{Agent, Flip, Interfaces, Output, Plan};
 use hawser_api::local::{Operation, PlanReply, StatusReply};
-use hawser_discovery::{NodeId, Transition};
+use hawser_discovery::{LivenessConfig, NodeId, Transition};
 use hawser_discovery_net::{Prober, ProberConfig, Verdict, spawn_prober};
 use hawser_ebpf_abi::Reason;
 use hawser_model::{ClusterHealth, ClusterName};
 use hawser_telemetry::{Pulse, Watchdog, span};
 use hawser_tunnels::Peer;
-use hawser_tunnels_linux::{Driver as _, Stats, WireguardDriver};
+use hawser_tunnels_linux::{Driver as _, Stats};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -30,10 +30,12 @@ use crate::memory::{self, Memory};
 use crate::metrics::{Meters, Observation};
 use crate::namespaces;
 use crate::place::Reporting;
-use crate::reconcile::{Outcome, outcome_of, preview, reconcile};
+use crate::reconcile::{Outcome, outcome_of, preview, reconcile, revive};
 use crate::state::StateDir;
 use crate::sweep::{self, Swept};
+use crate::tunnels::Tunnels;
 use crate::used::{self, Used};
+use crate::users::{self, Sampler};
 
 /// Pods whose interface was missing, and links that changed, are looked at again after this long.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -61,7 +63,7 @@ pub(crate) struct Driver {
     pub state: Arc<StateDir>,
     pub agent: Agent,
     pub followers: Followers,
-    pub tunnels: Arc<WireguardDriver>,
+    pub tunnels: Arc<Tunnels>,
     pub datapath: Arc<Datapath>,
     pub looker: Arc<Looker>,
     /// What the last run probed; probing goes on before the first plan.
@@ -88,18 +90,21 @@ struct Now {
     prober: Option<(Prober, mpsc::Receiver<Verdict>)>,
     prober_problem: Option<String>,
     used: Used,
+    users: Sampler,
     reconciling: bool,
     reconcile_again: bool,
+    /// Of the time of a reconcile.
+    flips: Flip,
     looking: bool,
     look_at: Option<tokio::time::Instant>,
     looked_for: BTreeSet<IpAddr>,
+    left_out: BTreeSet<IpAddr>,
+    interfaces: Interfaces,
     underlay: BTreeSet<u32>,
     look_problem: Option<String>,
     memory_problem: Option<String>,
     /// Clusters that could not be followed, and why.
     unheard: BTreeMap<ClusterName, String>,
-    left_out: BTreeSet<IpAddr>,
-    interfaces: Interfaces,
     missing: Vec<IpAddr>,
     report_problem: Option<String>,
     renewal_problem: Option<String>,
@@ -125,24 +130,28 @@ pub(crate) enum End {
 
 /// What a task of the loop came back with.
 enum Done {
-    Reconciled { plan: Arc<Plan>, outcome: Outcome },
+    Reconciled {
+        plan: Arc<Plan>,
+        outcome: Outcome,
+    },
     Looked(Result<Found, LookError>),
-    Counted(Option<Stats>),
+    /// Regular: the time since the last regular one is known.
+    Counted {
+        stats: Option<Stats>,
+        regular: bool,
+    },
     Swept(Swept),
 }
 
 impl Driver {
     /// Until `stop` resolves, a successor asks, or with an error when this node was given another place. Kernel state stays as it is
     /// then: stop is not remove.
-    pub(crate) async fn run(
-        mut self,
-        mut sources: Sources,
-        stop: &mut oneshot::Receiver<()>,
-    ) -> Result<End> {
+    pub(crate) async fn run(mut self, mut sources: Sources, stop: &mut oneshot::Receiver<()>) -> Result<End> {
         let mut now = Now { no_sweep: sweep::missing(), ..Now::default() };
         let (done, mut finished) = mpsc::channel(8);
         self.start_prober(&mut now).await;
         let mut batch = Vec::with_capacity(BATCH);
+        let mut sample = users::ticks(self.config.liveness.sampling());
         let mut count = tokio::time::interval(used::EVERY);
         count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -177,7 +186,8 @@ impl Driver {
                     now.look_at = None;
                     self.look(&mut now, &done);
                 }
-                _ = count.tick() => self.count(&done),
+                _ = count.tick() => self.count(&done, true),
+                _ = sample.tick() => self.sample(&mut now).await,
                 taken = sources.heard.recv_many(&mut batch, BATCH), if batch.is_empty() => {
                     anyhow::ensure!(taken > 0, "the followers are gone");
                     self.pulses.turn.busy();
@@ -206,8 +216,12 @@ impl Driver {
                     now.unheard.remove(&cluster);
                     self.followers.unfollow(&cluster);
                 }
+                Output::Flip(flip) if now.reconciling => now.flips.follow(flip),
+                Output::Flip(flip) => self.flip(&flip),
                 Output::Reconcile => self.reconcile(now, done),
                 Output::Sweep => self.sweep(now, done),
+                Output::Guard => self.guard(),
+                Output::LookAtPeers => self.count(done, false),
             }
         }
     }
@@ -227,6 +241,10 @@ impl Driver {
         let transition = match verdict {
             Verdict::Changed(transition) => transition,
             Verdict::Weight { about, weight } => return self.agent.handle_weight(about, weight),
+            Verdict::Grey(grey) => {
+                tracing::warn!(node = %grey.node, weight = grey.weight, why = %grey.why, "liveness");
+                return self.agent.handle_grey(grey);
+            }
         };
         meters.flip(transition.to);
         let (about, from, to, because) =
@@ -241,13 +259,22 @@ impl Driver {
         self.agent.handle_transition(Transition { at: self.clock.now(), ..transition });
     }
 
+    /// At once, as a health word: a few writes.
+    fn flip(&mut self, flip: &Flip) {
+        let problems = self.datapath.flip(flip);
+        if !problems.is_empty() {
+            tracing::debug!(?problems, "a service could not be flipped, the plan tries again");
+            self.agent.handle_flip_failed(self.clock.now());
+        }
+    }
+
     /// One at a time; what comes meanwhile is one more afterwards.
     fn reconcile(&mut self, now: &mut Now, done: &mpsc::Sender<Done>) {
         if std::mem::replace(&mut now.reconciling, true) {
             now.reconcile_again = true;
             return;
         }
-        let plan = Arc::new(self.agent.plan().clone());
+        let plan = self.agent.plan().clone();
         let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
         let (underlay, done) = (now.underlay.clone(), done.clone());
         let planned = plan.clone();
@@ -266,12 +293,19 @@ impl Driver {
     async fn finish(&mut self, done: Done, now: &mut Now) {
         match done {
             Done::Looked(result) => self.looked(result, now),
-            Done::Counted(Some(stats)) => self.counted(&stats, now).await,
-            Done::Counted(None) => {}
+            Done::Counted { stats: Some(stats), regular } => {
+                self.agent.handle_seen(&used::peers_seen(&stats), self.clock.now());
+                if regular {
+                    self.counted(&stats, now).await;
+                }
+            }
+            Done::Counted { stats: None, .. } => {}
             Done::Swept(swept) => now.note_swept(swept),
             Done::Reconciled { plan, outcome } => {
                 now.reconciling = false;
                 self.pulses.reconcile.idle();
+                // They know more than the plan that is there now.
+                self.flip(&std::mem::take(&mut now.flips));
                 let complete = outcome.complete;
                 now.note(&outcome);
                 self.agent.handle_reconciled(outcome.problems, complete, self.clock.now());
@@ -330,7 +364,7 @@ impl Driver {
             address: agent.mesh_addresses().ipv4,
             port: agent.probe_port,
             device: Some(agent.device.to_string()),
-            liveness: self.config.liveness,
+            liveness: LivenessConfig { mtu: Some(agent.mtu), ..self.config.liveness },
             clock: self.clock.shared(),
             seed: rand::random(),
         };
@@ -353,13 +387,33 @@ impl Driver {
         }
     }
 
+    /// Before the first plan, so before any reconcile: it is not in anybody's way.
+    fn guard(&self) {
+        let (guards, tunnels) = (self.agent.guards(), self.tunnels.clone());
+        tokio::task::spawn_blocking(move || {
+            for problem in revive(&guards, &tunnels) {
+                tracing::warn!(problem, "guarding the mesh's prefixes");
+            }
+        });
+    }
+
     /// Asks the tunnels what they carried.
-    fn count(&self, done: &mpsc::Sender<Done>) {
+    fn count(&self, done: &mpsc::Sender<Done>, regular: bool) {
         let (tunnels, done) = (self.tunnels.clone(), done.clone());
         tokio::spawn(async move {
             let stats = tokio::task::spawn_blocking(move || tunnels.stats().ok()).await;
-            let _ = done.send(Done::Counted(stats.ok().flatten())).await;
+            let _ = done.send(Done::Counted { stats: stats.ok().flatten(), regular }).await;
         });
+    }
+
+    /// Tells the probing task what users' connections came to.
+    async fn sample(&self, now: &mut Now) {
+        let Some((prober, _)) = &now.prober else { return };
+        let told = now.users.look(&self.agent, &self.datapath, self.clock.now());
+        if !told.is_empty() {
+            // A task that ended is started again with the next reconcile.
+            let _ = prober.users(told).await;
+        }
     }
 
     async fn counted(&self, stats: &Stats, now: &mut Now) {
@@ -421,6 +475,7 @@ impl Driver {
                 if std::mem::replace(&mut now.underlay, found.underlay.clone()) != found.underlay {
                     self.agent.handle_resync(self.clock.now());
                 }
+                now.interfaces = found.interfaces.clone();
                 self.agent.handle_interfaces(found.interfaces, self.clock.now());
             }
             Err(error) => {
@@ -458,9 +513,11 @@ impl Driver {
                 Some(probes) => probes.snapshot().await.ok(),
                 None => None,
             };
-            let kernel = move || (tunnels.stats().ok(), datapath.counters().unwrap_or_default());
-            let (stats, counters) = tokio::task::spawn_blocking(kernel).await.unwrap_or_default();
+            let kernel =
+                move || (tunnels.stats().ok(), datapath.counters().unwrap_or_default(), datapath.no_users());
+            let (stats, counters, no_users) = tokio::task::spawn_blocking(kernel).await.unwrap_or_default();
             answers::measure(&mut status, &ids, stats.as_ref(), probes.as_ref());
+            answers::lack(&mut status, no_users);
             status.reasons = answers::reasons(&counters, stats.as_ref());
             let resets = counters.iter().find(|(reason, _)| *reason == Reason::PodFromReset);
             stuck.reset = resets.map_or(0, |(_, packets)| *packets);
@@ -475,7 +532,6 @@ impl Driver {
         match question {
             // Ends the loop, which takes it itself.
             Question::HandOver(_) => {}
-                now.interfaces = found.interfaces.clone();
             Question::Services(only, reply) => drop(reply.send(answers::services(&self.agent, &only))),
             Question::Status(reply) => {
                 let status = self.measured(now);

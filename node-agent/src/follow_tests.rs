@@ -124,7 +124,11 @@ async fn run_until(
                     Output::Follow(cluster) => followers.follow(&cluster).unwrap(),
                     Output::Unfollow(cluster) => followers.unfollow(&cluster),
                     Output::Reconcile => agent.handle_reconciled(Vec::new(), true, clock.now()),
-                    Output::Word(_) | Output::Sweep => {}
+                    Output::Word(_)
+                    | Output::Flip(_)
+                    | Output::Sweep
+                    | Output::Guard
+                    | Output::LookAtPeers => {}
                 }
             }
             if agent.wants_interfaces() {

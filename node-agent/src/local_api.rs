@@ -134,10 +134,7 @@ impl Local for Service {
         Ok(Response::new(self.ask(Question::Plan).await??))
     }
 
-    async fn hand_over(
-        &self,
-        request: Request<HandOverRequest>,
-    ) -> Result<Response<HandOverReply>, Status> {
+    async fn hand_over(&self, request: Request<HandOverRequest>) -> Result<Response<HandOverReply>, Status> {
         let device = request.into_inner().device;
         Ok(Response::new(self.ask(|reply| Question::HandOver(Asked { device, reply })).await?))
     }

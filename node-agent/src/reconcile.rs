@@ -1,7 +1,7 @@
 //! One reconcile: observe, plan, check, execute; make before break. Blocks; runs on a thread of its own.
 //!
 //! ```text
-//! tunnels: what adds ──> datapath: additions, then removals ──> tunnels: what removes
+//! device, guards, tunnel_in ──> tunnels: what adds ──> datapath: additions, then removals ──> tunnels: what removes
 //! ```
 //! So a packet is never sent to a tunnel that is not there yet, and a tunnel never goes before what leads into it. It
 //! stops at the first failure: the next one starts from a fresh observation. One thing waits for no map: peers and
@@ -9,14 +9,17 @@
 //! kept out.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use hawser_agent_core::Plan;
 use hawser_telemetry::span;
-use hawser_tunnels::{Desired, Op};
-use hawser_tunnels_linux::{Driver, WireguardDriver};
+use hawser_tunnels::{Desired, DeviceName, Op};
+use hawser_tunnels_linux::Driver;
 use tokio::task::JoinHandle;
 
+use crate::causes::chain;
 use crate::datapath::Datapath;
+use crate::tunnels::Tunnels;
 
 /// How it went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,9 +38,9 @@ pub(crate) struct Step {
 }
 
 pub(crate) fn reconcile(
-    plan: &Plan,
+    plan: &Arc<Plan>,
     underlay: &BTreeSet<u32>,
-    tunnels: &WireguardDriver,
+    tunnels: &Tunnels,
     datapath: &Datapath,
 ) -> Outcome {
     let mut problems = Vec::new();
@@ -57,9 +60,9 @@ pub(crate) async fn outcome_of(work: JoinHandle<Outcome>) -> Outcome {
 
 /// None when something failed, which is among the problems then.
 fn attempt(
-    plan: &Plan,
+    plan: &Arc<Plan>,
     underlay: &BTreeSet<u32>,
-    tunnels: &WireguardDriver,
+    tunnels: &Tunnels,
     datapath: &Datapath,
     problems: &mut Vec<String>,
 ) -> Option<()> {
@@ -68,8 +71,12 @@ fn attempt(
         None => Vec::new(),
     };
     let (making, breaking): (Vec<_>, Vec<_>) = ops.into_iter().partition(|op| !is_breaking(op));
-    span!("tunnels.make", ops = making.len()).in_scope(|| apply(&making, tunnels, problems))?;
-    let failed = span!("datapath.apply").in_scope(|| datapath.sync(&plan.datapath, underlay));
+    let make = || match &plan.tunnels {
+        Some(desired) => make(&making, &desired.device.name, tunnels, datapath, problems),
+        None => Some(()),
+    };
+    span!("tunnels.make", ops = making.len()).in_scope(make)?;
+    let failed = span!("datapath.apply").in_scope(|| datapath.sync(plan, underlay));
     let whole = failed.is_empty();
     problems.extend(failed.into_iter().map(|problem| format!("datapath: {problem}")));
     let now: Vec<_> = breaking.into_iter().filter(|op| whole || keeps_out(op)).collect();
@@ -78,7 +85,7 @@ fn attempt(
 }
 
 /// What the tunnels need, checked; the plan's own problems are told and do not stop the rest.
-fn steps(desired: &Desired, tunnels: &WireguardDriver, problems: &mut Vec<String>) -> Option<Vec<Op>> {
+fn steps(desired: &Desired, tunnels: &Tunnels, problems: &mut Vec<String>) -> Option<Vec<Op>> {
     let observed = match tunnels.observe() {
         Ok(observed) => observed,
         Err(error) => {
@@ -95,7 +102,27 @@ fn steps(desired: &Desired, tunnels: &WireguardDriver, problems: &mut Vec<String
     Some(plan.ops)
 }
 
-fn apply(ops: &[Op], tunnels: &WireguardDriver, problems: &mut Vec<String>) -> Option<()> {
+/// The device, its guards, and what judges what comes out of it; only then whom it speaks with.
+fn make(
+    ops: &[Op],
+    device: &DeviceName,
+    tunnels: &Tunnels,
+    datapath: &Datapath,
+    problems: &mut Vec<String>,
+) -> Option<()> {
+    let first = ops.iter().position(|op| matches!(op, Op::AddPeer { .. } | Op::Allow { .. }));
+    let (device_itself, ways) = ops.split_at(first.unwrap_or(ops.len()));
+    apply(device_itself, tunnels, problems)?;
+    if !ways.is_empty()
+        && let Err(error) = datapath.guard_tunnel(device)
+    {
+        problems.push(format!("datapath: {}", chain(&error)));
+        return None;
+    }
+    apply(ways, tunnels, problems)
+}
+
+fn apply(ops: &[Op], tunnels: &Tunnels, problems: &mut Vec<String>) -> Option<()> {
     for op in ops {
         tracing::debug!(%op, "tunnels");
         if let Err(error) = tunnels.apply(op) {
@@ -126,7 +153,7 @@ fn keeps_out(op: &Op) -> bool {
 }
 
 /// Brings the tunnels of an earlier run back, and takes nothing away.
-pub(crate) fn revive(desired: &Desired, tunnels: &WireguardDriver) -> Vec<String> {
+pub(crate) fn revive(desired: &Desired, tunnels: &Tunnels) -> Vec<String> {
     let mut problems = Vec::new();
     if let Some(ops) = steps(desired, tunnels, &mut problems) {
         let making: Vec<_> = ops.into_iter().filter(|op| !is_breaking(op)).collect();
@@ -139,7 +166,7 @@ pub(crate) fn revive(desired: &Desired, tunnels: &WireguardDriver) -> Vec<String
 pub(crate) fn preview(
     plan: &Plan,
     underlay: &BTreeSet<u32>,
-    tunnels: &WireguardDriver,
+    tunnels: &Tunnels,
     datapath: &Datapath,
 ) -> anyhow::Result<Vec<Step>> {
     let mut steps = Vec::new();

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use hawser_agent_core::{Agent, HealthWords};
 use hawser_ebpf_abi::size;
-use hawser_tunnels_linux::{
-    Choice, Driver as _, PrivateKey, WireguardConfig, WireguardDriver, kernel_listens,
-};
+use hawser_tunnels::Desired;
+use hawser_tunnels_linux::kernel_listens;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -23,9 +22,8 @@ use crate::probes::Probes;
 use crate::reconcile::revive;
 use crate::renewal::Renewal;
 use crate::state::{StateDir, StateError};
-use crate::{join, local_api, place, succession};
-
-const WIREGUARD_KEY: &str = "wireguard.key";
+use crate::tunnels::{Leftovers, Placed, Tunnels};
+use crate::{join, local_api, place, succession, tunnels};
 
 /// Runs until SIGTERM or SIGINT; then ends and leaves the kernel's state for the next start. One that was superseded waits
 /// for the signal: who started it would start it again, and it would ask for the node back.
@@ -82,24 +80,36 @@ async fn start(
 ) -> Result<(Driver, Sources, Beside)> {
     let clock = Clock::start();
     let mut member = join::member(&config, &state, || Datapath::probe(&mounts, &config)).await?;
-    let key = PrivateKey::load_or_create(&state.path(WIREGUARD_KEY))?;
-    let report = place::report_of(&config, key.public())?;
-    let here = place::learn(&mut member, &state, &report).await?;
-    let agent_config = place::agent_config(&config, &member.cluster, &here, key.public())?;
+    // A device that is there has its program; on a new one nobody judges yet what comes in.
+    let guarded = nix::net::if_::if_nametoindex(config.device.as_str()).is_ok();
+    let Placed { end, report, place: here, ipsec } =
+        tunnels::settle(&config, &mut member, &state, succeeds).await?;
+    let kernel_ipsec = matches!(ipsec, Some(Tunnels::Ipsec(_)));
+    let agent_config = place::agent_config(&config, &member.cluster, &here, end.public_key, kernel_ipsec)?;
     tracing::info!(cluster = %agent_config.cluster, index = %agent_config.index, "this node's place is known");
     // From here on the kernel is changed.
     let remembered = remembered(&state)?;
-    let tunnels = Arc::new(start_tunnels(&config, &state, config.wireguard, succeeds)?);
+    let tunnels = Arc::new(match ipsec {
+        Some(ipsec) => ipsec,
+        None => tunnels::start_wireguard(&config, &state, config.wireguard, succeeds)?,
+    });
+    let known = remembered.tunnels(&agent_config);
     // The last run's programs steer packets still: the sooner there is a tunnel for them, the better.
-    for problem in revive(&remembered.tunnels(&agent_config), &tunnels) {
-        tracing::warn!(problem, "bringing back the tunnels of the last run");
+    match guarded {
+        true => bring_back(&known, &tunnels),
+        false => bring_back(&Desired { peers: Vec::new(), ..known.clone() }, &tunnels),
     }
     let datapath = Arc::new(Datapath::load(&mounts, &config, clock)?);
     tracing::info!("programs and maps are loaded");
+    datapath.guard_tunnel(&config.device)?;
+    if !guarded {
+        bring_back(&known, &tunnels);
+    }
     let slots = remembered.slots(size::NODES);
     let words = datapath.words(slots.iter().map(|(_, slot)| slot))?;
     let own = agent_config.cluster.name.clone();
-    let agent = Agent::new(agent_config, slots, HealthWords::adopt(words), clock.now());
+    let mut agent = Agent::new(agent_config, slots, HealthWords::adopt(words), clock.now());
+    agent.remember(&known);
     let report_now = Arc::new(Notify::new());
     let (followers, heard) = Followers::new(member.channel.clone(), own, Arc::clone(&report_now));
     let (looker, links) = Looker::open()?;
@@ -130,6 +140,12 @@ async fn start(
     Ok((driver, sources, Beside { _api: api, tasks }))
 }
 
+fn bring_back(known: &Desired, tunnels: &Tunnels) {
+    for problem in revive(known, tunnels) {
+        tracing::warn!(problem, "bringing back the tunnels of the last run");
+    }
+}
+
 /// A memory that cannot be read is none: it only makes a restart smoother.
 fn remembered(state: &StateDir) -> Result<Memory> {
     match state.read_json(memory::FILE) {
@@ -140,25 +156,6 @@ fn remembered(state: &StateDir) -> Result<Memory> {
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn start_tunnels(
-    config: &Config,
-    state: &StateDir,
-    choice: Choice,
-    take_over: bool,
-) -> Result<WireguardDriver> {
-    let engine = WireguardConfig {
-        choice,
-        device: config.device.clone(),
-        port: config.port,
-        mtu: config.mtu,
-        mark: config.mark,
-        table: config.table,
-        private_key: state.path(WIREGUARD_KEY),
-        take_over,
-    };
-    WireguardDriver::start(engine).with_context(|| format!("starting the tunnels of {}", config.device))
 }
 
 fn stop_signal() -> Result<oneshot::Receiver<()>> {
@@ -181,10 +178,10 @@ pub async fn remove(config: Config) -> Result<()> {
     preflight::root()?;
     let mounts = preflight::mounts()?;
     let state = StateDir::open(&config.state)?;
-    // The programs first: they steer packets to the tunnel.
+    let mut tunnels = Leftovers::find(&config, &state)?;
+    // Peers before programs: what they send would not be judged. Programs before the device: they steer packets to it.
+    tunnels.take_peers()?;
     Datapath::remove(&mounts, &config)?;
-    // Of whatever kind it is.
-    let tunnels = start_tunnels(&config, &state, Choice::Auto, false)?;
     tunnels.remove().with_context(|| format!("removing {}", config.device))?;
     state.forget(memory::FILE)?;
     Ok(())

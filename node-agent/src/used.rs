@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use hawser_discovery::{LivenessConfig, NodeId};
+use hawser_discovery::{LivenessConfig, NodeId, PeerSeen};
 use hawser_model::PublicKey;
-use hawser_tunnels_linux::Stats;
+use hawser_tunnels_linux::{PeerStats, Stats};
+
+use crate::clock;
 
 /// Between two looks at the tunnels' counters.
 pub(crate) const EVERY: Duration = Duration::from_secs(10);
@@ -39,6 +41,19 @@ impl Used {
     }
 }
 
+/// WireGuard's `REJECT_AFTER_TIME`: so old a handshake's session is none any more.
+const SESSION: Duration = Duration::from_secs(180);
+
+/// What the choice of endpoints wants to know of each peer.
+pub(crate) fn peers_seen(stats: &Stats) -> BTreeMap<PublicKey, PeerSeen> {
+    let seen = |peer: &PeerStats| PeerSeen {
+        endpoint: peer.endpoint,
+        received: peer.rx_bytes,
+        session: peer.last_handshake.is_some_and(|at| clock::ago(at) < SESSION),
+    };
+    stats.peers.iter().map(|(key, peer)| (*key, seen(peer))).collect()
+}
+
 /// Probes in haste, ours and theirs, each with its answer: no more than this comes of them between two looks.
 fn most_of_probes(interval: Duration) -> u64 {
     let rounds = EVERY.as_millis() / interval.as_millis().max(1) + 1;
@@ -50,7 +65,6 @@ fn most_of_probes(interval: Duration) -> u64 {
 mod tests {
     use super::*;
     use hawser_model::{ClusterId, ClusterIdWidth, NodeIndex};
-    use hawser_tunnels_linux::PeerStats;
 
     fn key(n: u8) -> PublicKey {
         PublicKey::new([n; 32]).unwrap()

@@ -10,6 +10,8 @@ use super::sniffer::Observer;
 
 const WIREGUARD_PORT: u16 = 51871;
 const API_PORT: u16 = 2379;
+/// A packet as long as the tunnel's MTU of 1420: padding stops there.
+const FULL: usize = 1420 + 32;
 /// The largest TLSCiphertext (RFC 8446 5.2 allows 256 bytes over 2^14; 1.2 allowed 2048).
 const TLS_RECORD_MAX: usize = (1 << 14) + 2048;
 const VIOLATIONS_KEPT: usize = 10;
@@ -174,6 +176,7 @@ fn wireguard_message(udp: &Udp<'_>) -> Option<&'static str> {
         ([1, 0, 0, 0], 148) => Some("initiation"),
         ([2, 0, 0, 0], 92) => Some("response"),
         ([3, 0, 0, 0], 64) => Some("cookie"),
+        ([4, 0, 0, 0], FULL) => Some("data"),
         ([4, 0, 0, 0], length) if length >= 32 && length.is_multiple_of(16) => Some("data"),
         _ => None,
     }
