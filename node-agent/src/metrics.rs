@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use hawser_api::local::{StatusReply, TunnelStatus};
 use hawser_ebpf_abi::{DesiredDatapath, ServiceSpec, maglev_slots, map, size};
-use hawser_model::ClusterHealth;
+use hawser_model::{ClusterHealth, HealthWord};
 use hawser_telemetry::{Family, Histogram, Labels, seconds_histogram};
 
 /// What the loop counts.
@@ -177,6 +177,13 @@ fn tunnels(status: &StatusReply, traffic: &Traffic) -> Vec<Family> {
         Family::gauge("hawser_agent_tunnels", "Tunnels to nodes of a cluster.").rows(count(&|_| true)),
         Family::gauge("hawser_agent_tunnels_up", "Of those, the ones whose far end answers probes.")
             .rows(count(&|tunnel| tunnel.health == "up")),
+        Family::gauge(
+            "hawser_agent_tunnels_grey",
+            "Of those, the ones that get less of what is new: users fail there, or large packets do not arrive.",
+        )
+        .rows(count(&|tunnel| {
+            tunnel.health == "up" && tunnel.weight < u32::from(HealthWord::FULL_WEIGHT)
+        })),
         Family::gauge("hawser_agent_tunnel_last_handshake", "Since the tunnels of a cluster shook hands.")
             .seconds()
             .rows(spread(&|tunnel| seconds(tunnel.last_handshake_ms_ago))),
