@@ -6,8 +6,8 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh, bpf_xfrm_state};
 use aya_ebpf::helpers::{
     bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_get_xfrm_state, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
-    bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_get_xfrm_state, bpf_skb_load_bytes,
+    bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -206,12 +206,13 @@ unsafe fn relative(skb: *mut __sk_buff, offset: u32, to: *mut core::ffi::c_void,
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn association(skb: *mut __sk_buff) -> u64 {
-    // reqid, spi, family, and the remote address.
-    let mut state = [0u32; size_of::<bpf_xfrm_state>() / size_of::<u32>()];
-    let size = size_of_val(&state) as u32;
-    // SAFETY: the helper fills at most `size` octets of the state's memory, and takes the context.
-    let found = unsafe { bpf_skb_get_xfrm_state(skb, 0, (&raw mut state).cast(), size, 0) };
-    if found == 0 { state[0].into() } else { 0 }
+    let mut state = MaybeUninit::<bpf_xfrm_state>::uninit();
+    // SAFETY: the helper takes the context, and fills the state whole, or fails; only then is it read.
+    unsafe {
+        let found =
+            bpf_skb_get_xfrm_state(skb, 0, state.as_mut_ptr(), size_of::<bpf_xfrm_state>() as u32, 0);
+        if found == 0 { state.assume_init_ref().reqid.into() } else { 0 }
+    }
 }
 
 impl<const L2: u32> Hook for Skb<L2> {

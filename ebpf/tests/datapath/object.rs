@@ -27,6 +27,7 @@ fn nothing_calls_memset_memcpy_or_a_panic() {
     assert!(names.contains("pick_in_tier") && names.contains("services"), "relocations are read: {names:?}");
     let ours = [
         "LICENSE",
+        "association",
         "draw_slice",
         "held_backend",
         "held_in_slice",
