@@ -8,7 +8,7 @@
 //! is kube-proxy's or the CNI's.
 //!
 //! Cost: a packet of an established TCP connection two hash look-ups, of UDP what a message costs at a socket and one more; on the way
-//! back one. Other pods' packets: none.
+//! back two. Another pod's packet that is not for the mesh costs a look at its header and one look-up, on nodes that have a left-out pod.
 
 use hawser_ebpf_abi::{
     Addr, ENDPOINT_TRANSLATED, Endpoint, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NAT_BACK, NAT_THERE, Nat,

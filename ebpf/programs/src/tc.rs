@@ -209,8 +209,7 @@ pub extern "C" fn association(skb: *mut __sk_buff) -> u64 {
     let mut state = MaybeUninit::<bpf_xfrm_state>::uninit();
     // SAFETY: the helper takes the context, and fills the state whole, or fails; only then is it read.
     unsafe {
-        let found =
-            bpf_skb_get_xfrm_state(skb, 0, state.as_mut_ptr(), size_of::<bpf_xfrm_state>() as u32, 0);
+        let found = bpf_skb_get_xfrm_state(skb, 0, state.as_mut_ptr(), size_of::<bpf_xfrm_state>() as u32, 0);
         if found == 0 { state.assume_init_ref().reqid.into() } else { 0 }
     }
 }

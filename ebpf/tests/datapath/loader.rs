@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use hawser_ebpf::{Attachments, Datapath, LoadConfig, retire, uninstall};
+use hawser_ebpf::{Attachments, Datapath, Hook, LoadConfig, retire, uninstall};
 use hawser_ebpf_abi::{
     ABI_VERSION, BackendSpec, Config, DesiredDatapath, Endpoint, Exported, IP_REMOTE, IpEntry, Port,
     PrefixKey, Reason, ServiceKey, ServiceSpec, SliceSpec,
@@ -50,6 +50,21 @@ fn pins(config: &LoadConfig, part: &str) -> Vec<String> {
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// The kernel walks a million and no more, and an older kernel's verifier walks more for the same program.
+#[test]
+fn the_verifier_has_much_room_left() {
+    in_a_namespace(|config| {
+        let mut datapath = Datapath::load(config).unwrap();
+        for hook in Hook::ALL {
+            let info = datapath.program(hook).unwrap().info().unwrap();
+            // Kernel 5.16 began to say it.
+            let verified = info.verified_instruction_count().unwrap_or_default();
+            println!("{}: {verified} verified instructions", hook.program());
+            assert!(verified < 400_000, "{}: {verified}", hook.program());
+        }
+    });
 }
 
 #[test]
