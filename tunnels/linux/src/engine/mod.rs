@@ -438,7 +438,6 @@ impl Shared {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         let state = self.state();
-        let mut owned = state.owned();
         let peers = state.peers.values().map(|peer| {
             let control = peer.lock();
             let (rx_bytes, tx_bytes) = peer.bytes();
@@ -450,7 +449,7 @@ impl Shared {
                 rx_bytes,
                 tx_bytes,
                 keepalive: control.keepalive,
-                allowed: owned.remove(&peer.key).unwrap_or_default(),
+                allowed: state.owned(&peer.key),
             }
         });
         let peers = peers.collect();

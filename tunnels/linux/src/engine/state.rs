@@ -22,6 +22,8 @@ pub(crate) struct State {
     pub(crate) guard: Guard,
     pub(crate) peers: BTreeMap<PublicKey, Arc<Peer>>,
     pub(crate) owners: PrefixTable<Arc<Peer>>,
+    /// The same the other way round, in no order.
+    owned: HashMap<PublicKey, Vec<IpNet>>,
     /// Of peers that are added.
     pub(super) protocol: Protocol,
     sessions: Arc<Sessions>,
@@ -31,8 +33,8 @@ impl State {
     /// Fails when the machine has no random numbers.
     pub(crate) fn new(key: PrivateKey, mark: u32, sessions: Arc<Sessions>) -> Result<Self, Forged> {
         let guard = Guard::new(&key.public(), Millis::now())?;
-        let (peers, owners) = (BTreeMap::new(), PrefixTable::default());
-        Ok(Self { key, mark, guard, peers, owners, protocol: Protocol::Wireguard, sessions })
+        let (peers, owners, owned) = (BTreeMap::new(), PrefixTable::default(), HashMap::new());
+        Ok(Self { key, mark, guard, peers, owners, owned, protocol: Protocol::Wireguard, sessions })
     }
 
     pub(super) fn sessions(&self) -> &Sessions {
@@ -74,34 +76,54 @@ impl State {
             peer.lock().keepalive = (seconds > 0).then_some(seconds);
         }
         if set.replace_allowed {
-            self.disown(&peer);
+            self.disown(set.public_key);
         }
         for (prefix, add) in &set.allowed {
+            let prefix = prefix.trunc();
             if *add {
-                self.owners.insert(*prefix, Arc::clone(&peer));
-            } else if self.owners.get(prefix).is_some_and(|owner| Arc::ptr_eq(owner, &peer)) {
-                self.owners.remove(prefix);
+                self.give(prefix, &peer);
+            } else if self.owners.get(&prefix).is_some_and(|owner| Arc::ptr_eq(owner, &peer)) {
+                self.owners.remove(&prefix);
+                self.forget(peer.key, prefix);
             }
+        }
+    }
+
+    /// O(1); where it moves, O(the former owner's prefixes).
+    fn give(&mut self, prefix: IpNet, peer: &Arc<Peer>) {
+        match self.owners.insert(prefix, Arc::clone(peer)) {
+            Some(before) if Arc::ptr_eq(&before, peer) => return,
+            Some(before) => self.forget(before.key, prefix),
+            None => {}
+        }
+        self.owned.entry(peer.key).or_default().push(prefix);
+    }
+
+    fn forget(&mut self, key: PublicKey, prefix: IpNet) {
+        if let Some(owned) = self.owned.get_mut(&key)
+            && let Some(at) = owned.iter().position(|other| *other == prefix)
+        {
+            owned.swap_remove(at);
         }
     }
 
     pub(crate) fn remove_all(&mut self) {
         self.owners = PrefixTable::default();
+        self.owned.clear();
         std::mem::take(&mut self.peers).values().for_each(|peer| peer.remove(&self.sessions));
     }
 
     pub(crate) fn remove(&mut self, key: PublicKey) {
         if let Some(peer) = self.peers.remove(&key) {
             peer.remove(&self.sessions);
-            self.disown(&peer);
+            self.disown(key);
         }
     }
 
-    /// The prefixes of each peer. O(prefixes).
-    pub(crate) fn owned(&self) -> HashMap<PublicKey, Vec<IpNet>> {
-        let mut owned = HashMap::<PublicKey, Vec<IpNet>>::new();
-        self.owners.iter().for_each(|(prefix, peer)| owned.entry(peer.key).or_default().push(prefix));
-        owned.values_mut().for_each(|prefixes| prefixes.sort());
+    /// The prefixes of a peer, in order.
+    pub(crate) fn owned(&self, key: &PublicKey) -> Vec<IpNet> {
+        let mut owned = self.owned.get(key).cloned().unwrap_or_default();
+        owned.sort_unstable();
         owned
     }
 
@@ -111,9 +133,9 @@ impl State {
         peer
     }
 
-    fn disown(&mut self, peer: &Arc<Peer>) {
-        let owned = self.owners.iter().filter(|(_, owner)| Arc::ptr_eq(owner, peer));
-        let owned: Vec<IpNet> = owned.map(|(prefix, _)| prefix).collect();
+    /// O(its prefixes).
+    fn disown(&mut self, key: PublicKey) {
+        let owned = self.owned.remove(&key).unwrap_or_default();
         owned.iter().for_each(|prefix| drop(self.owners.remove(prefix)));
     }
 }
