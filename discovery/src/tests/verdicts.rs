@@ -173,6 +173,21 @@ fn the_multiplier_follows_the_measured_loss_and_back() {
 }
 
 #[test]
+fn a_path_that_was_as_bad_as_can_be_is_found_dead_all_the_same() {
+    for (lost, jitter) in [(0, 900), (100, 300), (100, 900), (300, 900), (300, 2_500)] {
+        let mut world = World::new(&[node(2, 1)]).answered_by(&[node(2, 1)]);
+        world.run(SECOND * 30);
+        (world.lost, world.jitter) = (lost, Duration::from_millis(jitter));
+        world.run(SECOND * 300);
+        // Packets of one way are enough.
+        world.answers.clear();
+        world.run(SECOND * 15);
+        let snapshot = world.liveness.node(node(2, 1)).unwrap();
+        assert_eq!(snapshot.verdict, Down, "{lost} of 1000 lost, {jitter} ms: {snapshot:?}");
+    }
+}
+
+#[test]
 fn a_process_that_slept_asks_before_it_judges() {
     let mut world = World::new(&[node(2, 1)]).answered_by(&[node(2, 1)]);
     world.run(SECOND * 5);
