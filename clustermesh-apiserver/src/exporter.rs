@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use crate::annotations::Wishes;
 use crate::board::{Board, NodeFacts};
 use crate::config::Config;
+use crate::events::AllMisread;
 use crate::export::{self, Export, Held, RESOURCES, Section, Step};
 use crate::exposure::{Exposure, exposures, named};
 use crate::identity::Allocator;
@@ -92,6 +93,7 @@ pub struct Exporter {
     started: Instant,
     pulse: Pulse,
     asked: watch::Sender<Asked>,
+    misread: watch::Sender<AllMisread>,
 }
 
 impl Exporter {
@@ -124,12 +126,18 @@ impl Exporter {
             started: Instant::now(),
             pulse,
             asked,
+            misread: watch::Sender::default(),
         }
     }
 
     /// The services whose endpoints elsewhere are to be written back.
     pub fn asked(&self) -> watch::Receiver<Asked> {
         self.asked.subscribe()
+    }
+
+    /// The services whose annotations are not understood.
+    pub fn misread(&self) -> watch::Receiver<AllMisread> {
+        self.misread.subscribe()
     }
 
     fn now(&self) -> Time {
@@ -438,6 +446,13 @@ impl Exporter {
             tracing::info!(problem, "solved");
         }
         self.told = told;
+        self.misread.send_if_modified(|misread| {
+            let news = **misread != *self.export.misread();
+            if news {
+                *misread = Arc::new(self.export.misread().clone());
+            }
+            news
+        });
         let exposed = self.exposed();
         let of = |prefix| self.own.count(prefix);
         let (identities, endpoints, services) =

@@ -14,6 +14,7 @@ pub mod chart;
 pub mod cilium;
 pub mod config;
 pub mod dial;
+pub mod events;
 pub mod export;
 pub mod exporter;
 pub mod exports;

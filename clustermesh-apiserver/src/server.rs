@@ -22,6 +22,7 @@ use crate::authorize::Roles;
 use crate::board::Board;
 use crate::cached::Cached;
 use crate::config::Config;
+use crate::events::Events;
 use crate::exporter::{Command, Exporter};
 use crate::exports::{self, Views};
 use crate::leader::{self, Leader, Leading};
@@ -144,6 +145,13 @@ impl Server {
         tracing::info!(cluster = %config.cluster, listen = %config.listen, store = parts.describe, peers, "serving");
         let mut tasks = JoinSet::new();
         if let Some(client) = client {
+            let events = Events {
+                client: client.clone(),
+                instance: parts.replica.name().to_string(),
+                misread: exports.misread(),
+                leading: leading.clone(),
+            };
+            tasks.spawn(events.run(stop.clone()));
             tasks.spawn(parts.writeback(client, &exports, leading.clone()).run(stop.clone()));
         }
         if let Some(leader) = leader {

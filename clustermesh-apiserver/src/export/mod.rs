@@ -17,6 +17,7 @@ use hawser_model::{ClusterConfig, ClusterRef, ExportMode, NodeName, ServiceKey, 
 use hawser_wire::{Entry, Key, PeerRecord, Resource, admit};
 
 use crate::config::Config;
+use crate::events::Misread;
 use crate::identity::Allocator;
 use crate::nodes::Indices;
 use crate::reports::NodeReport;
@@ -49,6 +50,8 @@ pub struct Export {
     /// But for those of one Service.
     problems: BTreeMap<Section, Vec<String>>,
     of_services: BTreeMap<ServiceKey, Vec<String>>,
+    /// Annotations that are not understood.
+    misread: BTreeMap<ServiceKey, Misread>,
 }
 
 /// Keys with their values.
@@ -59,6 +62,8 @@ pub type Entries = Vec<(String, Bytes)>;
 struct Part {
     entries: Entries,
     problems: Vec<String>,
+    /// Those about a Service's annotations, as its owner reads them.
+    misread: Vec<String>,
 }
 
 impl Part {
@@ -90,6 +95,7 @@ impl Export {
             reports: BTreeMap::new(),
             problems: BTreeMap::new(),
             of_services: BTreeMap::new(),
+            misread: BTreeMap::new(),
         }
     }
 
@@ -110,6 +116,11 @@ impl Export {
     /// When an update is due though nothing was touched.
     pub fn poll_deadline(&self) -> Option<Time> {
         self.identities.poll_deadline()
+    }
+
+    /// Services whose annotations are not understood.
+    pub fn misread(&self) -> &BTreeMap<ServiceKey, Misread> {
+        &self.misread
     }
 
     /// Of every section as it was made last.

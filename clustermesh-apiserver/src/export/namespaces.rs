@@ -11,6 +11,6 @@ impl Export {
         let labelled = |namespace: &Arc<hawser_sources::Namespace>| {
             (namespace_key(&namespace.name), encode_namespace(&namespace.labels.to_map()))
         };
-        Part { entries: objects.namespaces.values().map(labelled).collect(), problems: Vec::new() }
+        Part { entries: objects.namespaces.values().map(labelled).collect(), ..Part::default() }
     }
 }

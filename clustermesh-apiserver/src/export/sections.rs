@@ -8,6 +8,7 @@ use hawser_sources::Service;
 use hawser_wire::{Key, prefix};
 
 use super::{Entries, Export, Part};
+use crate::events::Misread;
 use crate::exports::NAMESPACES;
 use crate::objects::{Few, Objects, Touched};
 
@@ -79,6 +80,7 @@ impl Export {
         self.problems.remove(&section);
         if section == Section::Services {
             self.of_services.clear();
+            self.misread.clear();
         }
         Pieces { export: self, objects, settle, now, rest: Rest::Whole(section) }
     }
@@ -105,14 +107,23 @@ impl Export {
         for key in &few.services {
             match objects.services.get(key) {
                 Some(service) => entries.extend(self.of_service(objects, service)),
-                None => _ = self.of_services.remove(key),
+                None => {
+                    self.of_services.remove(key);
+                    self.misread.remove(key);
+                }
             }
         }
         Some((keys, entries))
     }
 
     fn of_service(&mut self, objects: &Objects, service: &Service) -> Entries {
-        let Part { entries, problems } = self.export_service(objects, service);
+        let Part { entries, problems, misread: texts } = self.export_service(objects, service);
+        if texts.is_empty() {
+            self.misread.remove(&service.key);
+        } else {
+            let uid = service.uid.to_string().into();
+            self.misread.insert(service.key.clone(), Misread { uid, texts });
+        }
         if problems.is_empty() {
             self.of_services.remove(&service.key);
         } else {
@@ -153,7 +164,7 @@ impl Iterator for Pieces<'_> {
                 return Some(entries);
             }
         };
-        let Part { entries, problems } = part;
+        let Part { entries, problems, .. } = part;
         if !problems.is_empty() {
             self.export.problems.entry(section).or_default().extend(problems);
         }

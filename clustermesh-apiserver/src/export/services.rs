@@ -19,6 +19,7 @@ impl Export {
         let mut part = Part::default();
         let (wishes, problems) = Wishes::read(&service.annotations.to_map());
         part.problems.extend(problems.iter().map(|text| format!("service {}: {text}", service.key)));
+        part.misread = problems;
         if !wishes.global {
             return part;
         }

@@ -219,3 +219,39 @@ async fn the_endpoints_elsewhere_of_a_service_that_asks_are_written_back_and_nev
     us.admin().await.disconnect(DisconnectRequest { cluster: "eu-west".into() }).await.unwrap();
     until_written(&server, "they go with the remote", &[]).await;
 }
+
+#[tokio::test]
+async fn an_annotation_that_is_not_understood_is_an_event_about_its_service_once_for_each_value() {
+    let (mut us, server) = us_east().await;
+    let asks = |affinity: &'static str| {
+        cart(&BTreeMap::from([("hawser.io/global", "true"), ("hawser.io/affinity", affinity)]))
+    };
+    let notes = async |what: &str, values: &[&str]| {
+        eventually(what, async || {
+            let events = server.objects("Event", "", "");
+            let mut notes: Vec<String> =
+                events.iter().map(|e| e["note"].as_str().unwrap().to_owned()).collect();
+            notes.sort_unstable();
+            let all = notes.iter().zip(values).all(|(note, value)| note.contains(value));
+            if notes.len() == values.len() && all { Ok(()) } else { Err(format!("{notes:?}")) }
+        })
+        .await;
+    };
+    server.apply(asks("Local"));
+    us.start(&[]).await;
+    notes("the value is told", &["hawser.io/affinity: \"Local\" is not understood"]).await;
+    let event = &server.objects("Event", "", "")[0];
+    let service = &server.objects("Service", "metadata.name=cart", "")[0];
+    assert_eq!((&event["type"], &event["reason"]), (&json!("Warning"), &json!("AnnotationNotUnderstood")));
+    assert_eq!(event["regarding"]["uid"], service["metadata"]["uid"]);
+    assert_eq!(event["regarding"]["kind"], "Service");
+    assert!(event["eventTime"].is_string() && event["action"].is_string(), "{event}");
+    assert_eq!(event["reportingController"], "hawser.io/clustermesh-apiserver");
+    // A restart tells nothing again, nor does the same value after a good one; another value does.
+    assert_eq!(us.stop(), Some(0));
+    us.start(&[]).await;
+    for affinity in ["local", "Local", "remoet"] {
+        server.apply(asks(affinity));
+    }
+    notes("the other value is told", &["\"Local\"", "\"remoet\""]).await;
+}

@@ -5,6 +5,7 @@
 
 mod agent;
 mod load;
+mod programs;
 mod rules;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -109,6 +110,8 @@ pub(super) fn measure(quick: bool) -> Result<BenchResult> {
     }
     rows.extend(flat(&by_size));
     rows.extend(connect_latency(&lab, &mut ways, &sizes)?);
+    let agent = lab.clusters[HAWSER].nodes[0].agent().id();
+    rows.extend(programs::measure(agent, || ways[HAWSER].round(sizes.ms, &mut Column::default()))?);
     lab.check_alive()?;
     rows.extend(agent::measure(&mut lab, known, sizes.changes)?);
     let name = if quick { "lb-quick" } else { "lb" };
