@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use aya::maps::{MapInfo, MapType};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use hawser_ebpf_abi::{
-    ABI_VERSION, Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, LeftOut, Nat, NatBegun,
-    NatKey, NodeTraffic, Pin, PinKey, PrefixKey, Reason, ResetWish, Service, ServiceKey, Slice, SockPeer, SockRev,
-    SockRevKey, map, size,
+    ABI_VERSION, Addr, BLOCK_WORDS, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, LeftOut,
+    Nat, NatBegun, NatKey, NodeTraffic, Pin, PinKey, PrefixKey, Reason, ResetWish, Service, ServiceKey,
+    Slice, SockPeer, SockRev, SockRevKey, map, size,
 };
 
 use crate::attach::{
     Attachments, Hook, Links, SOCKET_PROGRAMS, USERS, classifier, socket_program, users_program,
 };
-use crate::error::{AttachError, LoadError, UninstallError};
+use crate::error::{AttachError, LoadError, MapError, UninstallError};
+use crate::lru::{LruSizes, LruUse, let_go_if_resized};
 use crate::maps::Maps;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser-datapath.o"));
@@ -55,6 +56,7 @@ pub struct LoadConfig {
     pub device: String,
     pub cgroup2: PathBuf,
     pub tc: TcKind,
+    pub lru: LruSizes,
 }
 
 impl LoadConfig {
@@ -68,6 +70,7 @@ pub struct Datapath {
     object: Ebpf,
     links: Links,
     cgroup2: PathBuf,
+    lru: LruSizes,
     pub maps: Maps,
     no_users: Option<LoadError>,
 }
@@ -86,7 +89,10 @@ impl Datapath {
         for path in [&maps, &links] {
             fs::create_dir_all(path).map_err(|source| LoadError::Directory { path: path.clone(), source })?;
         }
-        for shape in shapes() {
+        for (name, entries) in config.lru.of() {
+            let_go_if_resized(&maps.join(name), entries)?;
+        }
+        for shape in shapes(&config.lru) {
             shape.check(&maps.join(shape.name))?;
         }
         let mut loader = EbpfLoader::new();
@@ -95,6 +101,9 @@ impl Datapath {
         for name in map::ALL {
             loader.map_pin_path(name, maps.join(name));
         }
+        for (name, entries) in config.lru.of() {
+            loader.map_max_entries(name, entries);
+        }
         let mut object = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         load_programs(&mut object)?;
         let users = users_program(&mut object).and_then(|users| users.load());
@@ -102,7 +111,7 @@ impl Datapath {
             users.err().map(|error| LoadError::Program { program: USERS, source: Box::new(error) });
         let maps = Maps::open(&mut object)?;
         let links = Links::adopt(links, config.tc, no_users.is_none(), &mut object)?;
-        Ok(Self { object, links, cgroup2: config.cgroup2.clone(), maps, no_users })
+        Ok(Self { object, links, cgroup2: config.cgroup2.clone(), lru: config.lru, maps, no_users })
     }
 
     /// Brings the packet programs to where they should be.
@@ -123,6 +132,11 @@ impl Datapath {
     /// Why users' connections are not counted on this kernel.
     pub fn no_users(&self) -> Option<&LoadError> {
         self.no_users.as_ref()
+    }
+
+    /// What the LRU maps took in, by the programs' own count. One system call per reason.
+    pub fn lru(&self) -> Result<Vec<LruUse>, MapError> {
+        Ok(self.lru.uses(&self.maps.counters()?))
     }
 
     /// For tests that run a packet program on a packet of theirs.
@@ -157,7 +171,7 @@ const fn shape<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
     Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
-fn shapes() -> [Shape; 20] {
+fn shapes(lru: &LruSizes) -> [Shape; 21] {
     [
         shape::<ServiceKey, Service>(map::SERVICES, MapType::Hash, size::SERVICES),
         shape::<u32, Slice>(map::SLICES, MapType::Array, size::SLICES),
@@ -165,16 +179,17 @@ fn shapes() -> [Shape; 20] {
         shape::<u32, u32>(map::CLUSTER_HEALTH, MapType::Array, size::CLUSTERS),
         shape::<u32, u32>(map::NODE_HEALTH, MapType::Array, size::NODES),
         shape::<PrefixKey, IpEntry>(map::IPCACHE, MapType::LpmTrie, size::IPCACHE),
+        shape::<u32, u64>(map::REMOTE_BLOCKS, MapType::Array, BLOCK_WORDS),
         shape::<Addr, Endpoint>(map::ENDPOINTS, MapType::Hash, size::ENDPOINTS),
         shape::<ServiceKey, Exported>(map::EXPORTED, MapType::Hash, size::EXPORTED),
         shape::<u32, SockPeer>(map::SOCK_PEER, MapType::SkStorage, 0),
-        shape::<SockRevKey, SockRev>(map::SOCK_REV, MapType::LruHash, size::SOCK_REV),
-        shape::<PinKey, Pin>(map::SOCKET_PINS, MapType::LruHash, size::SOCKET_PINS),
-        shape::<PinKey, Pin>(map::CLIENT_PINS, MapType::LruHash, size::CLIENT_PINS),
+        shape::<SockRevKey, SockRev>(map::SOCK_REV, MapType::LruHash, lru.sock_rev),
+        shape::<PinKey, Pin>(map::SOCKET_PINS, MapType::LruHash, lru.socket_pins),
+        shape::<PinKey, Pin>(map::CLIENT_PINS, MapType::LruHash, lru.client_pins),
         shape::<ServiceKey, ResetWish>(map::RESET_WISHES, MapType::Hash, size::RESET_WISHES),
-        shape::<FlowKey, Flow>(map::FLOWS, MapType::LruHash, size::FLOWS),
+        shape::<FlowKey, Flow>(map::FLOWS, MapType::LruHash, lru.flows),
         shape::<u64, LeftOut>(map::LEFT_OUT, MapType::Hash, size::LEFT_OUT),
-        shape::<NatKey, Nat>(map::NAT, MapType::LruHash, size::NAT),
+        shape::<NatKey, Nat>(map::NAT, MapType::LruHash, lru.nat),
         shape::<u32, NatBegun>(map::NAT_BEGUN, MapType::PerCpuArray, 1),
         shape::<u32, NodeTraffic>(map::NODE_TRAFFIC, MapType::Array, size::NODES),
         shape::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Reason::COUNT),

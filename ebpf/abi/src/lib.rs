@@ -12,6 +12,7 @@
 extern crate alloc;
 
 mod addr;
+mod blocks;
 #[cfg(not(target_arch = "bpf"))]
 mod desired;
 mod layout;
@@ -19,6 +20,7 @@ mod maps;
 pub mod reason;
 
 pub use addr::{Addr, Port, PrefixKey};
+pub use blocks::{BLOCK_WORDS, block, blocks};
 #[cfg(not(target_arch = "bpf"))]
 pub use desired::{BackendSpec, DesiredDatapath, ServiceSpec, SliceSpec, maglev_slots};
 pub use layout::Plain;

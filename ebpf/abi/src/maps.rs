@@ -11,6 +11,7 @@ pub mod map {
     pub const CLUSTER_HEALTH: &str = "cluster_health";
     pub const NODE_HEALTH: &str = "node_health";
     pub const IPCACHE: &str = "ipcache";
+    pub const REMOTE_BLOCKS: &str = "remote_blocks";
     pub const ENDPOINTS: &str = "endpoints";
     pub const EXPORTED: &str = "exported";
     pub const SOCK_PEER: &str = "sock_peer";
@@ -27,13 +28,14 @@ pub mod map {
     pub const CONFIG: &str = "config";
 
     /// All of them.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         SERVICES,
         SLICES,
         BACKENDS,
         CLUSTER_HEALTH,
         NODE_HEALTH,
         IPCACHE,
+        REMOTE_BLOCKS,
         ENDPOINTS,
         EXPORTED,
         SOCK_PEER,

@@ -194,6 +194,12 @@ reasons! {
         "A packet for a left-out pod was shown as coming from the service instead of the backend.";
     PodFromToldTooBig = "pod-from-told-too-big", "pod_from", Drop,
         "A packet for the mesh is larger than the tunnel's MTU; it came back to its pod as an ICMP error that says so.";
+    FlowMade = "flow-made", "pod_from", Note,
+        "A flow that a pod began was remembered.";
+    ReplyMade = "reply-made", "sendmsg", Note,
+        "For a UDP message to a global service it was remembered whose answer is to be shown as the service's.";
+    ClientPinMade = "client-pin-made", "connect, sendmsg", Note,
+        "A client was pinned by session affinity to the backend chosen for it.";
 }
 
 impl fmt::Display for Reason {

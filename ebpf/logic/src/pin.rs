@@ -109,7 +109,11 @@ fn assign_to<C: Clients + ?Sized>(clients: &C, key: &ServiceKey, config: &Config
     }
     let pin = Pin { seen: now, addr, port, cluster, pad: 0 };
     let written = clients.write_pin(client, &pin_key, &pin);
-    clients.note(if written { Reason::PinMade } else { Reason::PinForgotten });
+    clients.note(match (written, client) {
+        (false, _) => Reason::PinForgotten,
+        (true, Client::Socket) => Reason::PinMade,
+        (true, Client::Namespace) => Reason::ClientPinMade,
+    });
     choice
 }
 

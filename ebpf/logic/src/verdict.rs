@@ -3,8 +3,9 @@
 //! What is not ours is [`Action::Next`], so the CNI's own programs and the stack go on as if we were not there.
 
 use hawser_ebpf_abi::{
-    Addr, CONFIG_CUT_OFF, CONFIG_KERNEL_IPSEC, CONFIG_LEFT_OUT, Config, Endpoint, Exported, FlowKey, IPPROTO_ICMP, IPPROTO_ICMPV6,
-    IPPROTO_TCP, IPPROTO_UDP, IpEntry, Nat, NatBegun, NatKey, Port, Reason, ServiceKey,
+    Addr, CONFIG_CUT_OFF, CONFIG_KERNEL_IPSEC, CONFIG_LEFT_OUT, Config, Endpoint, Exported, FlowKey,
+    IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, IpEntry, Nat, NatBegun, NatKey, Port, Reason,
+    ServiceKey,
 };
 
 use crate::choice::Choice;
@@ -27,6 +28,7 @@ pub trait Hook: Packet {
     /// Payload per segment when the kernel will cut the packet itself; 0 otherwise.
     fn gso_size(&self) -> u32;
 
+    /// What is known of an address behind the tunnel. Of others it may be nothing.
     fn ip_entry(&self, addr: &Addr) -> Option<IpEntry>;
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
     fn exported(&self, key: &ServiceKey) -> Option<Exported>;
@@ -143,17 +145,13 @@ pub fn pod_from_translated<H: Hook + ?Sized>(hook: &H, outcome: Outcome) -> Verd
         Outcome::Failed => return drop(Reason::PodFromUntranslatable),
     };
     let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return next(Reason::PodFromOther) };
-    let own = hook.endpoint(&ip.src).is_some_and(|endpoint| endpoint.ifindex == hook.ifindex());
-    // From pod to pod of this node: two looks at a hash in place of two at the trie of the whole mesh.
-    if own && hook.endpoint(&ip.dst).is_some() {
-        return next(elsewhere);
-    }
     if is_remote(hook, &ip.src) {
         return drop(Reason::PodFromForgedRemote);
     }
     let Some(to) = hook.ip_entry(&ip.dst).filter(IpEntry::is_remote) else {
         return next(elsewhere);
     };
+    let own = hook.endpoint(&ip.src).is_some_and(|endpoint| endpoint.ifindex == hook.ifindex());
     if !own {
         return drop(Reason::PodFromForeignSource);
     }
@@ -373,7 +371,7 @@ fn is_related<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> bool {
 pub fn pod_to<H: Hook + ?Sized>(hook: &H) -> Verdict {
     let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return next(Reason::PodToOther) };
     let config = hook.config();
-    let remote = hook.endpoint(&ip.src).is_none() && is_remote(hook, &ip.src);
+    let remote = is_remote(hook, &ip.src) && hook.endpoint(&ip.src).is_none();
     if remote && (config.mark == 0 || hook.mark() & config.mark_mask != config.mark) {
         return drop(Reason::PodToOutsideTunnel);
     }

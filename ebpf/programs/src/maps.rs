@@ -7,8 +7,9 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use hawser_ebpf_abi::{
-    Addr, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, LeftOut, Nat, NatBegun, NatKey,
-    NodeTraffic, Pin, PinKey, Reason, ResetWish, Service, ServiceKey, Slice, SockPeer, SockRev, SockRevKey, TICK_SHIFT, size,
+    Addr, BLOCK_WORDS, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, LeftOut, Nat, NatBegun,
+    NatKey, NodeTraffic, Pin, PinKey, Reason, ResetWish, Service, ServiceKey, Slice, SockPeer, SockRev,
+    SockRevKey, TICK_SHIFT, block, size,
 };
 use hawser_ebpf_logic::pin::Client;
 use hawser_ebpf_logic::reset::is_repetition;
@@ -28,6 +29,8 @@ static CLUSTER_HEALTH: Array<u32, { size::CLUSTERS as usize }> = Array::new();
 static NODE_HEALTH: Array<u32, { size::NODES as usize }> = Array::new();
 #[btf_map(name = "ipcache")]
 static IPCACHE: LpmTrie<Addr, IpEntry, { size::IPCACHE as usize }> = LpmTrie::new();
+#[btf_map(name = "remote_blocks")]
+static REMOTE_BLOCKS: Array<u64, { BLOCK_WORDS as usize }> = Array::new();
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: HashMap<Addr, Endpoint, { size::ENDPOINTS as usize }, GROWS> = HashMap::new();
 #[btf_map(name = "exported")]
@@ -117,6 +120,11 @@ pub(crate) fn node_traffic(slot: u32) -> Option<*mut NodeTraffic> {
 
 #[inline(always)]
 pub(crate) fn ip_entry(addr: &Addr) -> Option<IpEntry> {
+    let block = block(addr);
+    // Most packets are between local pods: their addresses lie where nothing is remote.
+    if REMOTE_BLOCKS.get(block / 64).is_some_and(|bits| bits >> (block % 64) & 1 == 0) {
+        return None;
+    }
     IPCACHE.get(&Key::new(128, *addr)).copied()
 }
 
@@ -130,6 +138,15 @@ pub(crate) fn endpoint(addr: &Addr) -> Option<Endpoint> {
 pub(crate) fn exported(key: &ServiceKey) -> Option<Exported> {
     // SAFETY: copied out at once; a recycled element is another backend's, for one packet.
     unsafe { EXPORTED.get(key) }.copied()
+}
+
+/// The kernel does not say what an LRU map lets go: what was put in is counted, and beyond its size something went.
+#[inline(always)]
+fn made(reason: Reason, done: bool) -> bool {
+    if done {
+        count(reason);
+    }
+    done
 }
 
 /// Looking marks the flow as used, which keeps it from the LRU's end.
@@ -150,9 +167,9 @@ pub(crate) fn remember_flow(key: &FlowKey, first: bool) -> bool {
         if flow_began(key).is_some_and(|began| is_repetition(began, ticks())) {
             return true;
         }
-        return FLOWS.insert(key, Flow { began: ticks() }, BPF_ANY).is_ok();
+        return made(Reason::FlowMade, FLOWS.insert(key, Flow { began: ticks() }, BPF_ANY).is_ok());
     }
-    knows_flow(key) || FLOWS.insert(key, Flow { began: 0 }, BPF_ANY).is_ok()
+    knows_flow(key) || made(Reason::FlowMade, FLOWS.insert(key, Flow { began: 0 }, BPF_ANY).is_ok())
 }
 
 /// Whether the sockets of this network namespace keep the addresses that they ask for.
@@ -232,7 +249,7 @@ pub(crate) fn sock_rev(key: &SockRevKey) -> Option<SockRev> {
 
 #[inline(always)]
 pub(crate) fn remember_socket(key: &SockRevKey, rev: &SockRev) -> bool {
-    SOCK_REV.insert(key, rev, BPF_ANY).is_ok()
+    made(Reason::ReplyMade, SOCK_REV.insert(key, rev, BPF_ANY).is_ok())
 }
 
 #[inline(always)]

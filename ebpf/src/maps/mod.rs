@@ -1,5 +1,6 @@
 //! Typed handles of the maps: only differences are written, additions before removals.
 
+mod blocks;
 mod cell;
 mod over;
 mod services;
@@ -20,6 +21,7 @@ use hawser_model::Time;
 
 use crate::error::{LoadError, MapError};
 use crate::sys;
+use blocks::Blocks;
 use cell::Cell;
 use services::Services;
 use table::Table;
@@ -49,6 +51,7 @@ pub struct Maps {
     written_config: Option<Config>,
     services: Services,
     ipcache: Table<PrefixKey, IpEntry, LpmTrie<MapData, Cell<Addr>, Cell<IpEntry>>>,
+    blocks: Blocks,
     endpoints: Table<Addr, Endpoint, HashMap<MapData, Cell<Addr>, Cell<Endpoint>>>,
     exported: Table<ServiceKey, Exported, HashMap<MapData, Cell<ServiceKey>, Cell<Exported>>>,
     reset_wishes: Table<ServiceKey, ResetWish, HashMap<MapData, Cell<ServiceKey>, Cell<ResetWish>>>,
@@ -81,6 +84,7 @@ impl Maps {
                 take(object, map::BACKENDS)?,
             )?,
             ipcache: Table::adopt(map::IPCACHE, size::IPCACHE, take(object, map::IPCACHE)?)?,
+            blocks: Blocks::adopt(take(object, map::REMOTE_BLOCKS)?)?,
             endpoints: Table::adopt(map::ENDPOINTS, size::ENDPOINTS, take(object, map::ENDPOINTS)?)?,
             exported: Table::adopt(map::EXPORTED, size::EXPORTED, take(object, map::EXPORTED)?)?,
             reset_wishes: Table::adopt(
@@ -105,6 +109,7 @@ impl Maps {
     pub fn sync(&mut self, desired: &DesiredDatapath, now: Time) -> SyncReport {
         let mut report = SyncReport::default();
         report.note(self.set_config(desired.config));
+        self.blocks.add(&desired.ipcache, &mut report);
         self.ipcache.add(&desired.ipcache, &mut report);
         self.endpoints.add(&desired.endpoints, &mut report);
         self.exported.add(&desired.exported, &mut report);
@@ -118,6 +123,7 @@ impl Maps {
         self.exported.remove(&desired.exported, &mut report);
         self.endpoints.remove(&desired.endpoints, &mut report);
         self.ipcache.remove(&desired.ipcache, &mut report);
+        self.blocks.remove(&desired.ipcache, &mut report);
         report
     }
 

@@ -72,8 +72,8 @@ fn only_differences_are_written() {
     in_a_namespace(|config| {
         let mut datapath = Datapath::load(config).unwrap();
         let mut desired = desired();
-        // config, ipcache, endpoint, exported; 3 backends, 2 slices, 1 service.
-        assert_eq!(sync(&mut datapath, &desired), 4 + 6);
+        // config, ipcache and its block, endpoint, exported; 3 backends, 2 slices, 1 service.
+        assert_eq!(sync(&mut datapath, &desired), 5 + 6);
         assert_eq!(sync(&mut datapath, &desired), 0);
         // One endpoint more in eu-west: its 2 backends, 2 slices, 1 service.
         let service = desired.services.get_mut(&key("172.20.0.1", 80)).unwrap();
@@ -82,7 +82,7 @@ fn only_differences_are_written() {
         // Session affinity alone: no backend is written.
         desired.services.get_mut(&key("172.20.0.1", 80)).unwrap().session_seconds = 60;
         assert_eq!(sync(&mut datapath, &desired), 3);
-        assert_eq!(sync(&mut datapath, &DesiredDatapath { config: desired.config, ..Default::default() }), 4);
+        assert_eq!(sync(&mut datapath, &DesiredDatapath { config: desired.config, ..Default::default() }), 5);
     });
 }
 
@@ -97,7 +97,7 @@ fn a_restarted_agent_adopts_what_is_there() {
         let problems = first.attach_cgroups();
         assert!(problems.is_empty(), "{problems:?}");
         let links = pins(config, "links");
-        assert_eq!(links.len(), 1 + 2 * 8, "{links:?}");
+        assert_eq!(links.len(), 1 + 2 * 9, "{links:?}");
         drop(first);
         assert_eq!(pins(config, "links"), links, "stop is not remove");
 
@@ -109,7 +109,7 @@ fn a_restarted_agent_adopts_what_is_there() {
         assert_eq!(second.attach_cgroups().len(), 0);
         assert_eq!(pins(config, "links"), links);
         assert_eq!(second.attach(&Attachments::default()).len(), 0);
-        assert_eq!(pins(config, "links").len(), 16, "a device that is not ours any more is let go");
+        assert_eq!(pins(config, "links").len(), 18, "a device that is not ours any more is let go");
     });
 }
 
@@ -119,7 +119,7 @@ fn cgroups_come_and_go() {
         let mut datapath = Datapath::load(config).unwrap();
         let problems = datapath.attach_cgroups();
         assert!(problems.is_empty(), "{problems:?}");
-        assert_eq!(pins(config, "links").len(), 16);
+        assert_eq!(pins(config, "links").len(), 18);
         fs::create_dir(config.cgroup2.join("late")).unwrap();
         fs::remove_dir(config.cgroup2.join("system")).unwrap();
         fs::remove_dir(config.cgroup2.join("kubepods")).unwrap();
@@ -171,7 +171,7 @@ fn what_an_agent_of_another_abi_left_goes_when_it_is_replaced_and_other_devices_
         assert_eq!(new.attach_cgroups().len(), 0);
         retire(config).unwrap();
         assert!(!hawser.join("v1/hawser0").exists() && hawser.join("v1/hawser1").exists());
-        assert_eq!(pins(config, "links").len(), 16, "this one's are at work");
+        assert_eq!(pins(config, "links").len(), 18, "this one's are at work");
         uninstall(config).unwrap();
         uninstall(&other).unwrap();
         assert!(!hawser.exists());

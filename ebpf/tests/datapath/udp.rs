@@ -3,8 +3,8 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use hawser_ebpf::LoadConfig;
-use hawser_ebpf_abi::{BackendSpec, HEALTH_NO_NEW, Port, Reason, ServiceKey, ServiceSpec, SliceSpec};
+use hawser_ebpf::{LoadConfig, LruSizes};
+use hawser_ebpf_abi::{BackendSpec, HEALTH_NO_NEW, Port, Reason, ServiceKey, ServiceSpec, SliceSpec, map};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, getpeername, recvfrom, sendto,
     setsockopt, socket, sockopt::ReceiveTimeout,
@@ -297,5 +297,45 @@ fn with_maglev_a_namespace_goes_to_one_backend_by_tcp_and_udp_until_that_is_with
         }
         world.sync();
         assert_eq!(tcp(&world), [other.to_owned()].into());
+    });
+}
+
+#[test]
+fn what_an_lru_map_has_no_room_for_is_counted_and_no_message_is_lost_and_a_new_size_is_taken_over() {
+    in_a_namespace(|config| {
+        let small = LruSizes { socket_pins: 128, sock_rev: 128, ..LruSizes::default() };
+        let config = LoadConfig { lru: small, ..config.clone() };
+        let world = world(&config);
+        let to = as_family(SERVICE.parse().unwrap(), AddressFamily::Inet);
+        let report = in_cgroup(&world.cgroup, |report| {
+            let mut sockets = Vec::new();
+            for _ in 0..400 {
+                let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None)?;
+                setsockopt(&socket, ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
+                ask(&socket, &to, report)?;
+                sockets.push(socket);
+            }
+            // The first has been forgotten by now.
+            ask(&sockets[0], &to, report)?;
+            Ok(())
+        });
+        assert_eq!(report.split_whitespace().count(), 401, "every message is answered");
+        let forgotten = |datapath: &hawser_ebpf::Datapath, map| {
+            let uses = datapath.lru().unwrap();
+            uses.into_iter().find(|found| found.map == map).unwrap().forgotten()
+        };
+        for map in [map::SOCKET_PINS, map::SOCK_REV] {
+            assert_eq!(forgotten(&world.datapath, map), 401 - 128, "{map}");
+        }
+        assert_eq!(forgotten(&world.datapath, map::FLOWS), 0);
+        // An agent with another setting: nothing else is made anew.
+        let services = world.desired.clone();
+        drop(world);
+        let config = LoadConfig { lru: LruSizes { socket_pins: 1_024, ..small }, ..config };
+        let mut datapath = hawser_ebpf::Datapath::load(&config).unwrap();
+        assert_eq!(forgotten(&datapath, map::SOCKET_PINS), 0);
+        let writes = datapath.maps.sync(&services, hawser_model::Time::ZERO).writes;
+        assert!(writes > 0, "services of an earlier agent are flipped to runs of this one's");
+        assert_eq!(datapath.maps.sync(&services, hawser_model::Time::ZERO).writes, 0);
     });
 }

@@ -73,13 +73,13 @@ impl Node {
         self.datapath.maps.counters().unwrap()
     }
 
-    /// What was counted while `act` ran.
+    /// What was counted while `act` ran, but for what went into a map.
     pub(crate) fn reasons(&self, act: impl FnOnce()) -> Vec<Reason> {
         let before = self.counters();
         act();
         let after = self.counters();
         let grown = before.into_iter().zip(after).filter(|(before, after)| before.1 != after.1);
-        grown.map(|(before, _)| before.0).collect()
+        grown.map(|(before, _)| before.0).filter(|reason| *reason != Reason::FlowMade).collect()
     }
 
     /// A packet that must die: nothing comes out anywhere.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hawser_ebpf::{LoadConfig, TcKind};
+use hawser_ebpf::{LoadConfig, LruSizes, TcKind};
 use hawser_ebpf_abi::{ABI_VERSION, Addr};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -35,6 +35,7 @@ pub(crate) fn in_a_namespace(test: impl FnOnce(&LoadConfig) + Send + 'static) {
             device: "hawser0".into(),
             cgroup2: own,
             tc: TcKind::of_this_kernel(),
+            lru: LruSizes::default(),
         });
         drop(cgroup);
         for path in [&cgroup2, &bpffs] {

@@ -1,6 +1,8 @@
 //! Every verdict of every hook: what may pass, what may not, and by which name.
 
-use hawser_ebpf_abi::{CONFIG_KERNEL_IPSEC, Config, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, Port, Reason, ServiceKey};
+use hawser_ebpf_abi::{
+    CONFIG_KERNEL_IPSEC, Config, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, Port, Reason, ServiceKey,
+};
 use hawser_ebpf_logic::packet::{TCP_ACK, TCP_SYN};
 use hawser_ebpf_logic::verdict::{Action, Verdict, pod_from, pod_to, tunnel_in, underlay_in};
 use proptest::prelude::*;
