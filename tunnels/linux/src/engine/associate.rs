@@ -95,6 +95,11 @@ impl Spent {
         self.overflowed
     }
 
+    /// With another key of this end, no association is one that was.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
     /// One that may have been used has been lost sight of.
     pub(super) fn lose(&mut self) {
         self.overflowed = true;
@@ -259,4 +264,45 @@ fn hex(bytes: &[u8]) -> Zeroizing<String> {
 fn unhex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let byte = |at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
     (0..text.len()).step_by(2).map(byte).collect::<Option<Vec<u8>>>().map(Zeroizing::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sa(spi: u32) -> Sa {
+        Sa { spi, key: EspKey::new(&[7; 36]).unwrap() }
+    }
+
+    fn handed_over(spent: &Spent, and: &str) -> Spent {
+        let mut text = Zeroizing::new(String::new());
+        spent.export(&mut text);
+        text.push_str(and);
+        let mut next = Spent::default();
+        text.lines().for_each(|line| next.import(line.strip_prefix("spent=").unwrap()));
+        next
+    }
+
+    #[test]
+    fn what_may_have_been_used_and_is_not_remembered_is_not_begun() {
+        let mut spent = Spent::default();
+        spent.note(&sa(300), 5);
+        spent.note(&sa(300), 4);
+        assert_eq!((spent.of(&sa(300)), spent.of(&sa(301))), (Ok(5), Ok(0)));
+        let unreadable = handed_over(&spent, "spent=of another version\n");
+        assert_eq!(
+            (unreadable.of(&sa(300)), unreadable.of(&sa(301))),
+            (Ok(5), Err(AssociateError::Forgotten))
+        );
+
+        for spi in 1000..1000 + MOST_SPENT as u32 {
+            spent.note(&sa(spi), 1);
+        }
+        let next = handed_over(&spent, "");
+        for spent in [&spent, &next] {
+            assert_eq!(spent.of(&sa(300)), Ok(5));
+            assert_eq!(spent.of(&sa(301)), Err(AssociateError::Forgotten));
+            assert!(spent.is_lossy());
+        }
+    }
 }

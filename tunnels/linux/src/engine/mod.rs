@@ -126,11 +126,7 @@ impl Engine {
         let device = settings.device.clone();
         let (taken, patience) = take_over(&settings);
         let fresh = settings.key.clone();
-        if let Some(key) = taken.as_ref().filter(|_| settings.protocol == Protocol::Esp).and_then(Taken::key)
-        {
-            // The keys of associations are made of it, and their numbers go on.
-            settings.key = key;
-        }
+        settings.key = key(&settings, taken.as_ref());
         let listener = patiently(patience, || uapi::Listener::bind(&device))?;
         let sessions = Arc::<Sessions>::default();
         let mut state = State::new(settings.key.clone(), settings.mark, Arc::clone(&sessions))
@@ -142,9 +138,9 @@ impl Engine {
                 state.mark = taken.mark();
                 if sessions.spent().is_lossy() {
                     // What cannot be told to be new is not used: peers are met with another key.
-                    tracing::warn!(%device, "how far associations had come is not known: all of them are made anew");
+                    tracing::warn!(%device, "how far associations had come is not known: they are made anew");
                     state.remove_all();
-                    *sessions.spent() = Default::default();
+                    sessions.spent().forget();
                     settings.key = fresh;
                 }
                 (taken.tun, taken.sockets)
@@ -292,6 +288,12 @@ impl Drop for Engine {
             let _ = thread.join();
         }
     }
+}
+
+/// Of an ESP engine the predecessor's: associations, whose numbers go on, are made of it.
+fn key(settings: &EngineSettings, taken: Option<&Taken>) -> PrivateKey {
+    let taken = taken.filter(|_| settings.protocol == Protocol::Esp).and_then(Taken::key);
+    taken.unwrap_or_else(|| settings.key.clone())
 }
 
 /// What a predecessor gives, and until when one that let go may still be closing what it held.
