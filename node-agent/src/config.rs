@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hawser_discovery::LivenessConfig;
+use hawser_ebpf::LruSizes;
 use hawser_model::{NodeName, ResetAfter, ServerUrl};
 use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark};
 use hawser_tunnels_linux::Choice;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub const DEFAULT_PATH: &str = "/etc/hawser/agent.yaml";
 const MAX_BYTES: usize = 64 << 10;
+/// Of an LRU map: the kernel keeps 128 entries a CPU free; an entry takes about 100 bytes.
+const MAP_SIZES: RangeInclusive<u32> = 1_024..=4_194_304;
 /// Of liveness: below this it is load, above it nobody waits for a verdict.
 const MIN_DETECTION: Duration = Duration::from_millis(150);
 const MAX_DETECTION: Duration = Duration::from_secs(180);
@@ -38,7 +42,19 @@ struct File {
     health: HealthFile,
     underlay: UnderlayFile,
     bpf_dir: String,
+    maps: MapsFile,
     metrics: Option<SocketAddr>,
+}
+
+/// Entries of the maps that forget their oldest ones.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+struct MapsFile {
+    sock_rev: u32,
+    socket_pins: u32,
+    client_pins: u32,
+    flows: u32,
+    nat: u32,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -92,6 +108,7 @@ impl Default for File {
             health: HealthFile::default(),
             underlay: UnderlayFile::Word("auto".into()),
             bpf_dir: "hawser".into(),
+            maps: MapsFile::default(),
             metrics: None,
         }
     }
@@ -101,6 +118,13 @@ impl Default for HealthFile {
     fn default() -> Self {
         let reset_after = ResetAfter::DEFAULT.to_string();
         Self { port: 51_872, detection: "1s".into(), multiplier: 3, reset_after }
+    }
+}
+
+impl Default for MapsFile {
+    fn default() -> Self {
+        let LruSizes { sock_rev, socket_pins, client_pins, flows, nat } = LruSizes::default();
+        Self { sock_rev, socket_pins, client_pins, flows, nat }
     }
 }
 
@@ -181,6 +205,8 @@ pub struct Config {
     pub reset_after: ResetAfter,
     pub underlay: Underlay,
     pub bpf_dir: String,
+    /// Entries of the maps that forget their oldest ones.
+    pub lru: LruSizes,
     /// Where /metrics, /livez and /readyz are served; nowhere without it.
     pub metrics: Option<SocketAddr>,
 }
@@ -263,6 +289,7 @@ impl Config {
                 .map_err(|why| value("health.resetAfter", &file.health.reset_after, &why, "2s, or never"))?,
             underlay,
             bpf_dir: file.bpf_dir,
+            lru: lru(&file.maps, value)?,
             metrics: file.metrics,
         })
     }
@@ -305,6 +332,23 @@ fn liveness(file: &HealthFile, value: Bad<'_>) -> Result<LivenessConfig, ConfigE
         )));
     }
     Ok(LivenessConfig::detecting_in(detection, multiplier))
+}
+
+fn lru(file: &MapsFile, value: Bad<'_>) -> Result<LruSizes, ConfigError> {
+    let MapsFile { sock_rev, socket_pins, client_pins, flows, nat } = *file;
+    let all = [
+        ("maps.sockRev", sock_rev),
+        ("maps.socketPins", socket_pins),
+        ("maps.clientPins", client_pins),
+        ("maps.flows", flows),
+        ("maps.nat", nat),
+    ];
+    match all.into_iter().find(|(_, size)| !MAP_SIZES.contains(size)) {
+        Some((key, size)) => {
+            Err(value(key, &size, &"is not between 1024 and 4194304", "entries; leave it out"))
+        }
+        None => Ok(LruSizes { sock_rev, socket_pins, client_pins, flows, nat }),
+    }
 }
 
 fn check_numbers(file: &File, value: Bad<'_>) -> Result<(), ConfigError> {
@@ -371,6 +415,11 @@ impl fmt::Display for Config {
             }
         }
         writeln!(f, "bpfDir: {}", self.bpf_dir)?;
+        let LruSizes { sock_rev, socket_pins, client_pins, flows, nat } = self.lru;
+        writeln!(
+            f,
+            "maps: {{ sockRev: {sock_rev}, socketPins: {socket_pins}, clientPins: {client_pins}, flows: {flows}, nat: {nat} }}"
+        )?;
         self.metrics.map_or(Ok(()), |address| writeln!(f, "metrics: {address}"))
     }
 }

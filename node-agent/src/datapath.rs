@@ -170,7 +170,9 @@ impl Datapath {
     pub(crate) fn fills(&self) -> Option<Vec<MapFill>> {
         let inner = self.lock();
         let (plan, _) = inner.applied.as_ref()?;
-        Some(fills(&plan.datapath))
+        let mut fills = fills(&plan.datapath);
+        fills.extend(inner.loaded.lru().unwrap_or_default().iter().map(MapFill::of_lru));
+        Some(fills)
     }
 
     /// Whether a connection is over by the datapath's own rule; one of another namespace only when a pod of this node has it.
@@ -197,6 +199,7 @@ fn load_config(mounts: &Mounts, config: &Config) -> LoadConfig {
         device: config.device.to_string(),
         cgroup2: mounts.cgroup2.clone(),
         tc: TcKind::of_this_kernel(),
+        lru: config.lru,
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use hawser_api::local::{StatusReply, TunnelStatus};
+use hawser_ebpf::LruUse;
 use hawser_ebpf_abi::{DesiredDatapath, ServiceSpec, maglev_slots, map, size};
 use hawser_model::{ClusterHealth, HealthWord};
 use hawser_telemetry::{Family, Histogram, Labels, seconds_histogram};
@@ -53,6 +54,15 @@ pub(crate) struct MapFill {
     name: &'static str,
     entries: usize,
     most: u32,
+    /// Of an LRU map, which is full at some time and then forgets.
+    forgotten: Option<u64>,
+}
+
+impl MapFill {
+    pub(crate) fn of_lru(of: &LruUse) -> Self {
+        let entries = usize::try_from(of.made.min(of.size.into())).unwrap_or(usize::MAX);
+        Self { name: of.map, entries, most: of.size, forgotten: Some(of.forgotten()) }
+    }
 }
 
 /// What a service takes of `backends`.
@@ -64,7 +74,7 @@ fn slots(service: &ServiceSpec) -> usize {
 /// Of the maps that grow with the mesh. Cost: the services.
 pub(crate) fn fills(datapath: &DesiredDatapath) -> Vec<MapFill> {
     let slices = || datapath.services.values().flat_map(|service| service.slices.values());
-    let fill = |name, entries, most| MapFill { name, entries, most };
+    let fill = |name, entries, most| MapFill { name, entries, most, forgotten: None };
     vec![
         fill(map::SERVICES, datapath.services.len(), size::SERVICES),
         fill(map::SLICES, slices().count(), size::SLICES),
@@ -230,8 +240,9 @@ fn node(seen: &Observation, certificate_ends: Option<i64>) -> Vec<Family> {
     });
     let one = |label, value: &str, count: u64| (vec![(label, value.to_owned())], count as f64);
     let maps = seen.maps.as_deref().unwrap_or_default();
-    let fill = |value: &dyn Fn(&MapFill) -> f64| -> Vec<_> {
-        maps.iter().map(|fill| (vec![("map_name", fill.name.to_owned())], value(fill))).collect()
+    let fill = |value: &dyn Fn(&MapFill) -> Option<f64>| -> Vec<_> {
+        let row = |fill: &MapFill| Some((vec![("map_name", fill.name.to_owned())], value(fill)?));
+        maps.iter().filter_map(row).collect()
     };
     let kind = |kind: &str| vec![("role", kind.to_owned())];
     vec![
@@ -257,9 +268,14 @@ fn node(seen: &Observation, certificate_ends: Option<i64>) -> Vec<Family> {
             "hawser_agent_bpf_map_entries",
             "Entries of a map; absent while the datapath has problems.",
         )
-        .rows(fill(&|fill| fill.entries as f64)),
-        Family::gauge("hawser_agent_bpf_map_pressure", "How full a map is, of 1.")
-            .rows(fill(&|fill| fill.entries as f64 / f64::from(fill.most))),
+        .rows(fill(&|fill| Some(fill.entries as f64))),
+        Family::gauge("hawser_agent_bpf_map_pressure", "How full a map is, of 1, that must not be full.")
+            .rows(fill(&|fill| fill.forgotten.is_none().then(|| fill.entries as f64 / f64::from(fill.most)))),
+        Family::counter(
+            "hawser_agent_bpf_map_forgotten",
+            "About how many entries a map let go to make room, the oldest first.",
+        )
+        .rows(fill(&|fill| fill.forgotten.map(|forgotten| forgotten as f64))),
         Family::histogram("hawser_agent_reconcile", "How long reconciles took.", meters.reconcile.clone()),
         Family::counter("hawser_agent_reconcile_failures", "Reconciles that could not do all they had to.")
             .value(meters.reconcile_failures as f64),
@@ -299,7 +315,9 @@ mod tests {
 
     fn observation(tunnels: Vec<TunnelStatus>) -> Observation {
         let status = StatusReply { tunnels, ..StatusReply::default() };
-        let maps = Some(fills(&DesiredDatapath::default()));
+        let mut maps = fills(&DesiredDatapath::default());
+        maps.push(MapFill::of_lru(&LruUse { map: map::FLOWS, size: 1_000, made: 1_234 }));
+        let maps = Some(maps);
         Observation { status, meters: Meters::default(), maps, reconciled: Some(true) }
     }
 
@@ -315,6 +333,8 @@ mod tests {
         assert_eq!(lint(&text), [""; 0]);
         assert_eq!(documented(&text, PAGE, &["hawser_clustermesh_"]), [""; 0]);
         assert!(text.contains("hawser_agent_bpf_map_pressure{map_name=\"services\"} 0"), "{text}");
+        assert!(text.contains("hawser_agent_bpf_map_forgotten_total{map_name=\"flows\"} 234"), "{text}");
+        assert!(!text.contains("hawser_agent_bpf_map_pressure{map_name=\"flows\"}"), "{text}");
     }
 
     #[test]
