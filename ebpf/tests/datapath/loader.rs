@@ -125,7 +125,7 @@ fn cgroups_come_and_go() {
         fs::remove_dir(config.cgroup2.join("kubepods")).unwrap();
         let problems = datapath.attach_cgroups();
         assert!(problems.is_empty(), "{problems:?}");
-        assert_eq!(pins(config, "links").len(), 8);
+        assert_eq!(pins(config, "links").len(), 9);
     });
 }
 
