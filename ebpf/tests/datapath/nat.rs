@@ -325,7 +325,8 @@ fn a_translation_that_is_lost_is_made_again_from_what_is_still_known() {
         node.prefers(2, true);
         for way in [NAT_THERE, NAT_BACK] {
             assert_eq!(node.forgets(way), 3);
-            (v4.echoes(), v6.echoes());
+            v4.echoes();
+            v6.echoes();
         }
         assert!(node.count(Reason::NatRestored) >= 2);
         assert_eq!(node.count(Reason::PodFromNatUnknown), 0);
