@@ -9,6 +9,7 @@
 
 mod kernel;
 mod ledger;
+mod leftovers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -30,6 +31,8 @@ use crate::noise::primitives::agree;
 use crate::wireguard::{apply_to_kernel, check_limits, netlink_error};
 use kernel::{DIRECTIONS, OUT, Place, Policies, State, Xfrm};
 use ledger::{Circumstances, Ledger, Pair};
+pub use leftovers::IpsecLeftovers;
+use leftovers::{clear, remove, shut};
 
 #[derive(Clone, Debug)]
 pub struct IpsecConfig {
@@ -131,24 +134,26 @@ impl IpsecDriver {
         };
         if let Some(pair) = inner.ledger.pairs.get(public_key).copied() {
             let Some((out, into)) = both(&states, pair) else {
-                return Ok(inner.refuse(
+                inner.refuse(
                     *public_key,
                     op,
                     "its states were deleted by somebody and its counters with \
                     them. fix: start the agent again, it begins with a new key",
-                ));
+                );
+                return Ok(());
             };
             inner.ledger.note(*public_key, Pair { port: endpoint.port(), present: true, ..pair })?;
             return inner.settle(pair, out, into, place).map_err(failed());
         }
         let (out, into) = self.associations(inner, peer, public_key, boot_id.as_ref(), place);
         if states.contains_key(&into.spi) || states.contains_key(&out.spi) || out.spi == into.spi {
-            return Ok(inner.refuse(
+            inner.refuse(
                 *public_key,
                 op,
                 "its SPI is another peer's. fix: start either node's agent again \
                 after `hawser-node-agent --remove`, it begins with a new key",
-            ));
+            );
+            return Ok(());
         }
         let pair = Pair { spi_out: out.spi, spi_in: into.spi, port: endpoint.port(), present: true };
         inner.ledger.note(*public_key, pair)?;
@@ -341,23 +346,6 @@ impl Inner {
     }
 }
 
-/// No peer may send or be sent to.
-fn shut(xfrm: &mut Xfrm) -> io::Result<()> {
-    for (prefix, direction) in xfrm.policies()?.by_prefix.into_keys() {
-        xfrm.delete_policy(prefix, direction)?;
-    }
-    Ok(())
-}
-
-/// Everything with our id, but what blocks.
-fn clear(xfrm: &mut Xfrm) -> io::Result<()> {
-    shut(xfrm)?;
-    for (spi, state) in xfrm.states()? {
-        xfrm.delete_state(spi, state.destination)?;
-    }
-    Ok(())
-}
-
 /// Both states of a pair.
 fn both(states: &States, pair: Pair) -> Option<(&State, &State)> {
     Some((states.get(&pair.spi_out)?, states.get(&pair.spi_in)?))
@@ -498,54 +486,6 @@ impl Driver for IpsecDriver {
         remove(&mut inner.net, &mut inner.xfrm)?;
         inner.removed = true;
         Ok(())
-    }
-}
-
-fn remove(net: &mut Net, xfrm: &mut Xfrm) -> Result<(), DriverError> {
-    net.delete_link().map_err(netlink_error("delete the device"))?;
-    clear(xfrm).map_err(netlink_error("delete IPsec states and policies"))?;
-    xfrm.unblock().map_err(netlink_error("delete IPsec policies"))?;
-    for rule in net.rules().map_err(netlink_error("list rules"))? {
-        net.remove_rule(&rule).map_err(netlink_error(format!("remove rule {rule}")))?;
-    }
-    for prefix in net.routes(None).map_err(netlink_error("list routes"))?.guards {
-        net.remove_guard(prefix).map_err(netlink_error(format!("remove guard {prefix}")))?;
-    }
-    Ok(())
-}
-
-/// What a driver left, for whoever takes it away without the mesh's secret.
-pub struct IpsecLeftovers {
-    net: Net,
-    xfrm: Xfrm,
-}
-
-impl std::fmt::Debug for IpsecLeftovers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("what IPsec left")
-    }
-}
-
-impl IpsecLeftovers {
-    /// None where the device is not ours of IPsec.
-    pub fn find(device: &DeviceName, table: u32) -> Result<Option<Self>, DriverError> {
-        let open = Net::open(device.clone(), table);
-        let mut net = open.map_err(|source| DriverError::OpenNetlink { source })?;
-        let link = net.link().map_err(netlink_error("show the device"))?;
-        if link.is_none_or(|link| link.kind != Kind::Xfrm { id: table }) {
-            return Ok(None);
-        }
-        let xfrm = Xfrm::open(table).map_err(|source| DriverError::NoKernelIpsec { source })?;
-        Ok(Some(Self { net, xfrm }))
-    }
-
-    pub fn take_peers(&mut self) -> Result<(), DriverError> {
-        shut(&mut self.xfrm).map_err(netlink_error("delete IPsec policies"))
-    }
-
-    /// As [`Driver::remove`].
-    pub fn remove(&mut self) -> Result<(), DriverError> {
-        remove(&mut self.net, &mut self.xfrm)
     }
 }
 

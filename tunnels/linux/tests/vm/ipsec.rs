@@ -337,7 +337,7 @@ fn every_change_ends_in_an_empty_plan() {
         &|_| {},
         &|node| node.desired.device.mtu = 1400,
         &|node| node.desired.peers[0].endpoint = endpoint([172, 31, 2, 200]),
-        &|node| drop(node.desired.peers[1].allowed.insert("10.120.0.0/16".parse().unwrap())),
+        &|node| node.desired.peers[1].allowed.extend(nets(&["10.120.0.0/16"])),
         &|node| {
             let moved = std::mem::take(&mut node.desired.peers[1].allowed);
             node.desired.peers[2].allowed.extend(moved);
