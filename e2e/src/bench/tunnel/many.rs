@@ -126,7 +126,7 @@ fn desired(driver: &WireguardDriver, config: &WireguardConfig, size: Size) -> Re
             mtu: config.mtu,
             mark: MARK,
         },
-        addresses: [IpAddr::V4(Ipv4Addr::new(241, 255, 0, 1))].into(),
+        addresses: [IpAddr::V4(Ipv4Addr::new(241, 255, 0, 1)), "fd01::1".parse()?].into(),
         table: config.table,
         rule_priority: 91,
         peers: peers.collect::<Result<_>>()?,
