@@ -208,7 +208,7 @@ impl<'a> ByHand<'a> {
         self.inner.send_to(b"out", "10.2.0.1:9").unwrap();
         let mut buffer = [0; 2048];
         let length = self.socket.recv(&mut buffer).expect("it is sent");
-        assert!(length > 40 && length % 4 == 0);
+        assert!(length > 40 && length.is_multiple_of(4));
         let spi = u32::from_be_bytes(buffer[..4].try_into().unwrap());
         (spi, u64::from_be_bytes(buffer[8..16].try_into().unwrap()))
     }
