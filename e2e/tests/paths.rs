@@ -17,7 +17,8 @@ const NODES: &str = "/etc/hawser/manifests/nodes.yaml";
 /// `kubectl get node -o yaml` says these addresses of the cluster's only node, and its own.
 fn state_addresses(lab: &Lab, cluster: &str, text: &str) -> Result<()> {
     let node = lab.cluster(cluster).node("node-1");
-    let own = format!("  - address: {}\n    type: InternalIP\n", node.plan.address);
+    // One item of a list: everything is indented once more.
+    let own = format!("    - address: {}\n      type: InternalIP\n", node.plan.address);
     let manifest = node.place.read(NODES)?;
     ensure!(manifest.contains(&own), "{manifest}");
     node.place.write(NODES, &manifest.replace(&own, text))
@@ -83,10 +84,13 @@ fn a_node_whose_first_address_does_not_answer_is_found_at_the_next_whatever_its_
             let plan = &cluster.plan;
             let [a, b, c, _] = plan.nodes[0].address.octets();
             // One that nobody has, one whose packets the router drops, and the one that works.
-            let stated = format!(
-                "  - address: {a}.{b}.{c}.111\n    type: InternalIP\n  - address: {}\n    type: InternalIP\n  - address: fd00:{}::11\n    type: InternalIP\n",
-                plan.nodes[0].address, plan.id
-            );
+            let stated = [
+                format!("{a}.{b}.{c}.111"),
+                plan.nodes[0].address.to_string(),
+                format!("fd00:{}::11", plan.id),
+            ]
+            .map(|address| format!("    - address: {address}\n      type: InternalIP\n"))
+            .concat();
             state_addresses(&lab, &plan.name, &stated)?;
         }
         lab.connect_all()?;
