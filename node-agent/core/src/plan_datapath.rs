@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_ebpf_abi::{
-    Addr, BackendSpec, CONFIG_LEFT_OUT, Config, DesiredDatapath, ENDPOINT_TRANSLATED, EXPORTED_CLOSING,
-    Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, LeftOut, MAX_SLICES, Port, PrefixKey,
-    ServiceKey, ServiceSpec, SliceSpec,
+    Addr, BackendSpec, CONFIG_KERNEL_IPSEC, CONFIG_LEFT_OUT, Config, DesiredDatapath, ENDPOINT_TRANSLATED,
+    EXPORTED_CLOSING, Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, LeftOut, MAX_SLICES, Port,
+    PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
 };
 use hawser_model::{Algorithm, ClusterRef, IdentityId, OnLoss, Peer, Routing};
 use ipnet::IpNet;
@@ -122,6 +122,7 @@ fn header(config: &AgentConfig, interfaces: &Interfaces) -> Config {
         own_mesh_v4: mesh.ipv4.into(),
         own_mesh_v6: mesh.ipv6.into(),
         probe_port: Port::new(config.probe_port),
+        flags: if config.kernel_ipsec { CONFIG_KERNEL_IPSEC } else { 0 },
         ..Config::new(config.cluster.id.get())
     }
 }
