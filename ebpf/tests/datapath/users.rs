@@ -1,7 +1,7 @@
 //! Users' real connections, counted by the node that serves them: what works, what is refused, what nobody answers.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use hawser_ebpf_abi::{IP_REMOTE, IpEntry, NodeTraffic, PrefixKey};
@@ -109,7 +109,7 @@ fn attempts_that_nobody_answers_are_late_by_client_and_silence_stalls_a_connecti
                         return Err(Errno::EINVAL);
                     }
                     // Open until the process ends.
-                    std::mem::forget(client);
+                    let _ = client.into_raw_fd();
                 }
                 std::thread::sleep(Duration::from_secs(3));
                 Ok(())
