@@ -25,7 +25,7 @@ const IPSEC_LEDGER: &str = "ipsec.state";
 /// Either kind, behind one face.
 #[derive(Debug)]
 pub(crate) enum Tunnels {
-    Wireguard(WireguardDriver),
+    Wireguard(Box<WireguardDriver>),
     /// In the kernel.
     Ipsec(Box<IpsecDriver>),
     /// In this process.
@@ -35,7 +35,7 @@ pub(crate) enum Tunnels {
 impl Tunnels {
     fn driver(&self) -> &dyn Driver {
         match self {
-            Self::Wireguard(driver) => driver,
+            Self::Wireguard(driver) => driver.as_ref(),
             Self::Ipsec(driver) => driver.as_ref(),
             Self::UserIpsec(driver) => driver.as_ref(),
         }
@@ -176,13 +176,14 @@ pub(crate) fn start_wireguard(
         take_over,
     };
     let driver = WireguardDriver::start(engine);
-    Ok(Tunnels::Wireguard(driver.with_context(|| format!("starting the tunnels of {}", config.device))?))
+    let driver = driver.with_context(|| format!("starting the tunnels of {}", config.device))?;
+    Ok(Tunnels::Wireguard(Box::new(driver)))
 }
 
 /// What `--remove` finds.
 pub(crate) enum Leftovers {
     Wireguard(Tunnels),
-    Ipsec(IpsecLeftovers),
+    Ipsec(Box<IpsecLeftovers>),
 }
 
 impl Leftovers {
@@ -190,7 +191,7 @@ impl Leftovers {
         let ipsec =
             IpsecLeftovers::find(&config.device, config.table).context("looking for IPsec's device")?;
         match ipsec {
-            Some(ipsec) => Ok(Self::Ipsec(ipsec)),
+            Some(ipsec) => Ok(Self::Ipsec(Box::new(ipsec))),
             // Of whatever kind it is.
             None => Ok(Self::Wireguard(start_wireguard(config, state, Choice::Auto, false)?)),
         }
