@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use hawser_e2e::lab::Lab;
 use hawser_e2e::plan::LabPlan;
 use hawser_e2e::pod::client::{Report, Request, Running};
-use hawser_e2e::scenario;
+use hawser_e2e::{scenario, wait};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -19,11 +19,21 @@ fn ask(lab: &Lab) -> Result<Report> {
     Ok(report)
 }
 
-/// One connection, a request every 20 ms.
+/// One connection, a request every 20 ms; it is there when this returns.
 fn established(lab: &Lab) -> Result<Running> {
     let us = lab.cluster("us-east");
     let request = Request::to(&us.service_address()).keep_alive().every(Duration::from_millis(20));
-    us.pod("client").keep_asking(&request)
+    let client = us.pod("client");
+    let running = client.keep_asking(&request)?;
+    wait::until("the connection is established", PATIENCE, || {
+        let sockets =
+            client.place.in_network(|| Ok(std::fs::read_to_string("/proc/thread-self/net/tcp")?))?;
+        // The fourth column: TCP_ESTABLISHED.
+        let open = sockets.lines().any(|line| line.split_whitespace().nth(3) == Some("01"));
+        ensure!(open, "it is not:\n{sockets}");
+        Ok(())
+    })?;
+    Ok(running)
 }
 
 /// Until us-east's agent says so of the backends of `cluster`, one each.

@@ -151,16 +151,17 @@ fn know_back<H: Hook + ?Sized>(hook: &H, there: &NatKey, nat: &Nat) {
 /// The second: which backend.
 #[inline(always)]
 pub fn choose<H: Hook + ?Sized>(hook: &H) -> Outcome {
-    let Some(begun) = hook.begun() else { return Outcome::NotOurs };
-    let there = begun.there;
+    let Some(NatBegun { there, .. }) = hook.begun() else { return Outcome::NotOurs };
     let service = ServiceKey::new(there.peer, there.peer_port, there.proto);
     let sender = Sender::new(&there.pod, there.pod_port, &service);
     match hook.assign(&service, &sender) {
-        Choice::Backend { addr, .. } if addr == there.pod => {
-            hook.note(Reason::NatHairpin);
-            Outcome::NotOurs
-        }
         Choice::Backend { addr, port, reason, .. } => {
+            // Read again rather than held: before 6.2 the verifier counts stacks in steps of 32 octets, and the choice calls deep.
+            let Some(begun) = hook.begun() else { return Outcome::NotOurs };
+            if addr == begun.there.pod {
+                hook.note(Reason::NatHairpin);
+                return Outcome::NotOurs;
+            }
             hook.note(reason);
             hook.keep(&NatBegun { nat: Nat { addr, port, pad: 0 }, ..begun });
             Outcome::GoOn

@@ -39,7 +39,19 @@ fn normalised(text: &str, lease: &str) -> String {
         let decimal = i64::from_str_radix(lease, 16).unwrap().to_string();
         text = text.replace(lease, "LEASE").replace(&decimal, "LEASE");
     }
-    text
+    in_order(&text, "attached keys([", "])")
+}
+
+/// etcd keeps a lease's keys in a map of Go's, which has no order.
+fn in_order(text: &str, begin: &str, end: &str) -> String {
+    let Some((before, (list, after))) =
+        text.split_once(begin).and_then(|(before, rest)| Some((before, rest.split_once(end)?)))
+    else {
+        return text.to_owned();
+    };
+    let mut keys: Vec<_> = list.split(' ').collect();
+    keys.sort_unstable();
+    format!("{before}{begin}{}{end}{after}", keys.join(" "))
 }
 
 fn without_number_after(text: &str, field: &str) -> String {
