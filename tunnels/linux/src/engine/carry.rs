@@ -79,7 +79,7 @@ pub(super) trait Opens {
 
     fn is_over(&self, now: Millis) -> bool;
 
-    /// Opens in place; the counter, which [`Opens::admit`] has yet to see, and where the packet and its padding stand.
+    /// Opens in place; the counter, which [`Opens::admit_all`] has yet to see, and where the packet and its padding stand.
     fn open_datagram(&self, datagram: &mut [u8]) -> Result<(u64, Range<usize>), Reason>;
 
     /// Says of each, in order, whether its counter is here for the first time.
