@@ -30,8 +30,10 @@ use crate::status::ControlPlane;
 use crate::topology::remotes;
 use crate::view::{Changed, ClusterView, MeshView, QUIET};
 
-/// From one plan to the next.
+/// From one plan to the next, at least.
 pub const DEBOUNCE: Duration = Duration::from_millis(50);
+/// From one plan to the next, at most, while carrying one out takes long.
+const MOST_REST: Duration = Duration::from_secs(2);
 /// From the first unplanned change to the plan: what was written together comes together.
 pub const GATHER: Duration = Duration::from_millis(2);
 /// The first plan waits this long for peers that are not complete: a plan from less would remove what is merely unknown.
@@ -76,6 +78,8 @@ pub struct Agent {
     pub(crate) endpoints: Endpoints,
     flips: Flips,
     last_plan: Option<Time>,
+    /// What the last plan took until it was carried out.
+    plan_took: Duration,
     plan: Arc<Plan>,
     pub(crate) services: Vec<MergedService>,
     planned: bool,
@@ -118,6 +122,7 @@ impl Agent {
             endpoints: Endpoints::default(),
             flips: Flips::default(),
             last_plan: None,
+            plan_took: Duration::ZERO,
             plan: Arc::default(),
             services: Vec::new(),
             planned: false,
@@ -241,6 +246,7 @@ impl Agent {
     pub fn handle_reconciled(&mut self, problems: Vec<String>, complete: bool, now: Time) {
         self.problems = problems;
         self.last_reconcile = Some(now);
+        self.plan_took = self.last_plan.map_or(Duration::ZERO, |at| now.since(at)).min(MOST_REST / 2);
         if !complete {
             self.retry_later(now);
             return;
@@ -315,7 +321,8 @@ impl Agent {
     fn plan_at(&self) -> Option<Time> {
         let dirty = self.dirty.map(|since| since + GATHER);
         let due = [dirty, self.flips.deadline()].into_iter().flatten().min();
-        let rested = self.last_plan.map(|at| at + DEBOUNCE);
+        // Half of the time is for events, however large the view: a list of it would else come in one by one.
+        let rested = self.last_plan.map(|at| at + DEBOUNCE.max(self.plan_took * 2));
         due.filter(|_| self.ready).map(|at| rested.map_or(at, |rested| at.max(rested)))
     }
 
