@@ -64,6 +64,7 @@ soak: build ## faults against the real processes: every acknowledged write seen 
 vm-kernel: setup ## Debian's own kernel, unpacked for `hawser-lab vm`
 	@[ -d target/vm/kernel/boot ] || { \
 		mkdir -p target/vm; cd target/vm; rm -rf kernel *.deb; \
+		apt-get update -qq; \
 		image=$$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ {print $$2}'); \
 		echo "vm-kernel: downloading $$image"; \
 		apt-get -qq -o APT::Sandbox::User=root download "$$image"; \
