@@ -48,6 +48,7 @@ bench-lb: release ## connections by the number of services: no service, Hawser, 
 
 bench-failover: release ## a cluster, then a node, cut off under load, 20 times each (QUICK=1: only that it runs)
 	@QUICK=$(QUICK) target/release/hawser-lab bench failover
+	@QUICK=$(QUICK) target/release/hawser-lab bench probes
 
 bench-tunnel: release ## TCP, UDP, round trips: our engine, wireguard-go, boringtun-cli if it is on the PATH, no tunnel (QUICK=1)
 	@QUICK=$(QUICK) target/release/hawser-lab bench tunnel
@@ -75,10 +76,13 @@ test-vm: build in-vm ## WireGuard and IPsec in the kernel, and acts 1 to 3, on D
 in-vm: vm-kernel # the same, with the binaries that are there: `unit` has just built them
 	@tests=$$(cargo test --locked --workspace --test vm --no-run --message-format=json | jq -r 'select(.executable and .target.name == "vm") | .executable'); \
 	target/debug/hawser-lab vm --minutes 6 --with "$$tests" -- "$$tests" --test-threads=2
-	@target/debug/hawser-lab vm --minutes 5 -- hawser-lab demo --acts 3 --fast
+	@target/debug/hawser-lab vm --minutes 7 -- hawser-lab demo --acts 3 --fast --lose-agents
 
 test: setup ## everything that must hold
-	@$(MAKE) --no-print-directory fmt lint layers doc unit in-vm
+	@for part in fmt lint layers doc unit in-vm; do \
+		$(MAKE) --no-print-directory $$part; \
+		echo "test: $$part is done after $$SECONDS s"; \
+	done
 
 check: fmt lint layers ## the quick half of test
 
@@ -87,6 +91,7 @@ fmt: ## formatting
 
 lint: ## clippy, warnings are errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p hawser-tunnels-linux --test vm -- -D warnings
 
 doc: ## rustdoc of everything, private items too, warnings are errors; the book's links
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --locked --workspace --no-deps --document-private-items
@@ -97,7 +102,7 @@ layers: ## the crate graph, the shape of files
 	cargo xtask tidy
 
 unit: setup ## every test, the lab's scenarios with the real binaries among them
-	cargo test --locked --workspace
+	cargo test --locked --workspace --no-fail-fast
 
 clean: ## what was built here
 	cargo clean

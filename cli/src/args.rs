@@ -75,6 +75,20 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: CaVerb,
     },
+    /// The secret of a mesh that encrypts with IPsec: made, and changed without a packet lost
+    #[command(after_help = "\
+The file is the one that agent.yaml names as ipsecSecret, the same on every node of every cluster. These verbs only write it;
+bringing it to the nodes is yours, and agents follow it.
+
+Examples:
+  hawser ipsec secret -o ipsec.secret       the first secret, once
+  hawser ipsec rotate ipsec.secret          the next one beside it; carry the file to every node
+  hawser status                             on every node: `sends by epoch 2 alone`
+  hawser ipsec retire ipsec.secret          the old one goes; carry the file to every node again")]
+    Ipsec {
+        #[command(subcommand)]
+        verb: IpsecVerb,
+    },
     /// Admit another cluster by its bundle; everything is checked before anything is changed
     #[command(after_help = "\
 Both sides connect. On us-east:   hawser ca bundle --for eu-west -o us-east.yaml   (carry the file to eu-west)
@@ -262,6 +276,33 @@ Examples:
         /// Write here instead of to standard output
         #[arg(short, long = "out", value_name = "FILE")]
         out: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IpsecVerb {
+    /// A first secret
+    #[command(after_help = "Example:\n  hawser ipsec secret -o ipsec.secret")]
+    Secret {
+        /// Write here, mode 0600, instead of to standard output
+        #[arg(short, long = "out", value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Another secret beside the one that is there
+    #[command(after_help = "Example:\n  hawser ipsec rotate ipsec.secret")]
+    Rotate {
+        /// The file that agent.yaml names as ipsecSecret
+        file: PathBuf,
+        #[command(flatten)]
+        shape: Shape,
+    },
+    /// Lets the older of two secrets go
+    #[command(after_help = "Example:\n  hawser ipsec retire ipsec.secret")]
+    Retire {
+        /// The file that agent.yaml names as ipsecSecret
+        file: PathBuf,
+        #[command(flatten)]
+        shape: Shape,
     },
 }
 

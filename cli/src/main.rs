@@ -5,6 +5,7 @@ mod ca;
 mod cilium;
 mod connection;
 mod export;
+mod ipsec;
 mod mesh;
 mod output;
 mod rotate;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::args::{Args, CaVerb, CiliumVerb, ExportVerb, ServiceVerb, Verb};
+use crate::args::{Args, CaVerb, CiliumVerb, ExportVerb, IpsecVerb, ServiceVerb, Verb};
 
 /// Bad arguments, or something that was refused before anything was changed (sysexits.h, EX_USAGE).
 const EXIT_USAGE: u8 = 64;
@@ -64,6 +65,9 @@ async fn run(args: &Args) -> Result<()> {
         Verb::Ca { verb: CaVerb::Admin { user, out } } => {
             rotate::admin_certificate(&global.pki, user.as_deref(), out.as_deref())
         }
+        Verb::Ipsec { verb: IpsecVerb::Secret { out } } => ipsec::secret(out.as_deref()),
+        Verb::Ipsec { verb: IpsecVerb::Rotate { file, shape } } => ipsec::rotate(file, shape.output),
+        Verb::Ipsec { verb: IpsecVerb::Retire { file, shape } } => ipsec::retire(file, shape.output),
         Verb::Connect { bundle, cilium, on_cilium, dry_run, policy_bypass_accepted } => {
             let (dry_run, bypass) = (*dry_run, *policy_bypass_accepted);
             match (bundle, cilium) {

@@ -179,19 +179,58 @@ fn limits_row(peer: &PeerStatus) -> Vec<String> {
     ]
 }
 
+/// By which secrets, and the turns of each that this node is sent to by.
+fn ipsec(keys: &local::IpsecKeys) -> String {
+    let mut sends: Vec<_> = keys.sends.iter().collect();
+    sends.sort_unstable();
+    let sends = match sends[..] {
+        [] => "nobody".to_owned(),
+        [(epoch, peers)] => format!("{peers} tunnels by epoch {epoch} alone"),
+        _ => {
+            let of: Vec<_> = sends.iter().map(|(epoch, peers)| format!("{peers} by epoch {epoch}")).collect();
+            format!("tunnels: {}", of.join(", "))
+        }
+    };
+    let stay: Vec<_> =
+        keys.receives.iter().filter(|of| !keys.leaving.contains(of)).map(String::as_str).collect();
+    let leaving = match &keys.leaving[..] {
+        [] => String::new(),
+        leaving => format!(", and until they are silent by {}", leaving.join(", ")),
+    };
+    format!("mesh secret: sends to {sends}; receives by {} (epoch.turn){leaving}", stay.join(", "))
+}
+
+/// ESP has no ports, so what knows UDP and TCP alone, and every second node behind one NAT, loses it without a word.
+fn unheard_esp(status: &local::StatusReply) -> Option<String> {
+    let unheard = |tunnel: &&TunnelStatus| tunnel.health == "down" && tunnel.rx_bytes == 0;
+    let count = status.tunnels.iter().filter(unheard).count();
+    let kernels = status.encryption == "ipsec" && status.wireguard == "kernel";
+    (kernels && count > 0).then(|| {
+        format!(
+            "no packet has ever come through {count} tunnels that are down. fix: let IP protocol 50 through between the nodes; where a \
+             NAT is on the way, set ipsec: userspace in the agent.yaml of one of the two, and ESP goes in UDP"
+        )
+    })
+}
+
 fn agent_section(status: &local::StatusReply) -> Result<()> {
     let up = status.tunnels.iter().filter(|tunnel| tunnel.health == "up").count();
+    // Those inside the own cluster are to gateways, or of one, and probed by nobody.
+    let probed = status.tunnels.iter().filter(|tunnel| tunnel.cluster != status.cluster).count();
     line(&format!(
         "node {}/{} ({}): {up}/{} tunnels up, {} by {}, {} services, {} pods here",
         status.cluster,
         status.node,
         status.mesh_ipv4,
-        status.tunnels.len(),
+        probed,
         if status.encryption == "ipsec" { "IPsec" } else { "WireGuard" },
         if status.wireguard == "kernel" { "the kernel" } else { "the agent" },
         status.services,
         status.local_pods
     ))?;
+    if let Some(keys) = &status.ipsec_keys {
+        line(&ipsec(keys))?;
+    }
     // An agent of before says nothing of it.
     if status.tunnel_mtu > 0 {
         line(&format!(
@@ -221,10 +260,31 @@ fn agent_section(status: &local::StatusReply) -> Result<()> {
     )?;
     if !status.tunnels.is_empty() {
         let rows: Vec<_> = status.tunnels.iter().map(tunnel_row).collect();
-        table(&["TUNNEL", "ENDPOINT", "HEALTH", "SINCE", "HANDSHAKE", "RTT", "RX", "TX"], &rows)?;
+        table(
+            &[
+                "TUNNEL",
+                "ENDPOINT",
+                "VIA",
+                "PROVES",
+                "HEALTH",
+                "SINCE",
+                "HANDSHAKE",
+                "SESSIONS",
+                "MTU",
+                "RTT",
+                "RX",
+                "TX",
+            ],
+            &rows,
+        )?;
     }
     status.probing.as_ref().map_or(Ok(()), probing_line)?;
     status.stuck_connections.as_ref().map_or(Ok(()), stuck_lines)?;
+    trouble_lines(status)
+}
+
+/// What is not well, and why.
+fn trouble_lines(status: &local::StatusReply) -> Result<()> {
     let drops = status.reasons.iter().filter(|reason| reason.drop && reason.packets > 0);
     for reason in drops {
         line(&format!("dropped {} packets: {} ({})", reason.packets, reason.explanation, reason.reason))?;
@@ -244,7 +304,8 @@ fn agent_section(status: &local::StatusReply) -> Result<()> {
     for tunnel in status.tunnels.iter().filter(|tunnel| tunnel.health == "down" || lowered(tunnel)) {
         line(&format!("! {}/{}: {}", tunnel.cluster, tunnel.node, tunnel.health_reason))?;
     }
-    status.problems.iter().try_for_each(|problem| line(&format!("! {problem}")))
+    let problems = status.problems.iter().cloned().chain(unheard_esp(status));
+    problems.into_iter().try_for_each(|problem| line(&format!("! {problem}")))
 }
 
 fn stuck_lines(stuck: &local::StuckConnections) -> Result<()> {
@@ -266,6 +327,23 @@ fn probing_line(probing: &local::Probing) -> Result<()> {
         probing.interval_of_others_ms,
         probing.packets_per_second
     ))?;
+    if probing.sharers > 0 && probing.shared > 0 {
+        line(&format!(
+            "liveness: {} more every {} ms for the cluster, whose {} nodes divide it; {} remote nodes are down by their word, \
+             {} of such words were true here and {} were not",
+            probing.shared,
+            probing.interval_of_shared_ms,
+            probing.sharers,
+            probing.hinted,
+            probing.hints_confirmed,
+            probing.hints_refuted
+        ))?;
+    } else if probing.interval_of_others_ms > probing.interval_ms && !probing.sharing_problem.is_empty() {
+        line(&format!(
+            "! liveness: nothing is shared with this cluster's nodes: {}",
+            probing.sharing_problem
+        ))?;
+    }
     if probing.heard_by_users > 0 {
         line(&format!(
             "liveness: {} of them are heard by users, and asked a quarter as often",
@@ -301,7 +379,13 @@ fn tunnel_row(tunnel: &TunnelStatus) -> Vec<String> {
         if tunnel.rtt_us < 0 { "-".into() } else { format!("{:.2} ms", tunnel.rtt_us as f64 / 1_000.0) };
     vec![
         format!("{}/{}", tunnel.cluster, tunnel.node),
-        tunnel.endpoint.clone(),
+        // Of an agent of before nothing is known.
+        match tunnel.stated_endpoints.is_empty() || tunnel.stated_endpoints.contains(&tunnel.endpoint) {
+            true => tunnel.endpoint.clone(),
+            false => format!("{} (roamed)", tunnel.endpoint),
+        },
+        if tunnel.via.is_empty() { "-".into() } else { tunnel.via.clone() },
+        if tunnel.proves.is_empty() { "-".into() } else { tunnel.proves.clone() },
         match tunnel.weight {
             // An agent of before says nothing of it.
             0 | FULL_WEIGHT => tunnel.health.clone(),
@@ -309,6 +393,8 @@ fn tunnel_row(tunnel: &TunnelStatus) -> Vec<String> {
         },
         ago(tunnel.health_since_ms_ago),
         ago(tunnel.last_handshake_ms_ago),
+        if tunnel.sessions > 0 { tunnel.sessions.to_string() } else { "-".into() },
+        if tunnel.mtu > 0 { tunnel.mtu.to_string() } else { "-".into() },
         rtt,
         bytes(tunnel.rx_bytes),
         bytes(tunnel.tx_bytes),
@@ -321,5 +407,40 @@ fn bytes(count: u64) -> String {
         10_000..10_000_000 => format!("{} KiB", count >> 10),
         10_000_000..10_000_000_000 => format!("{} MiB", count >> 20),
         _ => format!("{} GiB", count >> 30),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn over_ipsec(rx_bytes: u64) -> local::StatusReply {
+        let tunnel = TunnelStatus { health: "down".into(), rx_bytes, ..TunnelStatus::default() };
+        local::StatusReply {
+            encryption: "ipsec".into(),
+            wireguard: "kernel".into(),
+            tunnels: vec![tunnel],
+            ..local::StatusReply::default()
+        }
+    }
+
+    #[test]
+    fn a_tunnel_through_which_no_esp_ever_came_names_the_ways_out() {
+        let said = unheard_esp(&over_ipsec(0)).unwrap();
+        assert!(said.contains("IP protocol 50") && said.contains("ipsec: userspace"), "{said}");
+        assert_eq!(unheard_esp(&over_ipsec(1)), None, "it is another's fault");
+    }
+
+    #[test]
+    fn a_secret_that_is_left_is_told_apart_from_one_that_stays() {
+        let mut keys = local::IpsecKeys {
+            receives: vec!["1.1".into(), "2.2".into()],
+            sends: [(2, 3)].into(),
+            leaving: Vec::new(),
+        };
+        let begin = "mesh secret: sends to 3 tunnels by epoch 2 alone; receives by";
+        assert_eq!(ipsec(&keys), format!("{begin} 1.1, 2.2 (epoch.turn)"));
+        keys.leaving.push("1.1".into());
+        assert_eq!(ipsec(&keys), format!("{begin} 2.2 (epoch.turn), and until they are silent by 1.1"));
     }
 }

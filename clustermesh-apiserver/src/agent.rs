@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use hawser_api::agent::{
-    JoinReply, JoinRequest, RenewRequest, ReportReply, ReportRequest, WireGuardEnd, agent_server,
+    JoinReply, JoinRequest, RenewRequest, ReportReply, ReportRequest, ShareRequest, WireGuardEnd,
+    agent_server,
 };
-use hawser_model::{BootId, Epoch, NodeName, PublicKey, TunnelEnd};
+use hawser_model::{BootId, Epoch, EspEnd, Generation, MorePorts, NodeName, PublicKey, TunnelEnd};
 use hawser_pki::{Issued, Role, StoredToken, Token, TokenError};
 use hawser_wire::{limits, prefix};
 use tokio::sync::{mpsc, oneshot};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::authorize::Caller;
 use crate::config::Config;
@@ -18,6 +19,7 @@ use crate::own::Own;
 use crate::reports::{self, NodeReport};
 use crate::rotation;
 use crate::session::Session;
+use crate::sharing::{Replies, Sharing};
 use crate::tokenreview::{ReviewError, Reviewer};
 use crate::trust::{Certificates, now};
 
@@ -29,6 +31,7 @@ pub struct AgentService {
     pub exporter: mpsc::Sender<Command>,
     /// Where nodes prove themselves by their pod.
     pub reviewer: Option<Reviewer>,
+    pub sharing: Arc<Sharing>,
 }
 
 /// Where a token is kept, hashed.
@@ -54,6 +57,8 @@ fn store_failed(error: impl std::fmt::Display) -> Status {
 
 #[tonic::async_trait]
 impl agent_server::Agent for AgentService {
+    type ShareStream = Replies;
+
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         match Caller::of(request.extensions()) {
             Caller::Anonymous | Caller::Known(Role::Admin(_)) => {}
@@ -124,6 +129,14 @@ impl agent_server::Agent for AgentService {
             issuer: authority.issuing().cert().fingerprint(),
             encryption: self.config.encryption.to_string(),
         }))
+    }
+
+    async fn share(
+        &self,
+        request: Request<Streaming<ShareRequest>>,
+    ) -> Result<Response<Self::ShareStream>, Status> {
+        let node = agent_of(&request, "Agent.Share")?;
+        Ok(Response::new(Arc::clone(&self.sharing).serve(node, request.into_inner())))
     }
 }
 
@@ -201,5 +214,25 @@ fn read_end(end: &WireGuardEnd) -> Result<TunnelEnd, Status> {
         public_key: PublicKey::new(key).map_err(invalid)?,
         port: small("port", end.port)?,
         mtu: small("mtu", end.mtu)?,
+        more_ports: read_ports(&end.more_ports)?,
+        esp: end.esp.as_ref().map(read_esp).transpose()?,
     })
+}
+
+fn read_ports(ports: &[u32]) -> Result<MorePorts, Status> {
+    let ports = ports.iter().take(MorePorts::MOST + 1).map(|port| u16::try_from(*port).unwrap_or(0));
+    MorePorts::new(&ports.collect::<Vec<_>>()).ok_or_else(|| {
+        invalid(format!("wireguard.more_ports is not up to {} ports, each once", MorePorts::MOST))
+    })
+}
+
+fn read_esp(esp: &hawser_api::agent::EspEnd) -> Result<EspEnd, Status> {
+    let none = || invalid("wireguard.esp.epoch 0: epochs count from 1");
+    let generation = |text: &hawser_api::agent::Generation| {
+        Ok(Generation { epoch: Epoch::new(text.epoch).ok_or_else(none)?, turn: text.turn })
+    };
+    let bounded = esp.receives.iter().take(EspEnd::MOST + 1);
+    let generations: Vec<_> = bounded.map(generation).collect::<Result<_, Status>>()?;
+    EspEnd::new(generations, esp.in_udp)
+        .ok_or_else(|| invalid("wireguard.esp.receives is not one generation of one or two epochs"))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hawser_etcd::store::{StoreTls, StoreUri};
 use hawser_model::{
-    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, ServerUrl,
+    ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, IpNet, MeshPlan, NodePath, ServerUrl,
 };
 use hawser_pki::Lifetime;
 use hawser_sources::KubeOptions;
@@ -39,6 +39,8 @@ pub struct Config {
     pub width: ClusterIdWidth,
     pub plan: MeshPlan,
     pub encryption: Encryption,
+    /// How peers reach the nodes of this cluster.
+    pub path: NodePath,
     /// Whether ServiceExports are exported (MCS-API).
     pub service_exports: bool,
     /// Whether Cilium's agents in this cluster read the mirrors here: the cached layout.
@@ -99,6 +101,8 @@ struct Text {
     mesh: MeshText,
     #[serde(default)]
     encryption: Option<String>,
+    #[serde(default)]
+    path: Option<String>,
     #[serde(default)]
     service_exports: bool,
     #[serde(default)]
@@ -219,15 +223,11 @@ impl Text {
         }
         let pod_cidrs = nets("podCIDRs", &self.pod_cidrs)?;
         let node_cidrs = nets("nodeCIDRs", &self.node_cidrs)?;
-        let default = MeshPlan::default();
-        let ula = self.mesh.ula.map_or(Ok(default.ula()), |net| net.parse());
-        let ula = ula.map_err(|error| ("mesh.ula", format!("{error}; fix: give a /48 of fd00::/8")))?;
-        let ipv4 = self.mesh.ipv4.map_or(Ok(default.ipv4()), |net| net.parse());
-        let ipv4 = ipv4.map_err(|error| ("mesh.ipv4", format!("{error}; fix: give an IPv4 CIDR")))?;
-        let plan = MeshPlan::new(ula, ipv4).map_err(refuse("mesh"))?;
+        let plan = self.mesh.into_plan()?;
         disjoint(&pod_cidrs, &node_cidrs, &plan)?;
         let encryption = self.encryption.as_deref().map_or(Ok(Encryption::default()), Encryption::of_setting);
         let encryption = encryption.map_err(refuse("encryption"))?;
+        let path = way(self.path.as_deref(), encryption)?;
         let metrics = self.metrics.map(|text| {
             let fix = "fix: write it like 127.0.0.1:9880";
             text.parse().map_err(|_| ("metrics", format!("{text:?} is not address:port; {fix}")))
@@ -263,6 +263,7 @@ impl Text {
             width,
             plan,
             encryption,
+            path,
             service_exports: self.service_exports,
             cached_layout: self.cached_layout,
             exports,
@@ -270,6 +271,26 @@ impl Text {
             metrics: metrics.transpose()?,
         })
     }
+}
+
+impl MeshText {
+    fn into_plan(self) -> Result<MeshPlan, Refusal> {
+        let default = MeshPlan::default();
+        let ula = self.ula.map_or(Ok(default.ula()), |net| net.parse());
+        let ula = ula.map_err(|error| ("mesh.ula", format!("{error}; fix: give a /48 of fd00::/8")))?;
+        let ipv4 = self.ipv4.map_or(Ok(default.ipv4()), |net| net.parse());
+        let ipv4 = ipv4.map_err(|error| ("mesh.ipv4", format!("{error}; fix: give an IPv4 CIDR")))?;
+        MeshPlan::new(ula, ipv4).map_err(refuse("mesh"))
+    }
+}
+
+fn way(path: Option<&str>, encryption: Encryption) -> Result<NodePath, Refusal> {
+    let path = path.map_or(Ok(NodePath::default()), NodePath::parse).map_err(refuse("path"))?;
+    if path == NodePath::Gateways && encryption == Encryption::Ipsec {
+        let reason = "gateways send on what WireGuard carries, and encryption is ipsec; fix: set encryption: wireguard in the whole mesh, or path: direct";
+        return Err(("path", reason.into()));
+    }
+    Ok(path)
 }
 
 impl SourceText {
@@ -411,6 +432,10 @@ source:
         assert!(refused(&format!("{GOOD}store: redis://x\n")).contains("neither with embedded:"));
         assert!(refused(&format!("{GOOD}mesh: {{maxConnectedClusters: 300}}\n")).contains("300"));
         assert!(refused(&format!("{GOOD}encryption: none\n")).contains("encryption: "));
+        assert!(refused(&format!("{GOOD}path: nat\n")).contains("path: path \"nat\" is neither"));
+        let both = refused(&format!("{GOOD}path: gateways\nencryption: ipsec\n"));
+        assert!(both.contains("path: gateways send on what WireGuard carries"), "{both}");
+        assert_eq!(parse(&format!("{GOOD}path: gateways\n")).unwrap().path, NodePath::Gateways);
         assert!(refused(&format!("{GOOD}certificateLifetime: 1y\n")).contains("\"1y\" is not 5s to 90d"));
         assert!(refused(&format!("{GOOD}metrics: 9880\n")).contains("metrics: \"9880\" is not address:port"));
         for (text, encryption) in [("ipsec", Encryption::Ipsec), ("auto", Encryption::Wireguard)] {

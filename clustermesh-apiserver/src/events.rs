@@ -1,4 +1,4 @@
-//! Kubernetes Events about Services whose annotations are not understood: the one who wrote them looks there, not into our log.
+//! Kubernetes Events about Services and Nodes whose annotations are not understood: the one who wrote them looks there, not into our log.
 //!
 //! One Event an object and text, by a name made of both: a replica that leads next writes none again while the old one lasts. By
 //! the replica that leads, at most one in [`PACE`].
@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_model::ServiceKey;
+use hawser_model::{NodeName, ServiceKey};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -28,14 +28,58 @@ const MOST: usize = 10_000;
 const NOTE: usize = 1_000;
 const CONTROLLER: &str = "hawser.io/clustermesh-apiserver";
 
-/// What is wrong with the annotations of a Service.
+/// Whose annotations.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    Service(ServiceKey),
+    Node(NodeName),
+}
+
+impl Subject {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Service(_) => "Service",
+            Self::Node(_) => "Node",
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Service(key) => key.name(),
+            Self::Node(name) => name.as_str(),
+        }
+    }
+
+    /// Kubernetes wants Events about what has no namespace in this one.
+    fn event_namespace(&self) -> &str {
+        self.namespace().unwrap_or("default")
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Service(key) => Some(key.namespace()),
+            Self::Node(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(key) => write!(f, "service {key}"),
+            Self::Node(name) => write!(f, "node {name}"),
+        }
+    }
+}
+
+/// What is wrong with the annotations of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misread {
     pub uid: Arc<str>,
     pub texts: Vec<String>,
 }
 
-pub type AllMisread = Arc<BTreeMap<ServiceKey, Misread>>;
+pub type AllMisread = Arc<BTreeMap<Subject, Misread>>;
 
 pub struct Events {
     pub client: Client,
@@ -51,8 +95,8 @@ impl fmt::Debug for Events {
     }
 }
 
-/// Of one Service's life, one text.
-type Told = (ServiceKey, Arc<str>, String);
+/// Of one object's life, one text.
+type Told = (Subject, Arc<str>, String);
 
 impl Events {
     pub async fn run(mut self, stop: CancellationToken) {
@@ -110,22 +154,26 @@ impl Events {
 
     /// One that is there already was written before.
     async fn write(&self, told: &Told) -> Result<(), kube::Error> {
-        let api: Api<Event> = Api::namespaced(self.client.clone(), told.0.namespace());
+        let api: Api<Event> = Api::namespaced(self.client.clone(), told.0.event_namespace());
         match api.create(&PostParams::default(), &event(told, &self.instance)).await {
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-            // The namespace is ending, and the Service with it.
+            // The namespace is ending, and its Service with it.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             result => result.map(drop),
         }
     }
 }
 
-fn event((key, uid, text): &Told, instance: &str) -> Event {
+fn event((subject, uid, text): &Told, instance: &str) -> Event {
     let some = |text: &str| Some(text.to_owned());
-    let name = format!("{}.{:016x}", key.name(), fnv(&[uid.as_bytes(), text.as_bytes()]));
+    let name = format!("{}.{:016x}", subject.name(), fnv(&[uid.as_bytes(), text.as_bytes()]));
     let cut = text.floor_char_boundary(NOTE);
     Event {
-        metadata: ObjectMeta { name: Some(name), namespace: some(key.namespace()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: some(subject.event_namespace()),
+            ..ObjectMeta::default()
+        },
         event_time: Some(MicroTime(k8s_openapi::jiff::Timestamp::now())),
         type_: some("Warning"),
         reason: some("AnnotationNotUnderstood"),
@@ -135,9 +183,9 @@ fn event((key, uid, text): &Told, instance: &str) -> Event {
         reporting_instance: some(&instance[..instance.floor_char_boundary(128)]),
         regarding: Some(ObjectReference {
             api_version: some("v1"),
-            kind: some("Service"),
-            namespace: some(key.namespace()),
-            name: some(key.name()),
+            kind: some(subject.kind()),
+            namespace: subject.namespace().map(str::to_owned),
+            name: some(subject.name()),
             uid: some(uid),
             ..ObjectReference::default()
         }),
@@ -163,7 +211,7 @@ mod tests {
     use super::*;
 
     fn told(text: &str) -> Told {
-        (ServiceKey::new("shop", "cart").unwrap(), "uid-1".into(), text.to_owned())
+        (Subject::Service(ServiceKey::new("shop", "cart").unwrap()), "uid-1".into(), text.to_owned())
     }
 
     #[test]
@@ -174,5 +222,14 @@ mod tests {
         assert!(name(&told("a")).starts_with("cart."));
         let long = event(&told(&"ä".repeat(2_000)), &"x".repeat(500));
         assert!(long.note.unwrap().len() <= 1_024 && long.reporting_instance.unwrap().len() <= 128);
+    }
+
+    #[test]
+    fn an_event_about_a_node_lies_where_kubernetes_wants_it() {
+        let node = Subject::Node(NodeName::parse("node-1").unwrap());
+        let event = event(&(node, "uid-2".into(), "a".to_owned()), "pod");
+        assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
+        let regarding = event.regarding.unwrap();
+        assert_eq!((regarding.kind.as_deref(), regarding.namespace), (Some("Node"), None));
     }
 }

@@ -317,6 +317,22 @@ pub fn served(keyspaces: &Keyspaces, commits: &Commits) -> Vec<Family> {
     ]
 }
 
+/// Nodes that divide probes among them, and what they find down together.
+pub fn sharing((nodes, down): (usize, usize)) -> Vec<Family> {
+    vec![
+        Family::gauge(
+            "hawser_clustermesh_sharing_nodes",
+            "Nodes of this cluster that divide the probing of remote nodes with this replica's help.",
+        )
+        .value(nodes as f64),
+        Family::gauge(
+            "hawser_clustermesh_sharing_down_nodes",
+            "Remote nodes that those find down, at least one of them.",
+        )
+        .value(down as f64),
+    ]
+}
+
 /// What this cluster exports, and whether it is well.
 pub fn own(
     facts: &Facts,

@@ -18,6 +18,7 @@ use crate::board::{Board, Facts};
 use crate::metrics::{self, Commits, Counted};
 use crate::mirrors::Mirrors;
 use crate::own::Own;
+use crate::sharing::Sharing;
 use crate::trust::{Certificates, now};
 
 /// What mirrors are waited for after a start: Cilium's `clustermesh-sync-timeout`.
@@ -48,6 +49,7 @@ pub struct Open {
     pub certificates: Arc<Certificates>,
     pub commits: Commits,
     pub counted: Counted,
+    pub sharing: Arc<Sharing>,
 }
 
 impl Probes {
@@ -98,6 +100,7 @@ impl Observed for Probes {
             let (now, wall) = (Instant::now(), SystemTime::now());
             let mut families = process_families(env!("CARGO_PKG_VERSION"));
             families.extend(metrics::own(&self.board.read(), open.certificates.ends(), now));
+            families.extend(metrics::sharing(open.sharing.counts()));
             families.extend(metrics::served(&open.keyspaces, &open.commits));
             families.extend(metrics::remotes(&open.mirrors, &open.counted, now, wall));
             Ok(families)

@@ -8,7 +8,9 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use hawser_etcd::server::WriteError;
 use hawser_kvstore::Cursor;
-use hawser_model::{BootId, ClusterName, Epoch, NodeIndex, NodeName, PublicKey, TunnelEnd};
+use hawser_model::{
+    BootId, ClusterName, Epoch, EspEnd, Generation, MorePorts, NodeIndex, NodeName, PublicKey, TunnelEnd,
+};
 use hawser_wire::{Context, Entry, Key, decode, prefix};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +52,18 @@ struct End {
     public_key: String,
     port: u16,
     mtu: u16,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    more_ports: Vec<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    esp: Option<Esp>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Esp {
+    /// Epoch and turn.
+    receives: Vec<(u32, u32)>,
+    in_udp: bool,
 }
 
 fn print(report: &NodeReport) -> Bytes {
@@ -58,6 +72,11 @@ fn print(report: &NodeReport) -> Bytes {
         public_key: BASE64_STANDARD.encode(end.public_key.as_bytes()),
         port: end.port,
         mtu: end.mtu,
+        more_ports: end.more_ports.as_slice().to_vec(),
+        esp: end.esp.map(|esp| Esp {
+            receives: esp.receives().map(|of| (of.epoch.get(), of.turn)).collect(),
+            in_udp: esp.in_udp,
+        }),
     });
     let text = Text { boot_id: report.boot_id.as_ref().map(|id| id.as_str().to_owned()), wireguard: end };
     serde_json::to_vec(&text).expect("a struct of strings and numbers always prints").into()
@@ -72,7 +91,16 @@ fn read(value: &[u8]) -> Option<NodeReport> {
         Some(end) => {
             let key: [u8; 32] = BASE64_STANDARD.decode(end.public_key).ok()?.try_into().ok()?;
             let (epoch, public_key) = (Epoch::new(end.epoch)?, PublicKey::new(key).ok()?);
-            Some(TunnelEnd { epoch, public_key, port: end.port, mtu: end.mtu })
+            let esp = match end.esp {
+                None => None,
+                Some(esp) => {
+                    let of = |(epoch, turn)| Some(Generation { epoch: Epoch::new(epoch)?, turn });
+                    let receives: Option<Vec<_>> = esp.receives.into_iter().map(of).collect();
+                    Some(EspEnd::new(receives?, esp.in_udp)?)
+                }
+            };
+            let more_ports = MorePorts::new(&end.more_ports)?;
+            Some(TunnelEnd { epoch, public_key, port: end.port, mtu: end.mtu, more_ports, esp })
         }
     };
     Some(NodeReport { boot_id, wireguard })
@@ -171,6 +199,8 @@ mod tests {
             public_key: PublicKey::new([7; 32]).unwrap(),
             port: 51871,
             mtu: 1420,
+            more_ports: MorePorts::new(&[51880, 51881]).unwrap(),
+            esp: None,
         };
         let boot_id = Some(BootId::parse("6c1f0c1e-1111-4222-8333-444455556666").unwrap());
         let whole = NodeReport { boot_id, wireguard: Some(wireguard) };

@@ -35,6 +35,7 @@ use crate::probes::{Open, Probes, watch_lock};
 use crate::replicas::Replica;
 use crate::rotation::Rotating;
 use crate::session::SessionService;
+use crate::sharing::Sharing;
 use crate::source::{self, Kubernetes, OpenSourceError};
 use crate::tokenreview::Reviewer;
 use crate::trust::{Certificates, Trust};
@@ -208,6 +209,7 @@ struct Parts {
     rotating: Rotating,
     views: Views,
     board: Arc<Board>,
+    sharing: Arc<Sharing>,
 }
 
 impl Parts {
@@ -252,6 +254,7 @@ impl Parts {
             mirrors,
             rotating,
             board: Arc::clone(board),
+            sharing: Arc::default(),
         }
     }
 
@@ -267,6 +270,7 @@ impl Parts {
             certificates: Arc::clone(&self.certificates),
             exporter: exporter.clone(),
             reviewer,
+            sharing: Arc::clone(&self.sharing),
         };
         let admin = AdminService {
             config: Arc::clone(&self.config),
@@ -300,6 +304,7 @@ impl Parts {
             certificates: Arc::clone(&self.certificates),
             commits: self.commits.clone(),
             counted: Default::default(),
+            sharing: Arc::clone(&self.sharing),
         }
     }
 

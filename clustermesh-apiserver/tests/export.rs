@@ -138,6 +138,38 @@ fn a_global_service_is_published_twice_and_told_to_the_agents() {
 }
 
 #[test]
+fn agents_are_told_where_a_service_is_entered_from_outside_unless_that_shows_clients_or_asks_who_they_are() {
+    let service = |spec: &str, ingress: &str| {
+        let text = SHOP
+            .replace(
+                "    - name: http\n      port: 80\n",
+                "    - name: http\n      nodePort: 30080\n      port: 80\n",
+            )
+            .replace(
+                "    sessionAffinity: None\n",
+                &format!("    sessionAffinity: None\n    externalIPs: [198.51.100.7]\n{spec}"),
+            )
+            .replace("    loadBalancer: {}\n", &format!("    loadBalancer: {{ ingress: [{ingress}] }}\n"));
+        Cluster::with(&text).entries()["hawser/local/services/v1/us-east/shop/cart"].clone()
+    };
+    let balancer = "{ ip: 203.0.113.9 }";
+    let told = service("", balancer);
+    assert!(
+        told.contains(r#""externalIPs":["198.51.100.7","203.0.113.9"],"nodePorts":{"http":30080}"#),
+        "{told}"
+    );
+    for (spec, ingress) in [
+        ("", "{ ip: 203.0.113.9, ipMode: Proxy }"),
+        ("    loadBalancerSourceRanges: [10.0.0.0/8]\n", balancer),
+    ] {
+        let told = service(spec, ingress);
+        assert!(told.contains(r#""externalIPs":["198.51.100.7"],"nodePorts""#), "{told}");
+    }
+    let told = service("    externalTrafficPolicy: Local\n", balancer);
+    assert!(!told.contains("externalIPs") && !told.contains("nodePorts"), "{told}");
+}
+
+#[test]
 fn what_is_not_global_or_not_shared_stays_home() {
     let plain = Cluster::with(&SHOP.replace("hawser.io/global: \"true\"", "team: \"a\"")).entries();
     assert!(!plain.keys().any(|key| key.contains("services/") || key.contains("slices/")));
@@ -194,6 +226,8 @@ fn an_agents_word_appears_in_both_forms_of_its_node() {
         public_key: PublicKey::new([7; 32]).unwrap(),
         port: 51871,
         mtu: 1420,
+        more_ports: hawser_model::MorePorts::default(),
+        esp: None,
     };
     let report = NodeReport { boot_id: None, wireguard: Some(end) };
     assert!(cluster.export.report(name.clone(), report.clone()));

@@ -72,6 +72,12 @@ impl Damped {
         }
     }
 
+    /// Down, as an earlier run said; since when, and how often before, is not known.
+    pub(crate) fn left_down(now: Time) -> Self {
+        let down = ClusterHealth::Down;
+        Self { seen: down, said: down, penalty: PENALTY, ..Self::new(now) }
+    }
+
     pub(crate) fn verdict(&self) -> ClusterHealth {
         self.said
     }

@@ -57,6 +57,11 @@ impl EndpointChoice {
         self.at
     }
 
+    /// Best first.
+    pub fn stated(&self) -> &[SocketAddr] {
+        &self.stated
+    }
+
     /// It was heard from an address that nobody stated: there is a NAT before it, and the NAT forgets who is silent.
     pub fn has_roamed(&self) -> bool {
         !self.stated.contains(&self.at)

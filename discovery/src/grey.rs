@@ -62,6 +62,8 @@ pub enum Why {
     },
     /// A step back up.
     Quiet(Duration),
+    /// By an earlier run, for a reason that it took along.
+    Left,
     Well,
 }
 
@@ -78,6 +80,9 @@ impl fmt::Display for Why {
                 "packets of {octets} octets do not arrive, small ones do (an MTU black hole on the way). fix: lower `mtu` in agent.yaml at both ends"
             ),
             Self::Quiet(d) => write!(f, "no user's connection failed for {} s", d.as_secs()),
+            Self::Left => {
+                f.write_str("the agent's last run found it so, and nothing has shown otherwise since")
+            }
             Self::Well => f.write_str("users' connections and packets of every size arrive"),
         }
     }
@@ -111,7 +116,8 @@ pub(crate) struct Seen {
 /// One node's users. O(1) per look.
 #[derive(Clone, Debug)]
 pub(crate) struct Grey {
-    last: (Users, Time),
+    /// The counters at the last look; none before the first.
+    last: Option<(Users, Time)>,
     parts: [Part; PARTS],
     /// The part that is being filled, counted since [`Time::ZERO`].
     part: u64,
@@ -129,8 +135,18 @@ pub(crate) struct Grey {
 impl Grey {
     /// The counters as they are now: what was before is not known.
     pub(crate) fn new(users: Users, now: Time) -> Self {
+        Self { last: Some((users, now)), ..Self::unseen(now) }
+    }
+
+    /// With the weight that an earlier run left. It goes as any other: by [`REST`] without failures.
+    pub(crate) fn left(weight: u16, now: Time) -> Self {
+        let step = STEPS.iter().rposition(|step| *step >= weight).unwrap_or_default();
+        Self { step, falls: 1, why: Why::Left, ..Self::unseen(now) }
+    }
+
+    fn unseen(now: Time) -> Self {
         Self {
-            last: (users, now),
+            last: None,
             parts: Default::default(),
             part: Self::part_of(now),
             step: 0,
@@ -163,7 +179,9 @@ impl Grey {
     }
 
     pub(crate) fn look(&mut self, users: Users, now: Time) -> Seen {
-        let (before, at) = std::mem::replace(&mut self.last, (users, now));
+        let Some((before, at)) = self.last.replace((users, now)) else {
+            return Seen { alive_since: None, used: false };
+        };
         let grown = |of: fn(&Users) -> u64| of(&users).saturating_sub(of(&before));
         let (begun, established, spoke) = (grown(|u| u.begun), grown(|u| u.established), grown(|u| u.spoke));
         let late = if users.late_clients >= LEAST_CLIENTS { grown(|u| u.late) } else { 0 };

@@ -14,15 +14,20 @@ mod liveness;
 mod path;
 mod peer;
 mod sbfd;
+mod sharers;
 
 pub use budget::{Budget, FOR_OTHERS, FOR_WATCHED, MOST_PACKETS, RECENTLY, WATCHED_CLUSTERS, budget};
 pub use damping::DampingConfig;
 pub use endpoint::{EndpointChoice, MOST_ENDPOINTS, PATIENCE, PATIENCE_MOST, PeerSeen};
 pub use grey::{Greyness, LEAST as LEAST_FAILURES, REST, STEPS, Users, WINDOW, Why};
-pub use liveness::{About, Deadline, LARGE_EVERY, Liveness, Output, SAMPLE, Timer, Transition};
+pub use liveness::{
+    About, Deadline, LARGE_EVERY, Liveness, MOST_FOUND, Output, SAMPLE, SHARING_STALE, Shared, SharingCounts,
+    Timer, Transition,
+};
 pub use path::multiplier;
-pub use peer::{Because, LivenessConfig, NodeId, PeerSnapshot};
+pub use peer::{Because, LivenessConfig, NodeId, PeerSnapshot, Reflector};
 pub use sbfd::{PORT as REFLECTOR_PORT, discriminator_of};
+pub use sharers::{MOST_SHARERS, Sharers};
 
 #[cfg(test)]
 mod tests;

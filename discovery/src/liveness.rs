@@ -5,6 +5,8 @@
 //! fires, against what was heard meanwhile.
 
 mod evidence;
+mod left;
+mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -19,10 +21,13 @@ use crate::damping::{Damped, DampingConfig, Said};
 use crate::grey::Greyness;
 use crate::peer::Peer;
 use crate::sbfd::{self, Answer, Tag};
-use crate::{Because, LivenessConfig, NodeId, PeerSnapshot};
+use crate::{Because, LivenessConfig, NodeId, PeerSnapshot, Reflector};
 
 pub use evidence::LARGE_EVERY;
 pub(crate) use evidence::Large;
+pub(crate) use sharing::Hint;
+use sharing::Sharing;
+pub use sharing::{MOST_FOUND, STALE as SHARING_STALE, Shared, SharingCounts};
 
 /// What a verdict is about. A node comes before its cluster when both change at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +74,8 @@ pub enum Output {
     },
     /// Up, but what is known besides makes it weigh more or less.
     Grey(Greyness),
+    /// [`Liveness::found`] is another one: the colleagues want to know.
+    Found,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,6 +114,7 @@ pub struct Liveness {
     budget: Budget,
     for_watched: Pacer,
     for_others: Pacer,
+    sharing: Sharing,
     outputs: VecDeque<Output>,
 }
 
@@ -122,20 +130,27 @@ impl Liveness {
             clusters: BTreeMap::new(),
             lowered: BTreeMap::new(),
             timers: BTreeSet::new(),
-            budget: budget(std::iter::empty(), &config, Time::ZERO),
+            budget: budget(std::iter::empty(), None, &config, Time::ZERO),
             for_watched: Pacer::new(FOR_WATCHED),
             for_others: Pacer::new(FOR_OTHERS),
+            sharing: Sharing::default(),
             outputs: VecDeque::new(),
         }
     }
 
     /// A tunnel to this node exists: probing begins. Known nodes keep their state.
-    pub fn handle_peer(&mut self, node: NodeId, address: Ipv4Addr, now: Time) {
+    pub fn handle_peer(&mut self, node: NodeId, at: impl Into<Reflector>, now: Time) {
+        let at = at.into();
         if let Some(peer) = self.peers.get_mut(&node) {
-            peer.address = address;
+            peer.address = at.address;
+            if std::mem::replace(&mut peer.mtu, at.mtu) != at.mtu {
+                // What was lost was as large as something else.
+                peer.large = Large::new();
+            }
             return;
         }
-        self.peers.insert(node, Peer::new(address, now));
+        self.peers.insert(node, Peer::new(at, now));
+        self.sharing.meet(node);
         self.clusters.entry(node.cluster).or_insert_with(|| Damped::new(now));
         self.probe_at(node, now);
         self.arm_silence(node, now);
@@ -148,6 +163,7 @@ impl Liveness {
         if self.peers.remove(&node).is_none() {
             return;
         }
+        self.sharing.forget(node);
         self.timers.retain(|(_, _, of)| *of != Some(About::Node(node)));
         self.outputs.retain(|output| !matches!(output, Output::Send { to, .. } if *to == node));
         self.judge_cluster(node, now);
@@ -194,6 +210,7 @@ impl Liveness {
         if was_down && verdict.is_some() {
             self.arm_silence(from, now);
         }
+        self.refute(from, now);
         self.raise(from, now);
         true
     }
@@ -239,6 +256,7 @@ impl Liveness {
     fn base(&self, peer: &Peer) -> Duration {
         match peer.counts() {
             true => self.budget.interval,
+            false if peer.shared => self.budget.interval_of_shared,
             false => self.budget.interval_of_others,
         }
     }
@@ -270,7 +288,8 @@ impl Liveness {
     fn probe(&mut self, node: NodeId, now: Time) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if !std::mem::take(&mut peer.granted) {
-            let pacer = if peer.counts() { &mut self.for_watched } else { &mut self.for_others };
+            let counts = peer.counts() && !self.sharing.asks(node);
+            let pacer = if counts { &mut self.for_watched } else { &mut self.for_others };
             let place = pacer.reserve(now);
             if place > now {
                 self.probe_at(node, place);
@@ -284,14 +303,25 @@ impl Liveness {
         let micros = u32::try_from(interval.as_micros()).unwrap_or(u32::MAX);
         // RFC 5880 §6.8.7. Nodes that came together part ways after their first probe, so that no mesh is asked in bursts.
         let least = if new { 500 } else { 750 };
-        let next = interval * self.random.between(least, 1_000) / 1_000;
+        let next = now + interval * self.random.between(least, 1_000) / 1_000;
+        let next = if hasty { next } else { self.together(next, now + interval * least / 1_000) };
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let tag = Tag::new(self.salt, peer.path.ask(now));
         let up = peer.raw == ClusterHealth::Up;
         let probe = sbfd::probe(tag, peer.address, up, Interval::from_micros(micros), self.config.multiplier);
         self.outputs.push_back(Output::Send { to: node, address: peer.address, probe, padding: 0 });
-        self.probe_at(node, now + next);
+        self.probe_at(node, next);
         self.ask_large(node, now);
+    }
+
+    /// What is in no hurry leaves at common moments, a sixteenth of an interval apart: each time that this process is woken, the
+    /// engine and the process at the other end, serves several probes. Rather earlier than later, but not before `least`.
+    fn together(&self, at: Time, least: Time) -> Time {
+        let apart = self.config.interval / 16;
+        let past = at.since_start().as_nanos() % apart.as_nanos().max(1);
+        let past = Duration::from_nanos(u64::try_from(past).unwrap_or_default());
+        let moment = Time::from_duration(at.since_start() - past);
+        if moment >= least { moment } else { moment + apart }
     }
 
     fn probe_at(&mut self, node: NodeId, at: Time) {
@@ -383,11 +413,22 @@ impl Liveness {
     /// The raw verdict about a node is another one.
     fn see(&mut self, node: NodeId, to: ClusterHealth, because: Because, now: Time) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.raw = to;
+        let from = std::mem::replace(&mut peer.raw, to);
         peer.hasty = false;
         peer.path.begin_streak();
+        let left = peer.left.take().filter(|_| (from, to) == (ClusterHealth::Unknown, ClusterHealth::Up));
         self.forget_evidence(node);
+        if let Some(left) = left {
+            self.take_weight_over(node, left, now);
+        }
+        if to == ClusterHealth::Down {
+            self.confirm(node);
+            self.end_question(node, now);
+        }
         self.say(About::Node(node), Some(to), because, now);
+        if left.is_some() {
+            self.say_left_weight(node, now);
+        }
         self.judge_cluster(node, now);
         self.weigh_cluster(node, now);
     }
@@ -408,11 +449,18 @@ impl Liveness {
         let all = !self.of_cluster(node).any(|(_, peer)| peer.watched);
         let (mut nodes, mut up, mut open) = (0, None, false);
         let (mut sampled, mut others) = (0, 0);
+        let (mut doubtful, mut confirmed) = (0, 0);
         for (id, peer) in self.of_cluster(node) {
             nodes += 1;
-            sampled += usize::from(peer.sampled.is_some());
+            confirmed += usize::from(peer.hint == Hint::Confirmed);
             others +=
                 usize::from(peer.sampled.is_some() || (!peer.watched && peer.raw != ClusterHealth::Down));
+            // What others find Down speaks for nothing until it answers here.
+            if peer.is_doubtful() {
+                doubtful += 1;
+                continue;
+            }
+            sampled += usize::from(peer.sampled.is_some());
             if all || peer.counts() {
                 open |= peer.raw == ClusterHealth::Unknown;
                 // The newest is the reason, where it is one.
@@ -420,13 +468,15 @@ impl Liveness {
                 up = if id == node { this.or(up) } else { up.or(this) };
             }
         }
+        let enough = match all {
+            true => doubtful == 0 || confirmed >= SAMPLE.min(doubtful + confirmed),
+            // Beyond the watched, some were asked as well.
+            false => sampled >= SAMPLE.min(others),
+        };
         let (to, because) = match up {
             _ if nodes == 0 => (ClusterHealth::Unknown, Because::NoNodes),
             Some(index) => (ClusterHealth::Up, Because::NodeUp(index)),
-            // Beyond the watched, some were asked as well.
-            None if !open && (all || sampled >= SAMPLE.min(others)) => {
-                (ClusterHealth::Down, Because::AllNodesDown)
-            }
+            None if !open && enough => (ClusterHealth::Down, Because::AllNodesDown),
             // Some have not answered yet: no ground for another verdict than the last one.
             None => return,
         };
@@ -466,30 +516,48 @@ impl Liveness {
 
     /// Who is watched, and how often everybody is asked. O(nodes), once a second.
     fn look(&mut self, now: Time) {
-        let nodes = self.peers.iter().map(|(node, peer)| (*node, peer.used));
-        self.budget = budget(nodes, &self.config, now);
+        self.look_at_sharing(now);
+        // In one walk: each is a miss of the cache for every node there is.
+        let (mut nodes, mut well, mut sampled) = (Vec::new(), BTreeSet::new(), Vec::new());
+        for (node, peer) in &self.peers {
+            nodes.push((*node, peer.used));
+            if peer.watched && !peer.hasty && peer.raw == ClusterHealth::Up {
+                well.insert(node.cluster);
+            }
+            if self.is_idle_sample(*node, peer, now) {
+                sampled.push(*node);
+            }
+        }
+        self.budget = budget(nodes.into_iter(), self.sharing.mine(), &self.config, now);
         // In a small mesh all are asked alike, and each verdict is as fresh as the next.
         let alike = self.budget.interval_of_others <= self.budget.interval;
-        let well = |peer: &Peer| peer.watched && !peer.hasty && peer.raw == ClusterHealth::Up;
-        let well: BTreeSet<_> =
-            self.peers.iter().filter(|(_, peer)| well(peer)).map(|(node, _)| node.cluster).collect();
+        let used: BTreeSet<_> = self.budget.watched.iter().map(|node| node.cluster).collect();
+        let idle: BTreeSet<_> = sampled.into_iter().filter(|node| !used.contains(&node.cluster)).collect();
         let mut sooner = Vec::new();
         for (node, peer) in &mut self.peers {
             let watched = alike || self.budget.watched.contains(node);
-            if watched && !peer.watched {
-                sooner.push(*node);
+            let shared = !watched && self.budget.shared.contains(node);
+            if (watched && !peer.watched) || (shared && !peer.shared) {
+                sooner.push((
+                    *node,
+                    if watched { self.budget.interval } else { self.budget.interval_of_shared },
+                ));
             }
-            peer.watched = watched;
-            // The watched speak for it again.
-            if watched || well.contains(&node.cluster) {
+            (peer.watched, peer.shared) = (watched, shared);
+            if watched {
+                peer.hint = Hint::None;
+            }
+            // The watched speak for it again, or it was asked for long enough.
+            if watched || well.contains(&node.cluster) || idle.contains(node) {
                 peer.sampled = None;
             }
         }
-        for node in sooner {
-            let within = self.budget.interval * self.random.between(0, 1_000) / 1_000;
+        for (node, interval) in sooner {
+            let within = interval * self.random.between(0, 1_000) / 1_000;
             self.hurry(node, now + within);
         }
         self.look_at_greys(now);
+        self.find();
         self.timers.retain(|(_, timer, _)| *timer != Timer::Budget);
         if !self.peers.is_empty() {
             self.timers.insert((now + LOOK, Timer::Budget, None));

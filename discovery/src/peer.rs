@@ -8,7 +8,7 @@ use hawser_model::{ClusterHealth, ClusterId, HealthWord, NodeIndex, Time};
 
 use crate::damping::{Damped, DampingConfig};
 use crate::grey::Grey;
-use crate::liveness::Large;
+use crate::liveness::{Hint, Large};
 use crate::path::{Path, multiplier};
 
 /// A node of the mesh by numbers, as health words name it.
@@ -21,6 +21,19 @@ pub struct NodeId {
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cluster {} node {}", self.cluster, self.index)
+    }
+}
+
+/// Where a node answers, and the largest packet that it takes out of the tunnel, as far as it says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reflector {
+    pub address: Ipv4Addr,
+    pub mtu: Option<u16>,
+}
+
+impl From<Ipv4Addr> for Reflector {
+    fn from(address: Ipv4Addr) -> Self {
+        Self { address, mtu: None }
     }
 }
 
@@ -94,6 +107,8 @@ pub enum Because {
     AllNodesDown,
     NodeUp(NodeIndex),
     NoNodes,
+    /// An earlier run said so.
+    Left,
 }
 
 impl fmt::Display for Because {
@@ -107,6 +122,7 @@ impl fmt::Display for Because {
             Self::AllNodesDown => f.write_str("all its nodes are down"),
             Self::NodeUp(index) => write!(f, "its node {index} is up"),
             Self::NoNodes => f.write_str("it has no nodes left"),
+            Self::Left => f.write_str("the agent's last run found it so"),
         }
     }
 }
@@ -123,7 +139,7 @@ pub struct PeerSnapshot {
     pub loss: f64,
     /// How many unanswered probes make it down, as the path is now.
     pub multiplier: u32,
-    /// Said by its reflector: out of service on purpose, so the last verdict is kept.
+    /// Said by its reflector: out of service on purpose, so the last verdict is kept for as long as it says so.
     pub admin_down: bool,
     /// In 256ths: less than all of it while users fail or large packets do not arrive.
     pub weight: u16,
@@ -131,9 +147,19 @@ pub struct PeerSnapshot {
     pub by_users: bool,
 }
 
+/// Of a node that is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) weight: u16,
+    /// Its cluster had all of its weight nevertheless.
+    pub(crate) apart: bool,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) address: Ipv4Addr,
+    /// Of its end of the tunnel.
+    pub(crate) mtu: Option<u16>,
     pub(crate) path: Path,
     /// What the probes say at this moment.
     pub(crate) raw: ClusterHealth,
@@ -149,9 +175,17 @@ pub(crate) struct Peer {
     pub(crate) large: Large,
     /// In 256ths, as it was last said.
     pub(crate) weight: u16,
+    /// What an earlier run left, until the first reply.
+    pub(crate) left: Option<Left>,
+    /// Its weight says nothing of its cluster's, which an earlier run left alone.
+    pub(crate) apart: bool,
     pub(crate) used: Option<Time>,
     /// Asked at the full rate; else as the rest of the budget allows.
     pub(crate) watched: bool,
+    /// Asked in this node's part of what its cluster's nodes watch for each other.
+    pub(crate) shared: bool,
+    /// What the others say of it.
+    pub(crate) hint: Hint,
     /// Of the sample that speaks for the unwatched rest of its cluster, since then.
     pub(crate) sampled: Option<Time>,
     /// Owes an answer, or just began to answer again: asked in haste.
@@ -163,9 +197,10 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(address: Ipv4Addr, now: Time) -> Self {
+    pub(crate) fn new(at: Reflector, now: Time) -> Self {
         Self {
-            address,
+            address: at.address,
+            mtu: at.mtu,
             path: Path::new(),
             raw: ClusterHealth::Unknown,
             damped: Damped::new(now),
@@ -176,8 +211,12 @@ impl Peer {
             by_users: false,
             large: Large::new(),
             weight: HealthWord::FULL_WEIGHT,
+            left: None,
+            apart: false,
             used: None,
             watched: false,
+            shared: false,
+            hint: Hint::None,
             sampled: None,
             hasty: false,
             next_probe: now,
@@ -189,6 +228,16 @@ impl Peer {
     /// Whether its verdict is fresh enough to speak for its cluster.
     pub(crate) fn counts(&self) -> bool {
         self.watched || self.sampled.is_some()
+    }
+
+    /// Others find it Down, and it has not answered here since.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.hint == Hint::Open && self.raw == ClusterHealth::Up
+    }
+
+    /// As large as users' packets can be: what both ends take.
+    pub(crate) fn largest(&self, config: &LivenessConfig) -> Option<u16> {
+        config.mtu.map(|own| self.mtu.map_or(own, |theirs| own.min(theirs)))
     }
 
     pub(crate) fn is_new(&self) -> bool {
@@ -253,7 +302,6 @@ impl Peer {
     ) -> Option<(ClusterHealth, Because)> {
         let unanswered = self.path.unanswered(self.patience(config), now);
         if self.raw == ClusterHealth::Down
-            || self.admin_down
             || now < self.silent_at(base, config)
             || unanswered < self.multiplier(config)
         {

@@ -12,6 +12,8 @@ pub struct AgentStatus {
     pub cluster: String,
     pub node: String,
     pub mesh_ipv4: String,
+    /// Who encrypts: `kernel` or `userspace`.
+    pub wireguard: String,
     pub problems: Vec<String>,
     pub clusters: Vec<ClusterStatus>,
     pub tunnels: Vec<TunnelStatus>,
@@ -28,6 +30,7 @@ pub struct AgentStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct Probing {
     pub sent: u64,
+    pub replies: u64,
 }
 
 /// How connections to what is down are ended.
@@ -62,7 +65,12 @@ pub struct TunnelStatus {
     pub last_handshake_ms_ago: i64,
     pub rtt_us: i64,
     pub health: String,
+    pub health_reason: String,
+    /// In 256ths.
+    pub weight: u32,
     pub probes_lost_per_mille: u32,
+    pub proves: String,
+    pub via: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -173,6 +181,17 @@ impl AgentStatus {
     /// Packets dropped so far, by reason.
     pub fn drops(&self) -> impl Iterator<Item = &ReasonCount> {
         self.reasons.iter().filter(|reason| reason.drop)
+    }
+
+    /// Of packets, so far.
+    pub fn count(&self, reason: &str) -> u64 {
+        self.reasons.iter().find(|found| found.reason == reason).map_or(0, |found| found.packets)
+    }
+
+    /// What was said of `about` since then, oldest first.
+    pub fn said(&self, about: &str, since_ms: u64) -> Vec<String> {
+        let since = self.transitions.iter().filter(|said| said.unix_ms.unsigned_abs() >= since_ms);
+        since.filter(|said| said.about == about).map(|said| said.to.clone()).collect()
     }
 
     pub fn data_plane_of(&self, cluster: &str) -> &str {

@@ -25,28 +25,53 @@ pub enum Hook {
     PodFrom,
     PodTo,
     TunnelIn,
+    TunnelOut,
     UnderlayIn,
+    UplinkIn,
+    UplinkOut,
+    GuardIn,
+    GuardOut,
 }
 
 impl Hook {
-    pub const ALL: [Self; 4] = [Self::PodFrom, Self::PodTo, Self::TunnelIn, Self::UnderlayIn];
+    pub const ALL: [Self; 9] = [
+        Self::PodFrom,
+        Self::PodTo,
+        Self::TunnelIn,
+        Self::TunnelOut,
+        Self::UnderlayIn,
+        Self::UplinkIn,
+        Self::UplinkOut,
+        Self::GuardIn,
+        Self::GuardOut,
+    ];
 
     pub const fn program(self) -> &'static str {
         match self {
             Self::PodFrom => "pod_from",
             Self::PodTo => "pod_to",
             Self::TunnelIn => "tunnel_in",
+            Self::TunnelOut => "tunnel_out",
             Self::UnderlayIn => "underlay_in",
+            Self::UplinkIn => "uplink_in",
+            Self::UplinkOut => "uplink_out",
+            Self::GuardIn => "guard_in",
+            Self::GuardOut => "guard_out",
         }
     }
 
-    const fn direction(self) -> TcAttachType {
+    pub(crate) const fn direction(self) -> TcAttachType {
         match self {
-            Self::PodTo => TcAttachType::Egress,
-            Self::PodFrom | Self::TunnelIn | Self::UnderlayIn => TcAttachType::Ingress,
+            Self::PodTo | Self::TunnelOut | Self::UplinkOut | Self::GuardOut => TcAttachType::Egress,
+            Self::PodFrom | Self::TunnelIn | Self::UnderlayIn | Self::UplinkIn | Self::GuardIn => {
+                TcAttachType::Ingress
+            }
         }
     }
 }
+
+/// Loaded when the first device wants them: they take the verifier as long as all others, and most nodes serve nobody outside.
+pub(crate) const OPTED_IN: [Hook; 2] = [Hook::UplinkIn, Hook::UplinkOut];
 
 /// What shows a service's address stands before what sends to its backends.
 pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
@@ -59,14 +84,27 @@ pub(crate) const USERS: &str = "sock_ops";
 pub struct Attachments {
     pub tunnel: Option<u32>,
     pub pods: BTreeSet<u32>,
+    /// Those of them whose packets are shown as a service's on their way to the pod.
+    pub translated: BTreeSet<u32>,
     pub underlay: BTreeSet<u32>,
+    /// Every device of the node by which something could leave or enter beside the tunnel, those of the underlay among them.
+    pub edge: BTreeSet<u32>,
+    /// Where traffic from outside is served.
+    pub uplinks: BTreeSet<u32>,
 }
 
 impl Attachments {
     fn wanted(&self) -> BTreeSet<(Hook, u32)> {
-        let pods = self.pods.iter().flat_map(|pod| [(Hook::PodFrom, *pod), (Hook::PodTo, *pod)]);
-        let underlay = self.underlay.iter().map(|device| (Hook::UnderlayIn, *device));
-        pods.chain(underlay).chain(self.tunnel.map(|device| (Hook::TunnelIn, device))).collect()
+        let at = |hook| move |device: &u32| (hook, *device);
+        // What enters the underlay is judged there, and by more.
+        let inner = self.edge.difference(&self.underlay);
+        let pods = self.pods.iter().map(at(Hook::PodFrom)).chain(self.translated.iter().map(at(Hook::PodTo)));
+        let underlay = self.underlay.iter().map(at(Hook::UnderlayIn));
+        let edge = inner.map(at(Hook::GuardIn)).chain(self.edge.iter().map(at(Hook::GuardOut)));
+        let uplinks =
+            self.uplinks.iter().flat_map(|link| [(Hook::UplinkIn, *link), (Hook::UplinkOut, *link)]);
+        let tunnel = self.tunnel.iter().flat_map(|link| [(Hook::TunnelIn, *link), (Hook::TunnelOut, *link)]);
+        pods.chain(underlay).chain(edge).chain(uplinks).chain(tunnel).collect()
     }
 }
 
@@ -137,6 +175,14 @@ impl Links {
             let path = path.clone();
             move |source| AttachError::Pinned { verb, path, source }
         };
+        if let Some(hook) = OPTED_IN.iter().find(|hook| hook.program() == program) {
+            let (program, to) = (hook.program(), pin.to_owned());
+            loaded(object, program).map_err(|source| AttachError::Attach {
+                program,
+                to,
+                source: Box::new(source),
+            })?;
+        }
         let Some(fd) = program_fd(object, program) else {
             fs::remove_file(&path).map_err(failed("removed"))?;
             return Ok(false);
@@ -160,7 +206,15 @@ impl Links {
     pub(crate) fn sync_devices(&mut self, object: &mut Ebpf, wanted: &Attachments) -> Vec<AttachError> {
         let wanted = wanted.wanted();
         let mut problems = Vec::new();
-        for (hook, ifindex) in wanted.difference(&self.devices.clone()) {
+        let known = self.devices.clone();
+        if self.kind == TcKind::Clsact {
+            let known: BTreeSet<u32> = known.iter().map(|(_, ifindex)| *ifindex).collect();
+            let all: BTreeSet<u32> = wanted.iter().map(|(_, ifindex)| *ifindex).collect();
+            for ifindex in all.difference(&known) {
+                self.detach_strays(&wanted, *ifindex);
+            }
+        }
+        for (hook, ifindex) in wanted.difference(&known) {
             problems.extend(self.add_device(object, *hook, *ifindex).err());
         }
         for (hook, ifindex) in self.devices.clone().difference(&wanted) {
@@ -172,6 +226,28 @@ impl Links {
             }
         }
         problems
+    }
+
+    /// Filters are not remembered, and an earlier run's that is no longer wanted would go on. Usually there is none to detach.
+    fn detach_strays(&self, wanted: &BTreeSet<(Hook, u32)>, ifindex: u32) {
+        let places = wanted.iter().filter(|(_, at)| *at == ifindex).map(|(hook, _)| clsact::place(*hook));
+        let mut places: Vec<_> = places.collect();
+        for hook in Hook::ALL {
+            let place = clsact::place(hook);
+            if !places.contains(&place) {
+                places.push(place);
+                let _ = self.detach_device(hook, ifindex);
+            }
+        }
+    }
+
+    pub(crate) fn is_pod(&self, ifindex: u32) -> bool {
+        self.devices.contains(&(Hook::PodFrom, ifindex))
+    }
+
+    /// Its own program judges what comes in there.
+    pub(crate) fn is_underlay(&self, ifindex: u32) -> bool {
+        self.devices.contains(&(Hook::UnderlayIn, ifindex))
     }
 
     /// One more. One that is known to be there costs nothing.
@@ -192,9 +268,9 @@ impl Links {
         let program = hook.program();
         let name = interface(ifindex)?;
         let failed = |source| AttachError::Attach { program, to: name.clone(), source: Box::new(source) };
-        let classifier = classifier(object, program).map_err(failed)?;
+        let classifier = loaded(object, program).map_err(failed)?;
         if self.kind == TcKind::Clsact {
-            return clsact::attach(classifier, &name, hook.direction()).map_err(failed);
+            return clsact::attach(classifier, &name, hook).map_err(failed);
         }
         // First of all tcx programs: "not mine" hands on to the CNI's, which run behind ours.
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -209,7 +285,7 @@ impl Links {
         if self.kind == TcKind::Clsact {
             // A device that is gone took its filters along.
             let Ok(name) = interface(ifindex) else { return Ok(()) };
-            return clsact::detach(&name, hook.direction()).map_err(|source| AttachError::Attach {
+            return clsact::detach(&name, hook).map_err(|source| AttachError::Attach {
                 program: hook.program(),
                 to: name,
                 source: Box::new(source),
@@ -322,6 +398,15 @@ pub(crate) fn classifier<'a>(
     name: &str,
 ) -> Result<&'a mut SchedClassifier, ProgramError> {
     object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
+}
+
+/// Loads it if nothing asked for it before.
+pub(crate) fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {
+    let classifier = classifier(object, name)?;
+    if matches!(classifier.fd(), Err(ProgramError::NotLoaded)) {
+        classifier.load()?;
+    }
+    Ok(classifier)
 }
 
 pub(crate) fn socket_program<'a>(

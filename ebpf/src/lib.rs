@@ -20,6 +20,6 @@ pub use attach::{Attachments, Hook};
 pub use error::{AttachError, LoadError, MapError, UninstallError};
 pub use load::{Datapath, LoadConfig, TcKind, can_set_keep_alive, retire, uninstall};
 pub use lru::{LruSizes, LruUse};
-pub use maps::{Connection, Maps, SyncReport};
+pub use maps::{Connection, Maps, SyncReport, Words};
 pub use runs::{Run, RunAllocator};
 pub use sys::own_netns_cookie;

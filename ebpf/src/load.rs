@@ -5,15 +5,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use hawser_ebpf_abi::{
-    ABI_VERSION, Addr, BLOCK_WORDS, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, LeftOut,
-    Nat, NatBegun, NatKey, NodeTraffic, Pin, PinKey, PrefixKey, Reason, ResetWish, Service, ServiceKey,
-    Slice, SockPeer, SockRev, SockRevKey, map, size,
+    ABI_VERSION, Addr, BLOCK_WORDS, Backend, Config, Endpoint, EnterBegun, EnterKey, Entered, Exported, Flow,
+    FlowKey, IpEntry, LeftOut, Nat, NatBegun, NatKey, NodeTraffic, Pin, PinKey, PrefixKey, Reason, ResetWish,
+    Service, ServiceKey, Slice, SockPeer, SockRev, SockRevKey, map, size,
 };
 
 use crate::attach::{
-    Attachments, Hook, Links, SOCKET_PROGRAMS, USERS, classifier, socket_program, users_program,
+    Attachments, Hook, Links, OPTED_IN, SOCKET_PROGRAMS, USERS, classifier, loaded, socket_program,
+    users_program,
 };
 use crate::error::{AttachError, LoadError, MapError, UninstallError};
 use crate::lru::{LruSizes, LruUse, let_go_if_resized};
@@ -63,6 +66,10 @@ impl LoadConfig {
     fn root(&self) -> PathBuf {
         self.bpffs.join(&self.directory).join(format!("v{ABI_VERSION}")).join(&self.device)
     }
+
+    pub(crate) fn pin(&self, map: &str) -> PathBuf {
+        self.root().join("maps").join(map)
+    }
 }
 
 /// The programs and maps of one node. Dropping it leaves them at work.
@@ -98,6 +105,11 @@ impl Datapath {
         let mut loader = EbpfLoader::new();
         let btf = Btf::from_sys_fs().ok();
         loader.btf(btf.as_ref());
+        // Where it cannot be found out, the verifier says so.
+        let helper = BpfHelper::BPF_FUNC_skb_get_xfrm_state;
+        if !is_helper_supported(ProgramType::SchedClassifier, helper).unwrap_or(true) {
+            loader.override_global("HAS_XFRM", &0u32, true);
+        }
         for name in map::ALL {
             loader.map_pin_path(name, maps.join(name));
         }
@@ -119,9 +131,22 @@ impl Datapath {
         self.links.sync_devices(&mut self.object, wanted)
     }
 
-    /// `tunnel_in` alone: on a device that is to get its first peer.
+    /// The programs of the tunnel alone: on a device that is to get its first peer.
     pub fn attach_tunnel(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        self.links.add_device(&mut self.object, Hook::TunnelIn, ifindex)
+        self.links.add_device(&mut self.object, Hook::TunnelIn, ifindex)?;
+        self.links.add_device(&mut self.object, Hook::TunnelOut, ifindex)
+    }
+
+    /// The guards alone: on a device that has just appeared, and is not known to be a pod's.
+    pub fn attach_guards(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        if self.links.is_pod(ifindex) {
+            return Ok(());
+        }
+        self.links.add_device(&mut self.object, Hook::GuardOut, ifindex)?;
+        if self.links.is_underlay(ifindex) {
+            return Ok(());
+        }
+        self.links.add_device(&mut self.object, Hook::GuardIn, ifindex)
     }
 
     /// Brings the socket programs to every child cgroup; new ones appear at any time.
@@ -141,12 +166,12 @@ impl Datapath {
 
     /// For tests that run a packet program on a packet of theirs.
     pub fn program(&mut self, hook: Hook) -> Option<&mut aya::programs::SchedClassifier> {
-        classifier(&mut self.object, hook.program()).ok()
+        loaded(&mut self.object, hook.program()).ok()
     }
 }
 
 fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
-    for hook in Hook::ALL {
+    for hook in Hook::ALL.into_iter().filter(|hook| !OPTED_IN.contains(hook)) {
         let program = hook.program();
         let loaded = classifier(object, program).and_then(|classifier| classifier.load());
         loaded.map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
@@ -171,7 +196,7 @@ const fn shape<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
     Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
-fn shapes(lru: &LruSizes) -> [Shape; 21] {
+fn shapes(lru: &LruSizes) -> [Shape; 24] {
     [
         shape::<ServiceKey, Service>(map::SERVICES, MapType::Hash, size::SERVICES),
         shape::<u32, Slice>(map::SLICES, MapType::Array, size::SLICES),
@@ -191,6 +216,9 @@ fn shapes(lru: &LruSizes) -> [Shape; 21] {
         shape::<u64, LeftOut>(map::LEFT_OUT, MapType::Hash, size::LEFT_OUT),
         shape::<NatKey, Nat>(map::NAT, MapType::LruHash, lru.nat),
         shape::<u32, NatBegun>(map::NAT_BEGUN, MapType::PerCpuArray, 1),
+        shape::<ServiceKey, ServiceKey>(map::FRONTENDS, MapType::Hash, size::FRONTENDS),
+        shape::<EnterKey, Entered>(map::ENTERED, MapType::LruHash, lru.entered),
+        shape::<u32, EnterBegun>(map::ENTER_BEGUN, MapType::PerCpuArray, 1),
         shape::<u32, NodeTraffic>(map::NODE_TRAFFIC, MapType::Array, size::NODES),
         shape::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Reason::COUNT),
         shape::<u32, Config>(map::CONFIG, MapType::Array, 1),

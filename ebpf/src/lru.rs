@@ -16,6 +16,7 @@ pub struct LruSizes {
     pub client_pins: u32,
     pub flows: u32,
     pub nat: u32,
+    pub entered: u32,
 }
 
 impl Default for LruSizes {
@@ -26,18 +27,23 @@ impl Default for LruSizes {
             client_pins: size::CLIENT_PINS,
             flows: size::FLOWS,
             nat: size::NAT,
+            entered: size::ENTERED,
         }
     }
 }
 
 impl LruSizes {
-    pub(crate) fn of(&self) -> [(&'static str, u32); 5] {
+    /// As small as one is ever made.
+    pub const LEAST: u32 = 1_024;
+
+    pub(crate) fn of(&self) -> [(&'static str, u32); 6] {
         [
             (map::SOCK_REV, self.sock_rev),
             (map::SOCKET_PINS, self.socket_pins),
             (map::CLIENT_PINS, self.client_pins),
             (map::FLOWS, self.flows),
             (map::NAT, self.nat),
+            (map::ENTERED, self.entered),
         ]
     }
 
@@ -51,7 +57,8 @@ impl LruSizes {
             map::CLIENT_PINS => count(Reason::ClientPinMade),
             map::FLOWS => count(Reason::FlowMade),
             // A flow is there twice, once for each way.
-            _ => 2 * count(Reason::NatMade) + count(Reason::NatRestored),
+            map::NAT => 2 * count(Reason::NatMade) + count(Reason::NatRestored),
+            _ => 2 * count(Reason::EnterMade) + count(Reason::EnterRestored),
         };
         self.of().map(|(map, size)| LruUse { map, size, made: made(map) }).into()
     }

@@ -1,12 +1,10 @@
 //! The run of backends of a service that asks for `maglev`: a table with each backend in many slots.
 
-use std::collections::BTreeSet;
-
-use hawser_ebpf_abi::{BackendSpec, maglev_slots};
+use hawser_ebpf_abi::{BackendSpec, FewSet, maglev_slots};
 use hawser_ebpf_logic::maglev::owner;
 
 /// What is written in the slots of a run, in order. O(slots × backends) with `maglev`.
-pub(crate) fn run_of(backends: &BTreeSet<BackendSpec>, maglev: bool) -> Vec<BackendSpec> {
+pub(crate) fn run_of(backends: &FewSet<BackendSpec>, maglev: bool) -> Vec<BackendSpec> {
     let all: Vec<_> = backends.iter().copied().collect();
     let slots = if maglev { maglev_slots(all.len()) } else { all.len() };
     if slots == all.len() {

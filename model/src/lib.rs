@@ -4,6 +4,7 @@
 
 mod cluster;
 mod epoch;
+mod esp;
 mod health;
 mod identity;
 mod mesh;
@@ -20,19 +21,24 @@ mod trust;
 
 pub use cluster::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, ParseClusterError};
 pub use epoch::Epoch;
+pub use esp::{EspEnd, Generation};
 pub use health::{ClusterHealth, HealthWord};
 pub use identity::{Identity, IdentityError, IdentityId, Label, Labels, ParseLabelsError};
-pub use mesh::{Encryption, MeshAddresses, MeshPlan, MeshPlanError, NodeIndex, ParseEncryptionError};
+pub use mesh::{
+    Encryption, MeshAddresses, MeshPlan, MeshPlanError, NodeIndex, NodePath, ParseEncryptionError,
+    ParseNodePathError,
+};
 pub use names::Names;
 pub use node::{
-    AddressKind, BootId, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd, TunnelNode,
+    AddressKind, BootId, MorePorts, Node, NodeAddress, NodeName, ParseNodeError, PublicKey, TunnelEnd,
+    TunnelNode,
 };
 pub use peer::{CiliumPeer, ClusterConfig, ExportMode, ParseServerUrlError, Peer, PeerKind, ServerUrl};
 pub use routing::{
     Algorithm, Fallback, MinHealthy, OnLoss, ParseRoutingError, ResetAfter, Routing, ZoneAffinity,
 };
 pub use service::{
-    Affinity, Endpoint, GlobalService, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
+    Affinity, Endpoint, GlobalService, Outside, ParseServiceError, PortMap, PortName, Protocol, ServiceKey,
     ServicePort, SharedService,
 };
 pub use service_export::{

@@ -130,6 +130,45 @@ impl fmt::Display for Encryption {
     }
 }
 
+/// How the nodes of a cluster are reached from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum NodePath {
+    /// Each where it is stated, or where it was heard from.
+    #[default]
+    Direct,
+    /// None but its gateways can be reached: two such clusters meet at a gateway of either.
+    Gateways,
+}
+
+impl NodePath {
+    pub fn parse(text: &str) -> Result<Self, ParseNodePathError> {
+        match text {
+            "direct" => Ok(Self::Direct),
+            "gateways" => Ok(Self::Gateways),
+            other => Err(ParseNodePathError { text: shorten(other) }),
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Gateways => "gateways",
+        }
+    }
+}
+
+impl fmt::Display for NodePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("path {text:?} is neither direct nor gateways")]
+pub struct ParseNodePathError {
+    pub text: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("encryption {text:?} is neither wireguard nor ipsec")]
 pub struct ParseEncryptionError {

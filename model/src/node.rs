@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::cluster::shorten;
-use crate::{ClusterRef, Epoch, MeshAddresses, NodeIndex};
+use crate::{ClusterRef, Epoch, EspEnd, MeshAddresses, NodeIndex};
 
 /// An RFC 1123 subdomain of at most 253 characters, as Kubernetes names nodes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,6 +131,10 @@ pub struct TunnelNode {
     pub mesh: MeshAddresses,
     pub boot_id: Option<BootId>,
     pub wireguard: Option<TunnelEnd>,
+    /// Where it is reached from outside of its cluster, which knows it by other addresses.
+    pub public_endpoint: Option<SocketAddr>,
+    /// It sends on what nodes of its cluster and of another one, all behind NATs, have for each other. Only with a public endpoint.
+    pub gateway: bool,
 }
 
 /// One end of WireGuard tunnels.
@@ -140,6 +144,36 @@ pub struct TunnelEnd {
     pub public_key: PublicKey,
     pub port: u16,
     pub mtu: u16,
+    /// Beside `port`: for parallel sessions with peers that have such, too.
+    pub more_ports: MorePorts,
+    /// Where the mesh encrypts with IPsec.
+    pub esp: Option<EspEnd>,
+}
+
+/// Ports of a node's parallel sessions beyond the first: few, and each one once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MorePorts {
+    count: u8,
+    ports: [u16; Self::MOST],
+}
+
+impl MorePorts {
+    pub const MOST: usize = 7;
+
+    /// None of what is too many, twice the same, or zero.
+    pub fn new(ports: &[u16]) -> Option<Self> {
+        let again = |(at, port): (usize, &u16)| *port == 0 || ports[..at].contains(port);
+        if ports.len() > Self::MOST || ports.iter().enumerate().any(again) {
+            return None;
+        }
+        let mut made = Self { count: ports.len() as u8, ..Self::default() };
+        made.ports[..ports.len()].copy_from_slice(ports);
+        Some(made)
+    }
+
+    pub fn as_slice(&self) -> &[u16] {
+        &self.ports[..usize::from(self.count)]
+    }
 }
 
 impl TunnelEnd {
@@ -169,6 +203,15 @@ mod tests {
         }
         for bad in ["", ".", "a..b", "Node", "a_b", "-a", "a-", "a/b", &"a".repeat(64), &"a.".repeat(127)] {
             assert!(NodeName::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parallel_sessions_have_few_ports_and_each_its_own() {
+        assert_eq!(MorePorts::new(&[51880, 51881]).unwrap().as_slice(), [51880, 51881]);
+        assert_eq!(MorePorts::new(&[]), Some(MorePorts::default()));
+        for bad in [&[0][..], &[1, 1], &[1, 2, 3, 4, 5, 6, 7, 8]] {
+            assert_eq!(MorePorts::new(bad), None, "{bad:?}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::cluster::shorten;
-use crate::{ClusterIdWidth, ClusterRef, Timestamp};
+use crate::{ClusterIdWidth, ClusterRef, NodePath, Timestamp};
 
 /// Where an API server listens: `https://host:port`, always TLS, nothing after the port.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -129,6 +129,8 @@ pub struct ClusterConfig {
     /// MCS-API: not supported, supported but off, on.
     pub service_exports: Option<bool>,
     pub endpoint_slices: ExportMode,
+    /// Hawser's own; a cluster that says nothing is direct.
+    pub path: NodePath,
 }
 
 /// Which form of global services a cluster publishes.

@@ -211,6 +211,22 @@ pub struct GlobalService {
     /// As in [`SharedService`].
     pub draining: BTreeSet<IpAddr>,
     pub zones: BTreeMap<IpAddr, String>,
+    pub outside: Outside,
+}
+
+/// Where a service is entered from outside its cluster, beside its ClusterIPs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Its external addresses and its load balancer's.
+    pub ips: BTreeSet<IpAddr>,
+    /// On every node's addresses.
+    pub node_ports: BTreeMap<PortName, u16>,
+}
+
+impl Outside {
+    pub fn is_nowhere(&self) -> bool {
+        self.ips.is_empty() && self.node_ports.is_empty()
+    }
 }
 
 /// A pod's address and who it is (`ip/v1`).

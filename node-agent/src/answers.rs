@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hawser_agent_core::{Agent, BackendStatus, ServiceStatus, State};
+use hawser_agent_core::{Agent, BackendStatus, Noted, ServiceStatus, State};
 use hawser_api::local;
-use hawser_discovery::{About, NodeId, Transition};
+use hawser_discovery::{About, NodeId};
 use hawser_discovery_net::ProberSnapshot;
 use hawser_ebpf_abi::{Kind, Reason};
 use hawser_model::{ClusterHealth, ClusterId, ClusterName, Encryption, HealthWord, Routing, Time};
-use hawser_tunnels::{Carrier, Family, overhead};
+use hawser_tunnels::{Carrier, Family, longest};
 use hawser_tunnels_linux::{Choice, Stats};
 
 use crate::clock::{self, Clock, millis};
 use crate::sweep::Swept;
+
+/// Peers without a tunnel that are named one by one.
+const MOST_WITHOUT: usize = 8;
 
 /// Everything but what has to be asked of the kernel and of other tasks.
 pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) -> local::StatusReply {
@@ -46,7 +49,7 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
     let words = agent.word_counts();
     let carrier = match config.encryption {
         Encryption::Wireguard => Carrier::Wireguard,
-        Encryption::Ipsec if config.kernel_ipsec => Carrier::Esp,
+        // In UDP with a peer whose agent carries itself.
         Encryption::Ipsec => Carrier::EspInUdp,
     };
     local::StatusReply {
@@ -70,8 +73,9 @@ pub(crate) fn status(agent: &Agent, clock: Clock, driver_problems: &[String]) ->
         stuck_connections: None,
         encryption: config.encryption.to_string(),
         tunnel_mtu: config.mtu.into(),
-        overhead_ipv4: overhead(carrier, Family::V4).into(),
-        overhead_ipv6: overhead(carrier, Family::V6).into(),
+        overhead_ipv4: longest(config.mtu, carrier, Family::V4).saturating_sub(config.mtu).into(),
+        overhead_ipv6: longest(config.mtu, carrier, Family::V6).saturating_sub(config.mtu).into(),
+        ipsec_keys: None,
     }
 }
 
@@ -106,17 +110,27 @@ fn tunnels(agent: &Agent, now: Time) -> Vec<local::TunnelStatus> {
         let name = (peer.name.cluster.name.to_string(), peer.name.node.to_string());
         agent.node_grey(*ids.get(&name)?)
     };
+    let stated = |peer: &hawser_tunnels::Peer| {
+        let stated = agent.stated_endpoints(&peer.public_key).unwrap_or_default();
+        stated.iter().map(ToString::to_string).collect()
+    };
+    let gateways: BTreeMap<_, _> =
+        peers.clone().filter(|peer| peer.via.is_none()).map(|peer| (peer.public_key, peer)).collect();
+    let gateway = |peer: &hawser_tunnels::Peer| peer.via.and_then(|via| gateways.get(&via).copied());
+    let own = |peer: &hawser_tunnels::Peer| peer.name.cluster == agent.config().cluster;
     let tunnel = |peer: &hawser_tunnels::Peer| local::TunnelStatus {
         cluster: peer.name.cluster.name.to_string(),
         node: peer.name.node.to_string(),
-        endpoint: peer.endpoint.to_string(),
+        endpoint: gateway(peer).unwrap_or(peer).endpoint.to_string(),
+        stated_endpoints: stated(peer),
         public_key: STANDARD.encode(peer.public_key.as_bytes()),
         allowed_ips: peer.allowed.iter().map(ToString::to_string).collect(),
         last_handshake_ms_ago: -1,
         rtt_us: -1,
         rx_bytes: 0,
         tx_bytes: 0,
-        health: ClusterHealth::Unknown.to_string(),
+        // Nobody probes the own cluster.
+        health: if own(peer) { "-".to_owned() } else { ClusterHealth::Unknown.to_string() },
         probes_lost_per_mille: 0,
         probes_until_down: 0,
         health_since_ms_ago: ago(verdict(peer).map(|verdict| verdict.at), now),
@@ -126,6 +140,10 @@ fn tunnels(agent: &Agent, now: Time) -> Vec<local::TunnelStatus> {
         },
         weight: u32::from(grey(peer).map_or(HealthWord::FULL_WEIGHT, |grey| grey.weight)),
         heard_by_users: false,
+        proves: if peer.via.is_some() { "cluster" } else { "node" }.to_owned(),
+        via: gateway(peer).map(|gateway| gateway.name.to_string()).unwrap_or_default(),
+        sessions: 0,
+        mtu: 0,
     };
     peers.map(tunnel).collect()
 }
@@ -158,12 +176,23 @@ pub(crate) fn measure(
     if let Some(stats) = stats {
         let choice = if stats.in_kernel { Choice::Kernel } else { Choice::Userspace };
         choice.as_str().clone_into(&mut reply.wireguard);
+        reply.problems.extend(stats.without.iter().take(MOST_WITHOUT).cloned());
+        if let Some(more) = stats.without.len().checked_sub(MOST_WITHOUT).filter(|more| *more > 0) {
+            reply.problems.push(format!("no IPsec tunnel to {more} more peers: the log names them"));
+        }
+        reply.ipsec_keys = stats.keys.as_ref().map(|keys| local::IpsecKeys {
+            receives: keys.receives.iter().map(ToString::to_string).collect(),
+            sends: keys.sends.iter().map(|(epoch, peers)| (epoch.get(), count(*peers))).collect(),
+            leaving: keys.leaving.iter().map(ToString::to_string).collect(),
+        });
     }
     reply.probing = probes.and_then(probing);
     for tunnel in &mut reply.tunnels {
         if let Some(peer) = by_key.get(&tunnel.public_key) {
             tunnel.last_handshake_ms_ago = peer.last_handshake.map_or(-1, |at| millis(clock::ago(at)));
             (tunnel.rx_bytes, tunnel.tx_bytes) = (peer.rx_bytes, peer.tx_bytes);
+            tunnel.sessions = peer.sessions.unwrap_or(0);
+            tunnel.mtu = peer.mtu.unwrap_or(0).into();
             if let Some(endpoint) = peer.endpoint {
                 tunnel.endpoint = endpoint.to_string();
             }
@@ -176,12 +205,19 @@ pub(crate) fn measure(
             tunnel.probes_lost_per_mille = (node.loss * 1_000.0) as u32;
             tunnel.probes_until_down = node.multiplier;
             tunnel.heard_by_users = node.by_users;
+            if node.admin_down {
+                "its agent was stopped on purpose and the kernel answers: the last verdict is kept"
+                    .clone_into(&mut tunnel.health_reason);
+            }
         }
     }
 }
 
-/// What liveness lacks on this kernel.
-pub(crate) fn lack(reply: &mut local::StatusReply, no_users: Option<String>) {
+/// What liveness lacks on this kernel; and why probes are not shared, if they are not.
+pub(crate) fn lack(reply: &mut local::StatusReply, no_users: Option<String>, alone: Option<String>) {
+    if let Some(probing) = &mut reply.probing {
+        probing.sharing_problem = alone.unwrap_or_default();
+    }
     if let (Some(probing), Some(why)) = (&mut reply.probing, no_users) {
         probing.missing.push(format!(
             "users' connections are not counted, so a node that answers probes and fails users keeps its weight unless large probes are lost: {why}"
@@ -204,6 +240,13 @@ fn probing(seen: &ProberSnapshot) -> Option<local::Probing> {
         heard_by_users: count(seen.nodes.values().filter(|node| node.by_users).count()),
         large: counters.large,
         missing: Vec::new(),
+        shared: count(budget.shared.len()),
+        interval_of_shared_ms: millis(budget.interval_of_shared),
+        sharers: count(seen.sharing.sharers),
+        hinted: count(seen.sharing.hinted),
+        hints_confirmed: seen.sharing.confirmed,
+        hints_refuted: seen.sharing.refuted,
+        sharing_problem: String::new(),
     })
 }
 
@@ -226,13 +269,17 @@ pub(crate) fn reasons(counts: &[(Reason, u64)], stats: Option<&Stats>) -> Vec<lo
 }
 
 fn transition(
-    transition: &Transition,
+    noted: &Noted,
     agent: &Agent,
     names: &BTreeMap<ClusterId, ClusterName>,
     clock: Clock,
 ) -> local::Transition {
     let cluster = |id: ClusterId| names.get(&id).map_or_else(|| format!("cluster-{id}"), ToString::to_string);
-    let about = match transition.about {
+    let (about, at) = match noted {
+        Noted::Verdict(transition) => (transition.about, transition.at),
+        Noted::Grey { grey, .. } => (About::Node(grey.node), grey.at),
+    };
+    let about = match about {
         About::Cluster(id) => cluster(id),
         About::Node(node) => {
             let view = names.get(&node.cluster).and_then(|name| agent.view().cluster(name));
@@ -242,14 +289,16 @@ fn transition(
             format!("{}/{name}", cluster(node.cluster))
         }
     };
-    local::Transition {
-        about,
-        from: transition.from.to_string(),
-        to: transition.to.to_string(),
-        reason: transition.because.to_string(),
-        // Rounded up: at that moment the word was written.
-        unix_ms: clock.unix_ms(transition.at) + 1,
-    }
+    let weighed = |weight: u16| match weight {
+        HealthWord::FULL_WEIGHT => ClusterHealth::Up.to_string(),
+        weight => format!("grey ({weight}/{})", HealthWord::FULL_WEIGHT),
+    };
+    let (from, to, reason) = match noted {
+        Noted::Verdict(t) => (t.from.to_string(), t.to.to_string(), t.because.to_string()),
+        Noted::Grey { grey, before } => (weighed(*before), weighed(grey.weight), grey.why.to_string()),
+    };
+    // Rounded up: at that moment the word was written.
+    local::Transition { about, from, to, reason, unix_ms: clock.unix_ms(at) + 1 }
 }
 
 pub(crate) fn services(agent: &Agent, only: &str) -> local::ListServicesReply {

@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use hawser_discovery::LivenessConfig;
 use hawser_ebpf::LruSizes;
-use hawser_model::{NodeName, ResetAfter, ServerUrl};
-use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark};
+use hawser_model::{Encryption, MorePorts, NodeName, ResetAfter, ServerUrl};
+use hawser_tunnels::{DEFAULT_ESP_MTU, DEFAULT_MTU, DeviceName, MIN_MTU_IPV6, Mark};
 use hawser_tunnels_linux::Choice;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,9 @@ const MAP_SIZES: RangeInclusive<u32> = 1_024..=4_194_304;
 /// Of liveness: below this it is load, above it nobody waits for a verdict.
 const MIN_DETECTION: Duration = Duration::from_millis(150);
 const MAX_DETECTION: Duration = Duration::from_secs(180);
+
+/// Of one peer, whatever the number of cores.
+const MOST_SESSIONS: u16 = MorePorts::MOST as u16 + 1;
 
 /// The file as it is written.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -34,15 +39,17 @@ struct File {
     ipsec: String,
     ipsec_secret: Option<PathBuf>,
     port: u16,
-    mtu: u16,
+    sessions: u16,
+    session_port: u16,
+    mtu: Option<u16>,
     mark: u32,
     mark_mask: u32,
     table: u32,
-    rule_priority: u32,
     health: HealthFile,
     underlay: UnderlayFile,
     bpf_dir: String,
     maps: MapsFile,
+    node_port: NodePortFile,
     metrics: Option<SocketAddr>,
 }
 
@@ -55,6 +62,15 @@ struct MapsFile {
     client_pins: u32,
     flows: u32,
     nat: u32,
+    entered: u32,
+}
+
+/// Where traffic from outside is served.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+struct NodePortFile {
+    devices: Vec<String>,
+    masquerade_mark: u32,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -100,15 +116,17 @@ impl Default for File {
             ipsec: "kernel".into(),
             ipsec_secret: None,
             port: 51_871,
-            mtu: 1_420,
+            sessions: MOST_SESSIONS,
+            session_port: 51_880,
+            mtu: None,
             mark: 0x0048_0000,
             mark_mask: 0x00ff_0000,
             table: 18_551,
-            rule_priority: 90,
             health: HealthFile::default(),
             underlay: UnderlayFile::Word("auto".into()),
             bpf_dir: "hawser".into(),
             maps: MapsFile::default(),
+            node_port: NodePortFile::default(),
             metrics: None,
         }
     }
@@ -123,8 +141,15 @@ impl Default for HealthFile {
 
 impl Default for MapsFile {
     fn default() -> Self {
-        let LruSizes { sock_rev, socket_pins, client_pins, flows, nat } = LruSizes::default();
-        Self { sock_rev, socket_pins, client_pins, flows, nat }
+        let LruSizes { sock_rev, socket_pins, client_pins, flows, nat, entered } = LruSizes::default();
+        Self { sock_rev, socket_pins, client_pins, flows, nat, entered }
+    }
+}
+
+impl Default for NodePortFile {
+    fn default() -> Self {
+        // kube-proxy's, in all its modes (KubeProxyConfiguration, masqueradeBit 14).
+        Self { devices: Vec::new(), masquerade_mark: 0x4000 }
     }
 }
 
@@ -136,7 +161,7 @@ pub enum Underlay {
     Devices(Vec<DeviceName>),
 }
 
-/// Who does IPsec. Equal in the whole mesh: the kernel sends ESP as it is, this process in UDP.
+/// Who does IPsec: the kernel, in UDP with peers that ask for it, or this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ipsec {
     Kernel,
@@ -194,16 +219,23 @@ pub struct Config {
     /// The mesh's secret, where the mesh encrypts with IPsec.
     pub ipsec_secret: Option<PathBuf>,
     pub port: u16,
-    pub mtu: u16,
+    /// With each peer at most, and the first port of those beyond the first.
+    pub sessions: u16,
+    pub session_port: u16,
+    /// What the mesh's encryption leaves of 1500, where none.
+    pub mtu: Option<u16>,
     pub mark: Mark,
     pub table: u32,
-    pub rule_priority: u32,
     /// Liveness probes leave from here.
     pub probe_port: u16,
     pub liveness: LivenessConfig,
     /// Connections to what is down are ended so long after the verdict.
     pub reset_after: ResetAfter,
     pub underlay: Underlay,
+    /// Where traffic from outside is served.
+    pub uplinks: Vec<DeviceName>,
+    /// By which netfilter hides clients outside behind this node's address; 0 = it does not.
+    pub masquerade_mark: u32,
     pub bpf_dir: String,
     /// Entries of the maps that forget their oldest ones.
     pub lru: LruSizes,
@@ -223,6 +255,14 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// The tunnels'.
+    pub(crate) fn mtu_of(&self, encryption: Encryption) -> u16 {
+        self.mtu.unwrap_or(match encryption {
+            Encryption::Wireguard => DEFAULT_MTU,
+            Encryption::Ipsec => DEFAULT_ESP_MTU,
+        })
+    }
+
     /// Reads the file. `host_name` stands in for a missing `node`. Without `must_exist`, a missing file is an empty one.
     pub fn load(path: &Path, must_exist: bool, host_name: &str) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
@@ -232,6 +272,12 @@ impl Config {
             }
             Err(error) => Err(ConfigError::Read { path: path.into(), reason: error.to_string() }),
         }
+    }
+
+    /// For sessions beyond the first, one for each further core: more would do nothing more.
+    pub(crate) fn more_ports(&self) -> Vec<u16> {
+        let cores = available_parallelism().map_or(1, NonZero::get).min(self.sessions.into());
+        (self.session_port..=u16::MAX).take(cores - 1).collect()
     }
 
     pub fn parse(text: &str, path: &Path, host_name: &str) -> Result<Self, ConfigError> {
@@ -268,6 +314,8 @@ impl Config {
                 Underlay::Devices(names.iter().map(|text| name("underlay", text)).collect::<Result<_, _>>()?)
             }
         };
+        let uplinks = file.node_port.devices.iter().map(|text| name("nodePort.devices", text));
+        let uplinks = uplinks.collect::<Result<_, _>>()?;
         check_numbers(&file, value)?;
         Ok(Self {
             node,
@@ -279,15 +327,18 @@ impl Config {
             ipsec,
             ipsec_secret: file.ipsec_secret,
             port: file.port,
+            sessions: file.sessions,
+            session_port: file.session_port,
             mtu: file.mtu,
             mark: Mark { value: file.mark, mask: file.mark_mask },
             table: file.table,
-            rule_priority: file.rule_priority,
             probe_port: file.health.port,
             liveness: liveness(&file.health, value)?,
             reset_after: ResetAfter::parse(&file.health.reset_after)
                 .map_err(|why| value("health.resetAfter", &file.health.reset_after, &why, "2s, or never"))?,
             underlay,
+            uplinks,
+            masquerade_mark: file.node_port.masquerade_mark,
             bpf_dir: file.bpf_dir,
             lru: lru(&file.maps, value)?,
             metrics: file.metrics,
@@ -335,19 +386,20 @@ fn liveness(file: &HealthFile, value: Bad<'_>) -> Result<LivenessConfig, ConfigE
 }
 
 fn lru(file: &MapsFile, value: Bad<'_>) -> Result<LruSizes, ConfigError> {
-    let MapsFile { sock_rev, socket_pins, client_pins, flows, nat } = *file;
+    let MapsFile { sock_rev, socket_pins, client_pins, flows, nat, entered } = *file;
     let all = [
         ("maps.sockRev", sock_rev),
         ("maps.socketPins", socket_pins),
         ("maps.clientPins", client_pins),
         ("maps.flows", flows),
         ("maps.nat", nat),
+        ("maps.entered", entered),
     ];
     match all.into_iter().find(|(_, size)| !MAP_SIZES.contains(size)) {
         Some((key, size)) => {
             Err(value(key, &size, &"is not between 1024 and 4194304", "entries; leave it out"))
         }
-        None => Ok(LruSizes { sock_rev, socket_pins, client_pins, flows, nat }),
+        None => Ok(LruSizes { sock_rev, socket_pins, client_pins, flows, nat, entered }),
     }
 }
 
@@ -357,8 +409,22 @@ fn check_numbers(file: &File, value: Bad<'_>) -> Result<(), ConfigError> {
             return Err(value(key, &port, &"is no port", "1 to 65535, the same on all nodes"));
         }
     }
-    if file.mtu < MIN_MTU_IPV6 {
-        return Err(value("mtu", &file.mtu, &"is below IPv6's 1280", "1420 on a network of 1500"));
+    if !(1..=MOST_SESSIONS).contains(&file.sessions) {
+        return Err(value("sessions", &file.sessions, &"is no number of sessions", "1 to 8"));
+    }
+    let ports = u32::from(file.session_port)..u32::from(file.session_port) + u32::from(file.sessions) - 1;
+    let taken = [file.port, file.health.port].into_iter().any(|port| ports.contains(&port.into()));
+    if file.session_port == 0 || ports.end > 65_536 || taken {
+        let why = "and those behind it are not free";
+        return Err(value(
+            "sessionPort",
+            &file.session_port,
+            &why,
+            "one like 51880, apart from port and health.port",
+        ));
+    }
+    if let Some(mtu) = file.mtu.filter(|mtu| *mtu < MIN_MTU_IPV6) {
+        return Err(value("mtu", &mtu, &"is below IPv6's 1280", "1420 on a network of 1500"));
     }
     if file.mark == 0 || file.mark & !file.mark_mask != 0 {
         let why = format!("is zero or has bits outside of markMask {:#x}", file.mark_mask);
@@ -366,10 +432,6 @@ fn check_numbers(file: &File, value: Bad<'_>) -> Result<(), ConfigError> {
     }
     if matches!(file.table, 0 | 252..=255) {
         return Err(value("table", &file.table, &"is the kernel's own", "a free number like 18551"));
-    }
-    if !(1..32_766).contains(&file.rule_priority) {
-        let why = "does not lie between the local and the main rule";
-        return Err(value("rulePriority", &file.rule_priority, &why, "1 to 32765"));
     }
     if file.bpf_dir.is_empty() || file.bpf_dir.contains(['/', '.']) {
         let why = "is not one directory's name (bpffs allows no dots)";
@@ -395,11 +457,20 @@ impl fmt::Display for Config {
         writeln!(f, "device: {}", self.device)?;
         writeln!(f, "wireguard: {}", self.wireguard.as_str())?;
         writeln!(f, "port: {}", self.port)?;
-        writeln!(f, "mtu: {}", self.mtu)?;
+        writeln!(f, "sessions: {}", self.sessions)?;
+        writeln!(f, "sessionPort: {}", self.session_port)?;
+        match self.mtu {
+            Some(mtu) => writeln!(f, "mtu: {mtu}")?,
+            None => {
+                writeln!(
+                    f,
+                    "# mtu: {DEFAULT_MTU}, and {DEFAULT_ESP_MTU} where the mesh encrypts with IPsec"
+                )?;
+            }
+        }
         writeln!(f, "mark: {:#010x}", self.mark.value)?;
         writeln!(f, "markMask: {:#010x}", self.mark.mask)?;
         writeln!(f, "table: {}", self.table)?;
-        writeln!(f, "rulePriority: {}", self.rule_priority)?;
         // An interval is whole nanoseconds, so the product may be short of the milliseconds that were asked for.
         let detection = (self.liveness.detection() + Duration::from_micros(500)).as_millis();
         let (port, multiplier, reset) = (self.probe_port, self.liveness.multiplier, self.reset_after);
@@ -415,10 +486,17 @@ impl fmt::Display for Config {
             }
         }
         writeln!(f, "bpfDir: {}", self.bpf_dir)?;
-        let LruSizes { sock_rev, socket_pins, client_pins, flows, nat } = self.lru;
+        let LruSizes { sock_rev, socket_pins, client_pins, flows, nat, entered } = self.lru;
         writeln!(
             f,
-            "maps: {{ sockRev: {sock_rev}, socketPins: {socket_pins}, clientPins: {client_pins}, flows: {flows}, nat: {nat} }}"
+            "maps: {{ sockRev: {sock_rev}, socketPins: {socket_pins}, clientPins: {client_pins}, flows: {flows}, nat: {nat}, entered: {entered} }}"
+        )?;
+        let devices: Vec<_> = self.uplinks.iter().map(DeviceName::as_str).collect();
+        writeln!(
+            f,
+            "nodePort: {{ devices: [{}], masqueradeMark: {:#x} }}",
+            devices.join(", "),
+            self.masquerade_mark
         )?;
         self.metrics.map_or(Ok(()), |address| writeln!(f, "metrics: {address}"))
     }

@@ -12,7 +12,10 @@ fn an_empty_file_is_the_contracts_defaults() {
     assert_eq!(config, parse("# nothing\n\n").unwrap());
     assert_eq!(config.node.as_str(), "node-9");
     assert_eq!(config.state, Path::new("/var/lib/hawser/agent"));
-    assert_eq!((config.port, config.probe_port, config.mtu, config.table), (51_871, 51_872, 1_420, 18_551));
+    assert_eq!((config.port, config.probe_port, config.table), (51_871, 51_872, 18_551));
+    assert_eq!(config.mtu_of(Encryption::Wireguard), 1_420);
+    assert_eq!(config.mtu_of(Encryption::Ipsec), 1_418);
+    assert_eq!(parse("mtu: 1420").unwrap().mtu_of(Encryption::Ipsec), 1_420, "as it is said");
     assert_eq!(config.mark, Mark { value: 0x0048_0000, mask: 0x00ff_0000 });
     assert_eq!(config.liveness, LivenessConfig::default());
     assert_eq!(config.reset_after, ResetAfter::DEFAULT);
@@ -31,20 +34,26 @@ state: /var/lib/hawser/agent
 socket: /run/hawser/agent.sock
 device: hawser0
 port: 51871
+sessions: 8
+sessionPort: 51880
 mtu: 1420
 mark: 0x00480000
 markMask: 0x00ff0000
 table: 18551
-rulePriority: 90
 health: { port: 51872, detection: 1s, multiplier: 3, resetAfter: 2s }
 underlay: auto
 bpfDir: hawser
 ";
     let config = parse(text).unwrap();
-    assert_eq!(config, Config { node: NodeName::parse("node-1").unwrap(), ..parse("").unwrap() });
+    let node = NodeName::parse("node-1").unwrap();
+    assert_eq!(config, Config { node, mtu: Some(1_420), ..parse("").unwrap() });
     assert_eq!(parse(&config.to_string()).unwrap(), config);
     let listed = parse("underlay: [eth0, bond0.7]").unwrap();
     assert_eq!(parse(&listed.to_string()).unwrap(), listed);
+    assert_eq!((config.uplinks.len(), config.masquerade_mark), (0, 0x4000));
+    let opted_in = parse("nodePort: { devices: [eth0], masqueradeMark: 0 }").unwrap();
+    assert_eq!((opted_in.uplinks.len(), opted_in.masquerade_mark), (1, 0));
+    assert_eq!(parse(&opted_in.to_string()).unwrap(), opted_in);
 }
 
 #[test]
@@ -64,6 +73,9 @@ fn a_pod_joins_with_its_own_token() {
 fn what_cannot_be_is_refused_with_the_key_and_the_fix() {
     for (text, said) in [
         ("nodes: a", "unknown field"),
+        ("sessions: 9", "sessions"),
+        ("sessionPort: 51870", "sessionPort"),
+        ("sessionPort: 65535", "sessionPort"),
         ("node: A_b", "node \"A_b\""),
         ("join: { serviceAccountToken: /t, servers: [], ca: /c }", "join.servers"),
         ("join: { serviceAccountToken: /t, servers: [\"http://a:1\"], ca: /c }", "join.servers"),
@@ -74,7 +86,6 @@ fn what_cannot_be_is_refused_with_the_key_and_the_fix() {
         ("mark: 0", "mark \"0x0\""),
         ("mark: 0x01000000", "outside of markMask 0xff0000"),
         ("table: 254", "table \"254\""),
-        ("rulePriority: 0", "rulePriority"),
         ("device: a/b", "device \"a/b\""),
         ("device: averyverylongname", "device"),
         ("underlay: eth0", "neither auto nor a list"),
@@ -84,6 +95,8 @@ fn what_cannot_be_is_refused_with_the_key_and_the_fix() {
         ("health: { multiplier: 2 }", "between 3 and 12"),
         ("health: { resetAfter: soon }", "health.resetAfter \"soon\""),
         ("health: { ports: 1 }", "unknown field"),
+        ("nodePort: { devices: [a/b] }", "nodePort.devices"),
+        ("nodePort: { device: eth0 }", "unknown field"),
         ("bpfDir: a/b", "bpfDir"),
         ("bpfDir: ../x", "bpfDir"),
         ("port: [", "line"),

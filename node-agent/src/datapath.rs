@@ -1,4 +1,4 @@
-//! The kernel's programs and maps, behind one lock: what was applied is remembered, so that a preview needs no kernel.
+//! The kernel's programs and maps, behind one lock (health words have another): what was applied is remembered, so that a preview needs no kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,13 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result};
 use hawser_agent_core::{Flip, Plan, WordPlace, WordWrite};
 use hawser_discovery::{NodeId, Users};
-use hawser_ebpf::{Attachments, Connection, Datapath as Loaded, LoadConfig, TcKind, retire, uninstall};
-use hawser_ebpf_abi::{DesiredDatapath, Reason, ServiceKey, size};
+use hawser_ebpf::{
+    Attachments, Connection, Datapath as Loaded, LoadConfig, LruSizes, TcKind, Words, retire, uninstall,
+};
+use hawser_ebpf_abi::{DesiredDatapath, ENDPOINT_TRANSLATED, PrefixKey, Reason, ServiceKey, size};
 use hawser_model::{ClusterId, ClusterIdWidth, HealthWord};
-use hawser_tunnels::DeviceName;
+use hawser_tunnels::{Desired, DeviceName};
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::interfaces::Edge;
 use crate::metrics::{MapFill, fills};
 use crate::preflight::Mounts;
 use crate::reconcile::Step;
@@ -21,6 +24,7 @@ use crate::reconcile::Step;
 #[derive(Debug)]
 pub(crate) struct Datapath {
     clock: Clock,
+    words: Mutex<Words>,
     inner: Mutex<Inner>,
 }
 
@@ -37,7 +41,8 @@ impl Datapath {
     pub(crate) fn load(mounts: &Mounts, config: &Config, clock: Clock) -> Result<Self> {
         let config = load_config(mounts, config);
         let loaded = Loaded::load(&config).context("loading the datapath")?;
-        Ok(Self { clock, inner: Mutex::new(Inner { loaded, config, applied: None }) })
+        let words = Mutex::new(Words::open(&config).context("opening the maps of health words")?);
+        Ok(Self { clock, words, inner: Mutex::new(Inner { loaded, config, applied: None }) })
     }
 
     /// Whether the kernel takes our programs and maps: all of them are loaded in a place of their own, attached to
@@ -99,13 +104,26 @@ impl Datapath {
         self.lock().loaded.no_users().map(ToString::to_string)
     }
 
+    /// Waits for no sync.
     pub(crate) fn write_word(&self, write: WordWrite) -> Result<()> {
-        let maps = &mut self.lock().loaded.maps;
+        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
         match write.place {
-            WordPlace::Cluster(cluster) => maps.set_cluster_health(cluster.get(), write.word.raw())?,
-            WordPlace::Node(slot) => maps.set_node_health(slot, write.word.raw())?,
+            WordPlace::Cluster(cluster) => words.set_cluster(cluster.get(), write.word.raw())?,
+            WordPlace::Node(slot) => words.set_node(slot, write.word.raw())?,
         }
         Ok(())
+    }
+
+    /// Peers are told that this agent was stopped on purpose.
+    pub(crate) fn say_stopped(&self) -> Result<()> {
+        Ok(self.lock().loaded.maps.say_stopped()?)
+    }
+
+    /// Local picks are left to kube-proxy or the CNI from now on (decision 8).
+    pub(crate) fn say_own_stale(&self) {
+        if let Err(error) = self.lock().loaded.maps.say_own_stale() {
+            tracing::warn!("what the last run knew of the own cluster is still used: {error}");
+        }
     }
 
     /// Nothing comes out of the tunnel unjudged: to be called before its device gets a peer.
@@ -115,11 +133,32 @@ impl Datapath {
         Ok(self.lock().loaded.attach_tunnel(ifindex)?)
     }
 
+    /// Before there is a plan: what is for these prefixes leaves by none of these devices. Gives what did not succeed.
+    pub(crate) fn guard(&self, guards: &Desired, edge: &BTreeSet<u32>) -> Vec<String> {
+        let mut inner = self.lock();
+        let prefixes = guards.guards.union(&guards.routes);
+        let keys = prefixes.filter_map(|prefix| PrefixKey::new(prefix.addr(), prefix.prefix_len()));
+        let report = inner.loaded.maps.guard(keys);
+        let devices = edge.iter().filter_map(|device| inner.loaded.attach_guards(*device).err());
+        let devices: Vec<String> = devices.map(|error| error.to_string()).collect();
+        report.problems.iter().map(ToString::to_string).chain(devices).collect()
+    }
+
+    /// A device that has just come up, unless it is known. One that is gone again needs no guard.
+    pub(crate) fn guard_device(&self, ifindex: u32) {
+        if let Err(error) = self.lock().loaded.attach_guards(ifindex) {
+            tracing::debug!(
+                ifindex,
+                "a new device could not be guarded, the next reconcile tries again: {error}"
+            );
+        }
+    }
+
     /// Programs first: an address that a service leads to must be steered before anybody is sent there. Gives what did
     /// not succeed; the rest was done.
-    pub(crate) fn sync(&self, plan: &Arc<Plan>, underlay: &BTreeSet<u32>) -> Vec<String> {
+    pub(crate) fn sync(&self, plan: &Arc<Plan>, edge: &Edge) -> Vec<String> {
         let desired = &plan.datapath;
-        let wanted = attachments(desired, underlay);
+        let wanted = attachments(desired, edge);
         let mut inner = self.lock();
         let mut problems: Vec<String> = Vec::new();
         problems.extend(inner.loaded.attach(&wanted).iter().map(ToString::to_string));
@@ -136,9 +175,10 @@ impl Datapath {
         problems
     }
 
-    /// A few services alone, and first what they lead to. Gives what did not succeed.
+    /// A few services and remote pods alone, and first what they lead to. Gives what did not succeed.
     pub(crate) fn flip(&self, flip: &Flip) -> Vec<String> {
-        let report = self.lock().loaded.maps.flip(&flip.services, &flip.exported, self.clock.now());
+        let pods = flip.pods.iter().map(|(ip, pod)| (PrefixKey::host((*ip).into()), pod.entry)).collect();
+        let report = self.lock().loaded.maps.flip(&pods, &flip.services, &flip.exported, self.clock.now());
         if report.writes > 0 {
             tracing::debug!(writes = report.writes, "maps");
         }
@@ -146,8 +186,8 @@ impl Datapath {
     }
 
     /// What [`Datapath::sync`] would change.
-    pub(crate) fn preview(&self, desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Vec<Step> {
-        let wanted = attachments(desired, underlay);
+    pub(crate) fn preview(&self, desired: &DesiredDatapath, edge: &Edge) -> Vec<Step> {
+        let wanted = attachments(desired, edge);
         let inner = self.lock();
         let nothing = Default::default();
         let (is, attached) = inner.applied.as_ref().unwrap_or(&nothing);
@@ -162,6 +202,7 @@ impl Datapath {
         entries("exported", &is.exported, &desired.exported, frontend, &mut steps);
         entries("reset_wishes", &is.reset_wishes, &desired.reset_wishes, frontend, &mut steps);
         entries("left_out", &is.left_out, &desired.left_out, ToString::to_string, &mut steps);
+        entries("frontends", &is.frontends, &desired.frontends, frontend, &mut steps);
         entries("services", &is.services, &desired.services, frontend, &mut steps);
         steps
     }
@@ -193,13 +234,15 @@ impl Datapath {
 }
 
 fn load_config(mounts: &Mounts, config: &Config) -> LoadConfig {
+    // Where nothing enters from outside, nothing is remembered of it.
+    let entered = if config.uplinks.is_empty() { LruSizes::LEAST } else { config.lru.entered };
     LoadConfig {
         bpffs: mounts.bpffs.clone(),
         directory: config.bpf_dir.clone(),
         device: config.device.to_string(),
         cgroup2: mounts.cgroup2.clone(),
         tc: TcKind::of_this_kernel(),
-        lru: config.lru,
+        lru: LruSizes { entered, ..config.lru },
     }
 }
 
@@ -209,11 +252,17 @@ fn probe_config(mounts: &Mounts, config: &Config) -> LoadConfig {
     LoadConfig { directory: format!("{}-probe-{}", real.directory, real.device), ..real }
 }
 
-fn attachments(desired: &DesiredDatapath, underlay: &BTreeSet<u32>) -> Attachments {
+/// What is a pod's is no edge, whatever the last look took it for.
+fn attachments(desired: &DesiredDatapath, edge: &Edge) -> Attachments {
+    let pods: BTreeSet<u32> = desired.endpoints.values().map(|endpoint| endpoint.ifindex).collect();
+    let translated = desired.endpoints.values().filter(|endpoint| endpoint.flags & ENDPOINT_TRANSLATED != 0);
     Attachments {
         tunnel: Some(desired.config.tunnel_ifindex).filter(|index| *index != 0),
-        pods: desired.endpoints.values().map(|endpoint| endpoint.ifindex).collect(),
-        underlay: underlay.clone(),
+        translated: translated.map(|endpoint| endpoint.ifindex).collect(),
+        edge: edge.all.difference(&pods).copied().collect(),
+        underlay: edge.underlay.difference(&pods).copied().collect(),
+        pods,
+        uplinks: desired.uplinks.clone(),
     }
 }
 
@@ -224,7 +273,14 @@ fn frontend(key: &ServiceKey) -> String {
 fn programs(is: &Attachments, wanted: &Attachments, steps: &mut Vec<Step>) {
     let sets = |of: &Attachments| {
         let tunnel: BTreeSet<u32> = of.tunnel.into_iter().collect();
-        [("tunnel_in", tunnel), ("pod_from, pod_to", of.pods.clone()), ("underlay_in", of.underlay.clone())]
+        [
+            ("tunnel_in, tunnel_out", tunnel),
+            ("pod_from", of.pods.clone()),
+            ("pod_to", of.translated.clone()),
+            ("underlay_in", of.underlay.clone()),
+            ("guard_in, guard_out", of.edge.clone()),
+            ("uplink_in, uplink_out", of.uplinks.clone()),
+        ]
     };
     for ((name, is), (_, wanted)) in sets(is).into_iter().zip(sets(wanted)) {
         let attach = wanted.difference(&is).map(|index| format!("attach {name} to interface {index}"));

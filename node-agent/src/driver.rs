@@ -1,5 +1,7 @@
 //! The one loop: waits for one of its sources, feeds the core, drains it. Decides nothing.
 
+mod answer;
+mod count;
 mod now;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,30 +11,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hawser_agent_core::{Agent, Flip, Interfaces, Output, Plan};
-use hawser_api::local::{Operation, PlanReply, StatusReply};
-use hawser_discovery::{LivenessConfig, NodeId, Transition};
+use hawser_discovery::{LivenessConfig, NodeId, Reflector, Transition};
 use hawser_discovery_net::{Prober, ProberConfig, Verdict, spawn_prober};
-use hawser_ebpf_abi::Reason;
-use hawser_model::{ClusterHealth, ClusterName};
+use hawser_model::{ClusterHealth, ClusterName, HealthWord};
 use hawser_telemetry::{Pulse, Watchdog, span};
-use hawser_tunnels::Peer;
+use hawser_tunnels::DEFAULT_MTU;
 use hawser_tunnels_linux::{Driver as _, Stats};
 use tokio::sync::{mpsc, oneshot};
-use tonic::Status;
 
-use crate::answers;
 use crate::causes::chain;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::follow::{Followers, Heard};
-use crate::interfaces::{Found, LookError, Looker};
+use crate::heap::Heap;
+use crate::interfaces::{Edge, Found, LookError, Looker};
+use crate::known::Known;
 use crate::local_api::{Asked, Question};
 use crate::memory::{self, Memory};
-use crate::metrics::{Meters, Observation};
+use crate::metrics::Meters;
 use crate::namespaces;
 use crate::place::Reporting;
-use crate::reconcile::{Outcome, outcome_of, preview, reconcile, revive};
+use crate::reconcile::{Outcome, outcome_of, reconcile, revive};
+use crate::share::{self, Sharing};
 use crate::state::StateDir;
 use crate::sweep::{self, Swept};
 use crate::tunnels::Tunnels;
@@ -44,6 +45,8 @@ use now::{next_verdict, sleep, sleep_until, soonest};
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// And in any case after this long: a netlink message may be lost.
 const LOOK_ANYWAY: Duration = Duration::from_secs(10);
+/// Then a fiftieth of the time is for it.
+const LONG_TO_WRITE: Duration = Duration::from_millis(50);
 /// Events taken in at a time before health and deadlines get their turn.
 const BATCH: usize = 256;
 /// What one turn of the loop may take; the largest view is planned in well under a second.
@@ -55,6 +58,8 @@ pub(crate) struct Sources {
     pub heard: mpsc::Receiver<Heard>,
     pub questions: mpsc::Receiver<Question>,
     pub links: mpsc::Receiver<()>,
+    /// Links that came up, or changed while they are.
+    pub appearing: mpsc::Receiver<u32>,
     pub reporting: mpsc::Receiver<Reporting>,
 }
 
@@ -67,10 +72,12 @@ pub(crate) struct Driver {
     pub agent: Agent,
     pub followers: Followers,
     pub tunnels: Arc<Tunnels>,
+    pub known: Arc<Known>,
     pub datapath: Arc<Datapath>,
     pub looker: Arc<Looker>,
     /// What the last run probed; probing goes on before the first plan.
     pub remembered: Memory,
+    pub sharing: Sharing,
     pub pulses: Pulses,
 }
 
@@ -92,6 +99,8 @@ impl Pulses {
 struct Now {
     prober: Option<(Prober, mpsc::Receiver<Verdict>)>,
     prober_problem: Option<String>,
+    /// Never without the prober.
+    share: Option<share::Running>,
     used: Used,
     users: Sampler,
     reconciling: bool,
@@ -103,16 +112,20 @@ struct Now {
     looked_for: BTreeSet<IpAddr>,
     left_out: BTreeSet<IpAddr>,
     interfaces: Interfaces,
-    underlay: BTreeSet<u32>,
+    edge: Edge,
     look_problem: Option<String>,
     memory_problem: Option<String>,
+    remember_after: Option<Instant>,
     /// Clusters that could not be followed, and why.
     unheard: BTreeMap<ClusterName, String>,
     missing: Vec<IpAddr>,
+    no_uplinks: Vec<String>,
     report_problem: Option<String>,
     renewal_problem: Option<String>,
+    secrets_problem: Option<String>,
     meters: Meters,
     reconcile_began: Option<Instant>,
+    heap: Heap,
     /// How the last reconcile went.
     reconciled: Option<bool>,
     /// Its problems, which are logged when they come and when they go.
@@ -141,6 +154,10 @@ enum Done {
     /// Regular: the time since the last regular one is known.
     Counted {
         stats: Option<Stats>,
+        /// Nodes whose probes were answered lately; none where the tunnels say it themselves.
+        answering: Option<BTreeSet<NodeId>>,
+        /// When they were answered last; nothing where no pair meets at a gateway.
+        heard: BTreeMap<NodeId, hawser_model::Time>,
         regular: bool,
     },
     Swept(Swept),
@@ -150,7 +167,9 @@ impl Driver {
     /// Until `stop` resolves, a successor asks, or with an error when this node was given another place. Kernel state stays as it is
     /// then: stop is not remove.
     pub(crate) async fn run(mut self, mut sources: Sources, stop: &mut oneshot::Receiver<()>) -> Result<End> {
-        let mut now = Now { no_sweep: sweep::missing(), ..Now::default() };
+        // What the last run guarded is guarded at once, by whatever device it could leave.
+        let first = Some(tokio::time::Instant::now());
+        let mut now = Now { no_sweep: sweep::missing(), look_at: first, ..Now::default() };
         let (done, mut finished) = mpsc::channel(8);
         self.start_prober(&mut now).await;
         let mut batch = Vec::with_capacity(BATCH);
@@ -168,7 +187,10 @@ impl Driver {
             let deadline = self.agent.poll_deadline().map(|d| d.at.since(self.clock.now()));
             tokio::select! {
                 biased;
-                _ = &mut *stop => return Ok(End::Stopped),
+                _ = &mut *stop => {
+                    self.say_stopped(&mut now, &mut finished).await;
+                    return Ok(End::Stopped);
+                }
                 Some(verdict) = next_verdict(&mut now.prober) => self.verdict(verdict, &mut now.meters),
                 Some(done) = finished.recv() => self.finish(done, &mut now).await,
                 Some(question) = sources.questions.recv() => match question {
@@ -182,14 +204,16 @@ impl Driver {
                     Reporting::Well => now.report_problem = None,
                     Reporting::Failing(problem) => now.report_problem = Some(problem),
                     Reporting::Renewal(problem) => now.renewal_problem = problem,
+                    Reporting::Secrets(problem) => now.secrets_problem = problem,
                     Reporting::Moved(moved) => return Err(moved.into()),
                 },
+                Some(ifindex) = sources.appearing.recv() => self.guard_device(ifindex, &now),
                 Some(()) = sources.links.recv() => now.look_at = Some(soonest(now.look_at, LOOK_AGAIN)),
                 () = sleep_until(now.look_at), if !now.looking => {
                     now.look_at = None;
                     self.look(&mut now, &done);
                 }
-                _ = count.tick() => self.count(&done, true),
+                _ = count.tick() => self.count(&now, &done, true),
                 _ = sample.tick() => self.sample(&mut now).await,
                 taken = sources.heard.recv_many(&mut batch, BATCH), if batch.is_empty() => {
                     anyhow::ensure!(taken > 0, "the followers are gone");
@@ -202,6 +226,20 @@ impl Driver {
                 }
                 () = sleep(deadline) => self.agent.handle_time(self.clock.now()),
             }
+        }
+    }
+
+    /// Where the kernel carries on, peers hear AdminDown and keep their verdict. An engine in here ends with this process: then
+    /// packets really do not arrive, and silence says so.
+    async fn say_stopped(&self, now: &mut Now, finished: &mut mpsc::Receiver<Done>) {
+        now.finish_all(finished).await;
+        let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
+        let said = tokio::task::spawn_blocking(move || match tunnels.stats() {
+            Ok(stats) if stats.in_kernel => datapath.say_stopped(),
+            _ => Ok(()),
+        });
+        if let Ok(Err(error)) = said.await {
+            tracing::warn!("peers could not be told that this agent stops: {}", chain(&error));
         }
     }
 
@@ -223,8 +261,9 @@ impl Driver {
                 Output::Flip(flip) => self.flip(&flip),
                 Output::Reconcile => self.reconcile(now, done),
                 Output::Sweep => self.sweep(now, done),
-                Output::Guard => self.guard(),
-                Output::LookAtPeers => self.count(done, false),
+                Output::Guard => self.guard(now),
+                Output::OwnStale => self.datapath.say_own_stale(),
+                Output::LookAtPeers => self.count(now, done, false),
             }
         }
     }
@@ -245,7 +284,12 @@ impl Driver {
             Verdict::Changed(transition) => transition,
             Verdict::Weight { about, weight } => return self.agent.handle_weight(about, weight),
             Verdict::Grey(grey) => {
-                tracing::warn!(node = %grey.node, weight = grey.weight, why = %grey.why, "liveness");
+                match grey.weight {
+                    HealthWord::FULL_WEIGHT => {
+                        tracing::info!(node = %grey.node, weight = grey.weight, why = %grey.why, "liveness");
+                    }
+                    _ => tracing::warn!(node = %grey.node, weight = grey.weight, why = %grey.why, "liveness"),
+                }
                 return self.agent.handle_grey(grey);
             }
         };
@@ -264,9 +308,11 @@ impl Driver {
 
     /// At once, as a health word: a few writes.
     fn flip(&mut self, flip: &Flip) {
+        let mut strays = flip.pods.iter().filter(|(_, pod)| pod.stray);
+        let welcome = strays.all(|(ip, pod)| self.known.welcome(*ip, pod, &self.tunnels));
         let problems = self.datapath.flip(flip);
-        if !problems.is_empty() {
-            tracing::debug!(?problems, "a service could not be flipped, the plan tries again");
+        if !problems.is_empty() || !welcome {
+            tracing::debug!(?problems, "what was flipped is not whole, the plan tries again");
             self.agent.handle_flip_failed(self.clock.now());
         }
     }
@@ -278,13 +324,13 @@ impl Driver {
             return;
         }
         let plan = self.agent.plan().clone();
-        let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
-        let (underlay, done) = (now.underlay.clone(), done.clone());
+        let (tunnels, datapath, known) = (self.tunnels.clone(), self.datapath.clone(), self.known.clone());
+        let (edge, done) = (now.edge.clone(), done.clone());
         let planned = plan.clone();
         now.reconcile_began = Some(Instant::now());
         self.pulses.reconcile.busy();
         let work = tokio::task::spawn_blocking(move || {
-            span!("agent.reconcile").in_scope(|| reconcile(&planned, &underlay, &tunnels, &datapath))
+            span!("agent.reconcile").in_scope(|| reconcile(&planned, &edge, &tunnels, &datapath, &known))
         });
         tokio::spawn(async move {
             let outcome = outcome_of(work).await;
@@ -296,8 +342,10 @@ impl Driver {
     async fn finish(&mut self, done: Done, now: &mut Now) {
         match done {
             Done::Looked(result) => self.looked(result, now),
-            Done::Counted { stats: Some(stats), regular } => {
-                self.agent.handle_seen(&used::peers_seen(&stats), self.clock.now());
+            Done::Counted { stats: Some(stats), answering, heard, regular } => {
+                let answering = answering.map(|nodes| self.keys_of(&nodes));
+                self.agent.handle_seen(&used::peers_seen(&stats, answering.as_ref()), self.clock.now());
+                self.agent.handle_nodes_heard(&heard, self.clock.now());
                 if regular {
                     self.counted(&stats, now).await;
                 }
@@ -310,6 +358,7 @@ impl Driver {
                 // They know more than the plan that is there now.
                 self.flip(&std::mem::take(&mut now.flips));
                 let complete = outcome.complete;
+                now.heap.after(now.reconcile_began);
                 now.note(&outcome);
                 self.agent.handle_reconciled(outcome.problems, complete, self.clock.now());
                 if complete {
@@ -345,8 +394,16 @@ impl Driver {
     }
 
     /// A disk that is full ends no agent: it is tried again with every reconcile, twice a minute at the least.
+    ///
+    /// In a mesh so large that writing takes long, it is not written after every change.
     fn remember(&mut self, plan: &Plan, now: &mut Now) {
-        let memory = Memory::of(plan, self.agent.slots());
+        let began = Instant::now();
+        if now.remember_after.is_some_and(|at| began < at) {
+            return;
+        }
+        let at = self.clock.now();
+        let draining = self.agent.draining(at);
+        let memory = Memory::of(plan, self.agent.slots(), draining, self.clock.unix_ms(at));
         let kept = memory::keep(&self.state, &mut self.remembered, memory);
         let told = now.memory_problem.is_some();
         now.memory_problem = kept.err().map(|error| {
@@ -355,6 +412,8 @@ impl Driver {
             }
             format!("a restart would not know what this run knows: {error}. fix: see that the disk has room and can be written")
         });
+        let took = began.elapsed();
+        now.remember_after = (took >= LONG_TO_WRITE).then(|| began + took * 50);
     }
 
     /// Needs the own mesh address on the device, so it may only succeed after the first reconcile.
@@ -363,74 +422,58 @@ impl Driver {
             return;
         }
         let agent = self.agent.config();
+        // What is larger the engine asks for itself.
+        let mtu = if self.tunnels.finds_mtu() { agent.mtu.min(DEFAULT_MTU) } else { agent.mtu };
         let config = ProberConfig {
             address: agent.mesh_addresses().ipv4,
             port: agent.probe_port,
             device: Some(agent.device.to_string()),
-            liveness: LivenessConfig { mtu: Some(agent.mtu), ..self.config.liveness },
+            liveness: LivenessConfig { mtu: Some(mtu), ..self.config.liveness },
             clock: self.clock.shared(),
             seed: rand::random(),
         };
         match spawn_prober(config) {
             Ok(probes) => {
-                now.prober = Some(probes);
+                now.share = Some(self.sharing.begin(probes.0.clone()));
                 now.prober_problem = None;
-                self.probe(now, self.remembered.probed()).await;
+                let peers = self.remembered.probed();
+                let left = self.agent.words_of(peers.keys().copied());
+                // One that has ended by now, the next probe finds out about.
+                let _ = probes.0.resume(peers, left).await;
+                now.prober = Some(probes);
             }
             Err(error) => now.prober_problem = Some(error.to_string()),
         }
     }
 
-    async fn probe(&self, now: &mut Now, peers: BTreeMap<NodeId, std::net::Ipv4Addr>) {
+    async fn probe(&self, now: &mut Now, peers: BTreeMap<NodeId, Reflector>) {
         let Some((probes, _)) = &now.prober else { return };
         if probes.set_peers(peers).await.is_err() {
-            now.prober = None;
+            (now.prober, now.share) = (None, None);
             now.prober_problem =
                 Some("the probing task ended; it is started again with the next reconcile".into());
         }
     }
 
     /// Before the first plan, so before any reconcile: it is not in anybody's way.
-    fn guard(&self) {
-        let (guards, tunnels) = (self.agent.guards(), self.tunnels.clone());
+    fn guard(&self, now: &Now) {
+        let (guards, edge) = (self.agent.guards(), now.edge.all.clone());
+        let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
         tokio::task::spawn_blocking(move || {
-            for problem in revive(&guards, &tunnels) {
+            for problem in datapath.guard(&guards, &edge).into_iter().chain(revive(&guards, &tunnels)) {
                 tracing::warn!(problem, "guarding the mesh's prefixes");
             }
         });
     }
 
-    /// Asks the tunnels what they carried.
-    fn count(&self, done: &mpsc::Sender<Done>, regular: bool) {
-        let (tunnels, done) = (self.tunnels.clone(), done.clone());
-        tokio::spawn(async move {
-            let stats = tokio::task::spawn_blocking(move || tunnels.stats().ok()).await;
-            let _ = done.send(Done::Counted { stats: stats.ok().flatten(), regular }).await;
-        });
-    }
-
-    /// Tells the probing task what users' connections came to.
-    async fn sample(&self, now: &mut Now) {
-        let Some((prober, _)) = &now.prober else { return };
-        let told = now.users.look(&self.agent, &self.datapath, self.clock.now());
-        if !told.is_empty() {
-            // A task that ended is started again with the next reconcile.
-            let _ = prober.users(told).await;
+    /// What has just come up may be led to at once; a pod's interface is given up by the next reconcile.
+    fn guard_device(&self, ifindex: u32, now: &Now) {
+        let pods = || now.interfaces.pods.values().any(|pod| *pod == ifindex);
+        if ifindex == now.interfaces.tunnel || now.edge.all.contains(&ifindex) || pods() {
+            return;
         }
-    }
-
-    async fn counted(&self, stats: &Stats, now: &mut Now) {
-        let ids = answers::node_ids(&self.agent);
-        let peers = self.agent.plan().tunnels.iter().flat_map(|desired| &desired.peers);
-        let id = |peer: &Peer| {
-            let name = (peer.name.cluster.name.to_string(), peer.name.node.to_string());
-            Some((peer.public_key, *ids.get(&name)?))
-        };
-        let used = now.used.look(stats, &peers.filter_map(id).collect(), &self.config.liveness);
-        if let Some((prober, _)) = now.prober.as_ref().filter(|_| !used.is_empty()) {
-            // A task that ended is started again with the next reconcile.
-            let _ = prober.used(used).await;
-        }
+        let datapath = self.datapath.clone();
+        tokio::task::spawn_blocking(move || datapath.guard_device(ifindex));
     }
 
     /// Looks as soon as the pods of this node are others than those that were looked for.
@@ -447,10 +490,11 @@ impl Driver {
         now.looked_for = self.agent.local_pods().clone();
         let (looker, pods, done) = (self.looker.clone(), now.looked_for.clone(), done.clone());
         let (device, underlay) = (self.config.device.clone(), self.config.underlay.clone());
+        let uplinks = self.config.uplinks.clone();
         now.left_out = self.agent.left_out_pods().clone();
         let (left_out, known) = (now.left_out.clone(), now.interfaces.clone());
         let work = tokio::spawn(async move {
-            let mut found = looker.look(&pods, &device, &underlay).await?;
+            let mut found = looker.look(&pods, &device, &underlay, &uplinks).await?;
             let of = found.interfaces.clone();
             let cookies = tokio::task::spawn_blocking(move || namespaces::cookies(&left_out, &of, &known));
             found.interfaces.namespaces = cookies.await.map_err(LookError::Ended)?;
@@ -475,8 +519,12 @@ impl Driver {
                     again = LOOK_AGAIN;
                 }
                 now.missing = found.missing;
-                if std::mem::replace(&mut now.underlay, found.underlay.clone()) != found.underlay {
-                    self.agent.handle_resync(self.clock.now());
+                now.no_uplinks = found.no_uplinks;
+                if std::mem::replace(&mut now.edge, found.edge.clone()) != found.edge {
+                    match self.agent.has_plan() {
+                        true => self.agent.handle_resync(self.clock.now()),
+                        false => self.guard(now),
+                    }
                 }
                 now.interfaces = found.interfaces.clone();
                 self.agent.handle_interfaces(found.interfaces, self.clock.now());
@@ -487,93 +535,5 @@ impl Driver {
             }
         }
         now.look_at = Some(soonest(now.look_at, again));
-    }
-
-    fn problems(&self, now: &Now) -> Vec<String> {
-        let missing = now.missing.iter().map(|pod| {
-            format!("pod {pod} is stated to be on this node, but no route of this node leads to an interface of it")
-        });
-        let unheard = now.unheard.iter().map(|(cluster, why)| format!("{cluster} cannot be followed: {why}"));
-        let others = [
-            &now.prober_problem,
-            &now.look_problem,
-            &now.memory_problem,
-            &now.report_problem,
-            &now.renewal_problem,
-        ];
-        missing.chain(unheard).chain(others.into_iter().flatten().cloned()).collect()
-    }
-
-    /// The status, with what the engine, the probing task and the kernel have to be asked for.
-    fn measured(&self, now: &Now) -> impl Future<Output = StatusReply> + use<> {
-        let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
-        let mut status = answers::status(&self.agent, self.clock, &self.problems(now));
-        let mut stuck = answers::stuck(&self.agent, &now.swept, now.no_sweep.as_deref());
-        let ids = answers::node_ids(&self.agent);
-        let probes = now.prober.as_ref().map(|(probes, _)| probes.clone());
-        async move {
-            let probes = match probes {
-                Some(probes) => probes.snapshot().await.ok(),
-                None => None,
-            };
-            let kernel =
-                move || (tunnels.stats().ok(), datapath.counters().unwrap_or_default(), datapath.no_users());
-            let (stats, counters, no_users) = tokio::task::spawn_blocking(kernel).await.unwrap_or_default();
-            answers::measure(&mut status, &ids, stats.as_ref(), probes.as_ref());
-            answers::lack(&mut status, no_users);
-            status.reasons = answers::reasons(&counters, stats.as_ref());
-            let resets = counters.iter().find(|(reason, _)| *reason == Reason::PodFromReset);
-            stuck.reset = resets.map_or(0, |(_, packets)| *packets);
-            status.stuck_connections = Some(stuck);
-            status
-        }
-    }
-
-    /// Takes what it can say from here; what has to be asked elsewhere is asked on the way.
-    fn answer(&self, question: Question, now: &Now) {
-        let (tunnels, datapath) = (self.tunnels.clone(), self.datapath.clone());
-        match question {
-            // Ends the loop, which takes it itself.
-            Question::HandOver(_) => {}
-            Question::Services(only, reply) => drop(reply.send(answers::services(&self.agent, &only))),
-            Question::Status(reply) => {
-                let status = self.measured(now);
-                tokio::spawn(async move { drop(reply.send(status.await)) });
-            }
-            Question::Observe(reply) => {
-                let (status, meters, reconciled) = (self.measured(now), now.meters.clone(), now.reconciled);
-                tokio::spawn(async move {
-                    let status = status.await;
-                    let maps =
-                        tokio::task::spawn_blocking(move || datapath.fills()).await.unwrap_or_default();
-                    drop(reply.send(Box::new(Observation { status, meters, maps, reconciled })));
-                });
-            }
-            Question::Plan(reply) if !self.agent.has_plan() => {
-                let waits: Vec<_> = self
-                    .agent
-                    .clusters(self.clock.now())
-                    .into_iter()
-                    .filter(|cluster| !cluster.synced)
-                    .map(|cluster| format!("{}: {}", cluster.cluster.name, cluster.reason))
-                    .collect();
-                let text = format!("there is no plan before everything is synced ({})", waits.join("; "));
-                drop(reply.send(Err(Status::failed_precondition(text))));
-            }
-            Question::Plan(reply) => {
-                let (plan, underlay) = (self.agent.plan().clone(), now.underlay.clone());
-                tokio::task::spawn_blocking(move || {
-                    let steps = preview(&plan, &underlay, &tunnels, &datapath);
-                    let operation = |step: crate::reconcile::Step| Operation {
-                        part: step.part.to_owned(),
-                        text: step.text,
-                    };
-                    let answer = steps
-                        .map(|steps| PlanReply { operations: steps.into_iter().map(operation).collect() })
-                        .map_err(|error| Status::internal(chain(&error)));
-                    drop(reply.send(answer));
-                });
-            }
-        }
     }
 }

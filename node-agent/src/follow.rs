@@ -122,7 +122,7 @@ impl Followers {
                 if known != Some(&reason) {
                     tracing::warn!(%cluster, reason, "the keyspace cannot be read for now, its state is kept");
                 }
-                agent.handle_interrupted(&cluster, reason);
+                agent.handle_interrupted(&cluster, reason, now);
             }
         }
     }

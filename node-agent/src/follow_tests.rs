@@ -86,9 +86,20 @@ fn node(of: &ClusterRef, octet: u8) -> Vec<Entry> {
         public_key: PublicKey::new([octet; 32]).unwrap(),
         port: 51_871,
         mtu: 1_420,
+        more_ports: hawser_model::MorePorts::default(),
+        esp: None,
     };
     let mesh = MeshPlan::default().addresses(of.id, index, &name);
-    let tunnel = TunnelNode { cluster: of.clone(), name, index, mesh, boot_id: None, wireguard: Some(end) };
+    let tunnel = TunnelNode {
+        cluster: of.clone(),
+        name,
+        index,
+        mesh,
+        boot_id: None,
+        wireguard: Some(end),
+        public_endpoint: None,
+        gateway: false,
+    };
     vec![Entry::Node(node), Entry::TunnelNode(tunnel)]
 }
 
@@ -128,6 +139,7 @@ async fn run_until(
                     | Output::Flip(_)
                     | Output::Sweep
                     | Output::Guard
+                    | Output::OwnStale
                     | Output::LookAtPeers => {}
                 }
             }

@@ -9,15 +9,19 @@ use std::net::IpAddr;
 use futures::{StreamExt, TryStreamExt};
 use hawser_agent_core::Interfaces;
 use hawser_tunnels::DeviceName;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressScope;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::sync::mpsc;
 
 use crate::config::Underlay;
+
+/// Links that came up and are not guarded yet.
+const APPEARING: usize = 1_024;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LookError {
@@ -31,12 +35,22 @@ pub(crate) enum LookError {
     Ended(tokio::task::JoinError),
 }
 
+/// Where the node meets what is neither its tunnel nor its pods, by interface index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Edge {
+    /// Where other machines of the underlay are.
+    pub underlay: BTreeSet<u32>,
+    /// Every device that is up, but for loopback: by any of them something could leave beside the tunnel.
+    pub all: BTreeSet<u32>,
+}
+
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Found {
     pub interfaces: Interfaces,
-    /// Interface indexes of the underlay.
-    pub underlay: BTreeSet<u32>,
+    pub edge: Edge,
+    /// Names of devices for traffic from outside that are not there, or are no Ethernet.
+    pub no_uplinks: Vec<String>,
     /// Pods whose interface is not there (yet).
     pub missing: Vec<IpAddr>,
 }
@@ -46,6 +60,8 @@ struct Link {
     name: String,
     kind: Option<InfoKind>,
     loopback: bool,
+    up: bool,
+    ethernet: bool,
 }
 
 /// A netlink socket of this network namespace.
@@ -55,8 +71,9 @@ pub(crate) struct Looker {
 }
 
 impl Looker {
-    /// Also says, through the receiver, when links, addresses or routes changed; many changes are one word.
-    pub(crate) fn open() -> Result<(Self, mpsc::Receiver<()>), LookError> {
+    /// Also says, through the receivers, when links, addresses or routes changed, many changes in one word; and of every link that
+    /// changed and is up which it is, unless there are too many at once: then the next look finds them.
+    pub(crate) fn open() -> Result<(Self, mpsc::Receiver<()>, mpsc::Receiver<u32>), LookError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -66,14 +83,19 @@ impl Looker {
         let (connection, handle, mut messages) = new_multicast_connection(&groups)?;
         tokio::spawn(connection);
         let (changed, changes) = mpsc::channel(1);
+        let (appeared, appearing) = mpsc::channel(APPEARING);
         tokio::spawn(async move {
-            while messages.next().await.is_some() {
+            while let Some((message, _)) = messages.next().await {
+                if let Some(index) = link_that_is_up(message.payload) {
+                    // A full channel is the next look's affair.
+                    let _ = appeared.try_send(index);
+                }
                 if let Err(mpsc::error::TrySendError::Closed(())) = changed.try_send(()) {
                     return;
                 }
             }
         });
-        Ok((Self { handle }, changes))
+        Ok((Self { handle }, changes, appearing))
     }
 
     pub(crate) async fn look(
@@ -81,10 +103,19 @@ impl Looker {
         pods: &BTreeSet<IpAddr>,
         device: &DeviceName,
         underlay: &Underlay,
+        uplinks: &[DeviceName],
     ) -> Result<Found, LookError> {
         let links = self.links().await?;
         let mut found = Found::default();
         found.interfaces.tunnel = index_of(&links, device.as_str()).unwrap_or(0);
+        for name in uplinks {
+            // The programs there know Ethernet's header.
+            let index = index_of(&links, name.as_str()).filter(|index| links[index].ethernet);
+            match index {
+                Some(index) => drop(found.interfaces.uplinks.insert(index)),
+                None => found.no_uplinks.push(name.to_string()),
+            }
+        }
         for pod in pods {
             match self.interface_of(*pod, &links).await? {
                 Some(index) if index != found.interfaces.tunnel => {
@@ -93,7 +124,10 @@ impl Looker {
                 _ => found.missing.push(*pod),
             }
         }
-        found.underlay = match underlay {
+        let own = |link: &Link| link.loopback || link.name == device.as_str();
+        let edge = links.iter().filter(|(_, link)| link.up && !own(link));
+        found.edge.all = edge.map(|(index, _)| *index).collect();
+        found.edge.underlay = match underlay {
             Underlay::Devices(names) => {
                 names.iter().filter_map(|name| index_of(&links, name.as_str())).collect()
             }
@@ -179,11 +213,25 @@ impl Looker {
     }
 }
 
+/// Which link it is, when the message is about one that is up.
+fn link_that_is_up(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<u32> {
+    match payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+            let flags = link.header.flags;
+            (flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback))
+                .then_some(link.header.index)
+        }
+        _ => None,
+    }
+}
+
 fn link(message: LinkMessage) -> Link {
     let mut link = Link {
         name: String::new(),
         kind: None,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        up: message.header.flags.contains(LinkFlags::Up),
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
     };
     for attribute in message.attributes {
         match attribute {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use hawser_node_agent::causes::chain;
 use hawser_node_agent::config::{Config, DEFAULT_PATH};
-use hawser_node_agent::run;
+use hawser_node_agent::{heap, run};
 use hawser_telemetry::Telemetry;
 
 const EXAMPLES: &str = "\
@@ -43,6 +43,7 @@ struct Args {
 const BAD_INPUT: u8 = 64;
 
 fn main() -> ExitCode {
+    heap::share_arenas();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

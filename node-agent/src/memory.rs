@@ -2,19 +2,22 @@
 //! flow again before the API server is reached (fail static).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hawser_agent_core::{AgentConfig, NodeSlots, Plan};
-use hawser_discovery::NodeId;
+use hawser_agent_core::{AgentConfig, Draining, NodeSlots, Plan};
+use hawser_discovery::{NodeId, Reflector};
 use hawser_model::{
-    BootId, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, NodeIndex, NodeName, PublicKey,
+    BootId, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Epoch, EspEnd, Generation, NodeIndex,
+    NodeName, PortName, Protocol, PublicKey, ServiceKey,
 };
 use hawser_tunnels::{Desired, Device, Peer, PeerName};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::millis;
 use crate::state::{StateDir, StateError};
 
 pub(crate) const FILE: &str = "memory.json";
@@ -28,6 +31,9 @@ pub(crate) struct Memory {
     /// Whom to probe: a node and its mesh address.
     #[serde(default)]
     probed: Vec<ProbedRecord>,
+    /// Backends that are withdrawn, and served in their grace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    draining: Vec<DrainingRecord>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +51,24 @@ struct PeerRecord {
     key: String,
     endpoint: SocketAddr,
     allowed: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    more_ports: Vec<u16>,
     #[serde(default)]
     boot_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    esp: Option<EspRecord>,
+    /// The key of the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    via: Option<String>,
     #[serde(default)]
     slot: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct EspRecord {
+    /// Epoch and turn.
+    receives: Vec<(u32, u32)>,
+    in_udp: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,19 +76,50 @@ struct ProbedRecord {
     cluster: u16,
     index: u16,
     address: Ipv4Addr,
+    /// Of its end of the tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mtu: Option<u16>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DrainingRecord {
+    namespace: String,
+    service: String,
+    port_name: String,
+    protocol: String,
+    cluster: String,
+    id: u16,
+    ip: IpAddr,
+    port: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<(u16, String)>,
+    #[serde(default)]
+    elsewhere: bool,
+    /// By the wall clock: a run of before knows no other.
+    withdrawn_unix_ms: i64,
+}
+
+/// The same moment comes out a little otherwise each time it is asked for.
+const SAME_MOMENT: i64 = 2_000;
+
 impl Memory {
-    pub(crate) fn of(plan: &Plan, slots: &NodeSlots) -> Self {
+    /// `unix_ms`: now.
+    pub(crate) fn of(
+        plan: &Plan,
+        slots: &NodeSlots,
+        draining: impl Iterator<Item = Draining>,
+        unix_ms: i64,
+    ) -> Self {
         let slot = |(node, slot): (NodeId, u32)| SlotRecord {
             cluster: node.cluster.get(),
             index: node.index.get(),
             slot,
         };
-        let probed = plan.probed.iter().map(|(node, address)| ProbedRecord {
+        let probed = plan.probed.iter().map(|(node, at)| ProbedRecord {
             cluster: node.cluster.get(),
             index: node.index.get(),
-            address: *address,
+            address: at.address,
+            mtu: at.mtu,
         });
         let tunnels = plan.tunnels.as_ref();
         let peers = tunnels.into_iter().flat_map(|desired| &desired.peers).map(|peer| PeerRecord {
@@ -78,7 +129,10 @@ impl Memory {
             key: STANDARD.encode(peer.public_key.as_bytes()),
             endpoint: peer.endpoint,
             allowed: texts(&peer.allowed),
+            more_ports: peer.more_ports.clone(),
             boot_id: peer.boot_id.as_ref().map(|id| id.as_str().to_owned()),
+            esp: peer.esp.map(EspRecord::of),
+            via: peer.via.map(|key| STANDARD.encode(key.as_bytes())),
             slot: peer.slot,
         });
         Self {
@@ -87,7 +141,27 @@ impl Memory {
             routes: tunnels.map(|desired| texts(&desired.routes)).unwrap_or_default(),
             guards: tunnels.map(|desired| texts(&desired.guards)).unwrap_or_default(),
             probed: probed.collect(),
+            draining: draining.map(|known| DrainingRecord::of(&known, unix_ms)).collect(),
         }
+    }
+
+    /// What is there already has the time that it has there.
+    fn keeping_times_of(mut self, known: &Self) -> Self {
+        for record in &mut self.draining {
+            let at = record.withdrawn_unix_ms;
+            let same = |other: &&DrainingRecord| {
+                (at - other.withdrawn_unix_ms).abs() <= SAME_MOMENT
+                    && DrainingRecord { withdrawn_unix_ms: at, ..(*other).clone() } == *record
+            };
+            if let Some(other) = known.draining.iter().find(same) {
+                record.withdrawn_unix_ms = other.withdrawn_unix_ms;
+            }
+        }
+        self
+    }
+
+    pub(crate) fn draining(&self, unix_ms: i64) -> impl Iterator<Item = Draining> {
+        self.draining.iter().filter_map(move |record| record.parse(unix_ms))
     }
 
     pub(crate) fn slots(&self, limit: u32) -> NodeSlots {
@@ -95,8 +169,9 @@ impl Memory {
         NodeSlots::restore(limit, given)
     }
 
-    pub(crate) fn probed(&self) -> BTreeMap<NodeId, Ipv4Addr> {
-        self.probed.iter().filter_map(|r| Some((node(r.cluster, r.index)?, r.address))).collect()
+    pub(crate) fn probed(&self) -> BTreeMap<NodeId, Reflector> {
+        let reflector = |r: &ProbedRecord| Reflector { address: r.address, mtu: r.mtu };
+        self.probed.iter().filter_map(|r| Some((node(r.cluster, r.index)?, reflector(r)))).collect()
     }
 
     /// The tunnels of the last run. What does not parse is left out: the next plan knows better anyway.
@@ -111,8 +186,6 @@ impl Memory {
                 mark: config.mark,
             },
             addresses: [own.ipv4.into(), own.ipv6.into()].into(),
-            table: config.table,
-            rule_priority: config.rule_priority,
             peers: self.peers.iter().filter_map(PeerRecord::peer).collect(),
             routes: nets(&self.routes),
             guards: nets(&self.guards),
@@ -122,6 +195,7 @@ impl Memory {
 
 /// Puts `new` on disk unless `known` says that it is there. After a failure `known` and the file are as they were.
 pub(crate) fn keep(state: &StateDir, known: &mut Memory, new: Memory) -> Result<(), StateError> {
+    let new = new.keeping_times_of(known);
     if *known != new {
         state.write_json(FILE, &new)?;
         *known = new;
@@ -129,19 +203,86 @@ pub(crate) fn keep(state: &StateDir, known: &mut Memory, new: Memory) -> Result<
     Ok(())
 }
 
+impl DrainingRecord {
+    fn of(known: &Draining, unix_ms: i64) -> Self {
+        let Draining { service, name, protocol, cluster, ip, port, node, elsewhere, age } = known;
+        Self {
+            namespace: service.namespace().to_owned(),
+            service: service.name().to_owned(),
+            port_name: name.as_str().to_owned(),
+            protocol: protocol.as_str().to_owned(),
+            cluster: cluster.name.to_string(),
+            id: cluster.id.get(),
+            ip: *ip,
+            port: *port,
+            node: node.as_ref().map(|(node, name)| (node.index.get(), name.to_string())),
+            elsewhere: *elsewhere,
+            withdrawn_unix_ms: unix_ms - millis(*age),
+        }
+    }
+
+    /// A clock that was set back makes it young, and never older than it is.
+    fn parse(&self, unix_ms: i64) -> Option<Draining> {
+        let id = cluster(self.id)?;
+        let named = |(index, name): &(u16, String)| {
+            let index = NodeIndex::new((*index).into())?;
+            Some((NodeId { cluster: id, index }, NodeName::parse(name).ok()?))
+        };
+        let age = u64::try_from(unix_ms - self.withdrawn_unix_ms).unwrap_or(0);
+        Some(Draining {
+            service: ServiceKey::new(&self.namespace, &self.service).ok()?,
+            name: PortName::parse(&self.port_name).ok()?,
+            protocol: Protocol::parse(&self.protocol).ok()?,
+            cluster: ClusterRef { name: ClusterName::parse(&self.cluster).ok()?, id },
+            ip: self.ip,
+            port: self.port,
+            node: match &self.node {
+                Some(node) => Some(named(node)?),
+                None => None,
+            },
+            elsewhere: self.elsewhere,
+            age: Duration::from_millis(age),
+        })
+    }
+}
+
 impl PeerRecord {
     fn peer(&self) -> Option<Peer> {
-        let key: [u8; 32] = STANDARD.decode(&self.key).ok()?.try_into().ok()?;
+        let via = match &self.via {
+            Some(via) => Some(key(via)?),
+            None => None,
+        };
         let cluster = ClusterRef { name: ClusterName::parse(&self.cluster).ok()?, id: cluster(self.id)? };
         Some(Peer {
             name: PeerName { cluster, node: NodeName::parse(&self.node).ok()? },
-            public_key: PublicKey::new(key).ok()?,
+            public_key: key(&self.key)?,
             endpoint: self.endpoint,
             allowed: nets(&self.allowed),
             keepalive: None,
+            more_ports: self.more_ports.clone(),
             boot_id: self.boot_id.as_deref().and_then(|id| BootId::parse(id).ok()),
+            esp: self.esp.as_ref().and_then(EspRecord::end),
+            via,
             slot: self.slot,
         })
+    }
+}
+
+fn key(text: &str) -> Option<PublicKey> {
+    let key: [u8; 32] = STANDARD.decode(text).ok()?.try_into().ok()?;
+    PublicKey::new(key).ok()
+}
+
+impl EspRecord {
+    fn of(end: EspEnd) -> Self {
+        let receives = end.receives().map(|of| (of.epoch.get(), of.turn)).collect();
+        Self { receives, in_udp: end.in_udp }
+    }
+
+    fn end(&self) -> Option<EspEnd> {
+        let of = |(epoch, turn): &(u32, u32)| Some(Generation { epoch: Epoch::new(*epoch)?, turn: *turn });
+        let receives: Option<Vec<_>> = self.receives.iter().map(of).collect();
+        EspEnd::new(receives?, self.in_udp)
     }
 }
 
@@ -181,18 +322,52 @@ pub(crate) mod tests {
             endpoint: "172.16.2.11:51871".parse().unwrap(),
             allowed: BTreeSet::from(["10.2.1.0/24".parse().unwrap()]),
             keepalive: None,
+            more_ports: vec![51880],
             boot_id: Some(BootId::parse("6c1f0c1e-1111-4222-8333-444455556666").unwrap()),
+            esp: EspEnd::new([Generation { epoch: Epoch::FIRST, turn: 4 }], true),
+            via: Some(PublicKey::new([8; 32]).unwrap()),
             slot: 3,
         };
         let config = config();
         let tunnels = Desired { peers: vec![peer], ..Memory::default().tunnels(&config) };
-        let probed = BTreeMap::from([(node, Ipv4Addr::new(240, 2, 0, 1))]);
+        let at = Reflector { address: Ipv4Addr::new(240, 2, 0, 1), mtu: Some(1_380) };
+        let probed = BTreeMap::from([(node, at)]);
         let plan = Plan { tunnels: Some(tunnels.clone()), probed: probed.clone(), ..Plan::default() };
-        let text = serde_json::to_string(&Memory::of(&plan, &slots)).unwrap();
+        let text = serde_json::to_string(&Memory::of(&plan, &slots, std::iter::empty(), 0)).unwrap();
         let memory: Memory = serde_json::from_str(&text).unwrap();
         assert_eq!(memory.tunnels(&config), tunnels);
         assert_eq!(memory.probed(), probed);
         assert_eq!(memory.slots(16).get(node), slots.get(node));
+    }
+
+    #[test]
+    fn a_grace_is_as_old_after_a_restart_as_it_was_and_costs_no_second_write() {
+        let known = Draining {
+            service: ServiceKey::new("shop", "cart").unwrap(),
+            name: PortName::parse("http").unwrap(),
+            protocol: Protocol::Tcp,
+            cluster: ClusterRef {
+                name: ClusterName::parse("eu-west").unwrap(),
+                id: super::cluster(2).unwrap(),
+            },
+            ip: "10.2.1.8".parse().unwrap(),
+            port: 9_090,
+            node: Some((node(2, 1).unwrap(), NodeName::parse("node-1").unwrap())),
+            elsewhere: false,
+            age: Duration::from_secs(4),
+        };
+        let of = |age: u64, unix_ms: i64| {
+            let known = Draining { age: Duration::from_millis(age), ..known.clone() };
+            Memory::of(&Plan::default(), &NodeSlots::new(4), std::iter::once(known), unix_ms)
+        };
+        let first = of(4_000, 1_000_000);
+        let text = serde_json::to_string(&first).unwrap();
+        let read: Memory = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.draining(1_000_000).collect::<Vec<_>>(), std::slice::from_ref(&known));
+        let later: Vec<_> = read.draining(1_003_000).map(|known| known.age.as_secs()).collect();
+        assert_eq!(later, [7]);
+        assert_eq!(of(5_003, 1_001_000).keeping_times_of(&first), first, "a few milliseconds are no news");
+        assert_ne!(of(0, 1_009_000).keeping_times_of(&first), first, "withdrawn once more, they are");
     }
 
     #[test]
@@ -226,11 +401,10 @@ pub(crate) mod tests {
             public_key: PublicKey::new([1; 32]).unwrap(),
             encryption: hawser_model::Encryption::Wireguard,
             kernel_ipsec: false,
+            masquerade_mark: 0,
             port: 51_871,
             mtu: 1_420,
             mark: hawser_tunnels::Mark { value: 0x0048_0000, mask: 0x00ff_0000 },
-            table: 18_551,
-            rule_priority: 90,
             probe_port: 51_872,
             reset_after: hawser_model::ResetAfter::DEFAULT,
         }

@@ -82,6 +82,7 @@ pub(crate) fn fills(datapath: &DesiredDatapath) -> Vec<MapFill> {
         fill(map::IPCACHE, datapath.ipcache.len(), size::IPCACHE),
         fill(map::ENDPOINTS, datapath.endpoints.len(), size::ENDPOINTS),
         fill(map::EXPORTED, datapath.exported.len(), size::EXPORTED),
+        fill(map::FRONTENDS, datapath.frontends.len(), size::FRONTENDS),
         fill(map::RESET_WISHES, datapath.reset_wishes.len(), size::RESET_WISHES),
     ]
 }
@@ -117,6 +118,7 @@ impl Traffic {
 pub(crate) fn families(seen: &Observation, traffic: &Traffic, certificate_ends: Option<i64>) -> Vec<Family> {
     let mut families = clusters(&seen.status);
     families.extend(tunnels(&seen.status, traffic));
+    families.extend(liveness(seen));
     families.extend(node(seen, certificate_ends));
     families
 }
@@ -168,7 +170,8 @@ fn seconds(ms: i64) -> Option<f64> {
 
 fn tunnels(status: &StatusReply, traffic: &Traffic) -> Vec<Family> {
     let mut by_cluster: BTreeMap<&str, Vec<&TunnelStatus>> = BTreeMap::new();
-    for tunnel in &status.tunnels {
+    // Those to gateways of the own cluster, and a gateway's to its nodes, are probed by nobody.
+    for tunnel in status.tunnels.iter().filter(|tunnel| tunnel.cluster != status.cluster) {
         by_cluster.entry(&tunnel.cluster).or_default().push(tunnel);
     }
     let count = |is: &dyn Fn(&TunnelStatus) -> bool| -> Vec<_> {
@@ -232,13 +235,46 @@ fn stats(
     [("min", *min), ("median", values[values.len() / 2]), ("max", *max)].map(row).into()
 }
 
+fn liveness(seen: &Observation) -> Vec<Family> {
+    let (status, meters) = (&seen.status, &seen.meters);
+    let one = |label, value: &str, count: u64| (vec![(label, value.to_owned())], count as f64);
+    let probing = status.probing.as_ref();
+    vec![
+        Family::counter(
+            "hawser_agent_liveness_flips",
+            "Changes of mind about nodes and clusters, by the new verdict.",
+        )
+        .rows([
+            one("to", "up", meters.up),
+            one("to", "down", meters.down),
+            one("to", "unknown", meters.unknown),
+        ]),
+        Family::gauge("hawser_agent_probed_nodes", "Remote nodes by why this one asks them, and how often.")
+            .rows(probing.iter().flat_map(|probing| {
+                [
+                    one("kind", "use", probing.watched.into()),
+                    one("kind", "cluster", probing.shared.into()),
+                    one("kind", "itself", probing.others.into()),
+                ]
+            })),
+        Family::gauge(
+            "hawser_agent_probe_sharers",
+            "Nodes of this cluster that divide the probing of remote nodes; 0: each asks for itself.",
+        )
+        .rows(probing.map(|probing| (Vec::new(), f64::from(probing.sharers)))),
+        Family::counter("hawser_agent_health_word_writes", "Health words written to the maps.").rows([
+            one("kind", "cluster", status.cluster_word_writes),
+            one("kind", "node", status.node_word_writes),
+        ]),
+    ]
+}
+
 fn node(seen: &Observation, certificate_ends: Option<i64>) -> Vec<Family> {
     let (status, meters) = (&seen.status, &seen.meters);
     let reasons = status.reasons.iter().map(|count| {
         let verdict = if count.drop { "drop" } else { "pass" };
         (vec![("reason", count.reason.clone()), ("verdict", verdict.to_owned())], count.packets as f64)
     });
-    let one = |label, value: &str, count: u64| (vec![(label, value.to_owned())], count as f64);
     let maps = seen.maps.as_deref().unwrap_or_default();
     let fill = |value: &dyn Fn(&MapFill) -> Option<f64>| -> Vec<_> {
         let row = |fill: &MapFill| Some((vec![("map_name", fill.name.to_owned())], value(fill)?));
@@ -251,19 +287,6 @@ fn node(seen: &Observation, certificate_ends: Option<i64>) -> Vec<Family> {
             "Packets and connections by the reason for what was done with them.",
         )
         .rows(reasons),
-        Family::counter(
-            "hawser_agent_liveness_flips",
-            "Changes of mind about nodes and clusters, by the new verdict.",
-        )
-        .rows([
-            one("to", "up", meters.up),
-            one("to", "down", meters.down),
-            one("to", "unknown", meters.unknown),
-        ]),
-        Family::counter("hawser_agent_health_word_writes", "Health words written to the maps.").rows([
-            one("kind", "cluster", status.cluster_word_writes),
-            one("kind", "node", status.node_word_writes),
-        ]),
         Family::gauge(
             "hawser_agent_bpf_map_entries",
             "Entries of a map; absent while the datapath has problems.",
@@ -296,6 +319,7 @@ fn node(seen: &Observation, certificate_ends: Option<i64>) -> Vec<Family> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hawser_api::local::Probing;
     use hawser_telemetry::{documented, lint, process_families, render};
 
     const PAGE: &str = include_str!("../../docs/src/reference/metrics.md");
@@ -314,7 +338,8 @@ mod tests {
     }
 
     fn observation(tunnels: Vec<TunnelStatus>) -> Observation {
-        let status = StatusReply { tunnels, ..StatusReply::default() };
+        let probing = Some(Probing { watched: 7, shared: 90, others: 3, sharers: 4, ..Probing::default() });
+        let status = StatusReply { tunnels, probing, ..StatusReply::default() };
         let mut maps = fills(&DesiredDatapath::default());
         maps.push(MapFill::of_lru(&LruUse { map: map::FLOWS, size: 1_000, made: 1_234 }));
         let maps = Some(maps);
@@ -332,6 +357,7 @@ mod tests {
         let text = text(&observation(vec![tunnel(1, 250, 10)]), &Traffic::default());
         assert_eq!(lint(&text), [""; 0]);
         assert_eq!(documented(&text, PAGE, &["hawser_clustermesh_"]), [""; 0]);
+        assert!(text.contains("hawser_agent_probed_nodes{kind=\"cluster\"} 90"), "{text}");
         assert!(text.contains("hawser_agent_bpf_map_pressure{map_name=\"services\"} 0"), "{text}");
         assert!(text.contains("hawser_agent_bpf_map_forgotten_total{map_name=\"flows\"} 234"), "{text}");
         assert!(!text.contains("hawser_agent_bpf_map_pressure{map_name=\"flows\"}"), "{text}");

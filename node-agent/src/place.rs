@@ -11,7 +11,7 @@ use hawser_model::{
     ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, MeshPlan, NodeIndex, PublicKey,
 };
 use hawser_pki::CaSet;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tonic::transport::Channel;
 
 use crate::api::{Dialer, explain};
@@ -30,7 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What this node says of itself.
-pub(crate) fn report_of(config: &Config, end: OwnEnd) -> Result<ReportRequest> {
+pub(crate) fn report_of(config: &Config, end: OwnEnd, more_ports: &[u16]) -> Result<ReportRequest> {
+    let encryption = if end.esp.is_some() { Encryption::Ipsec } else { Encryption::Wireguard };
     Ok(ReportRequest {
         node: config.node.to_string(),
         boot_id: boot_id()?,
@@ -38,7 +39,9 @@ pub(crate) fn report_of(config: &Config, end: OwnEnd) -> Result<ReportRequest> {
             epoch: end.epoch.get(),
             public_key: end.public_key.as_bytes().to_vec(),
             port: config.port.into(),
-            mtu: config.mtu.into(),
+            mtu: config.mtu_of(encryption).into(),
+            esp: end.esp.as_ref().map(crate::secrets::stated),
+            more_ports: more_ports.iter().copied().map(u32::from).collect(),
         }),
         trusted_cas: Vec::new(),
     })
@@ -158,11 +161,10 @@ pub(crate) fn agent_config(
         public_key,
         encryption: place.encryption(),
         kernel_ipsec,
+        masquerade_mark: config.masquerade_mark,
         port: config.port,
-        mtu: config.mtu,
+        mtu: config.mtu_of(place.encryption()),
         mark: config.mark,
-        table: config.table,
-        rule_priority: config.rule_priority,
         probe_port: config.probe_port,
         reset_after: config.reset_after,
     })
@@ -176,6 +178,8 @@ pub(crate) enum Reporting {
     Failing(String),
     /// The same of this node's certificate; none when it is renewed.
     Renewal(Option<String>),
+    /// The same of the secrets of IPsec.
+    Secrets(Option<String>),
     /// The agent ends: only a new start takes the new place. What is in the kernel stays, and is adopted by it.
     Moved(Moved),
 }
@@ -200,7 +204,7 @@ fn unmoved(from: &PlaceFile, to: PlaceFile) -> Result<(), Moved> {
 pub(crate) struct Reporter {
     pub channel: Channel,
     pub dialer: Dialer,
-    pub report: ReportRequest,
+    pub report: watch::Receiver<ReportRequest>,
     pub place: PlaceFile,
     pub told: mpsc::Sender<Reporting>,
     pub trusts: mpsc::Sender<Trusts>,
@@ -219,7 +223,8 @@ impl Reporter {
                 () = tokio::time::sleep(wait) => {}
                 () = self.now.notified() => {}
             }
-            let sent = send(&mut client, &self.dialer, &self.report).await;
+            let report = self.report.borrow().clone();
+            let sent = send(&mut client, &self.dialer, &report).await;
             let word = match sent {
                 Ok((place, trusts)) => {
                     if let Some(trusts) = trusts {

@@ -8,17 +8,19 @@
 //! prefixes that are no longer wanted are taken away even if the datapath has problems, for that is how a cluster is
 //! kept out.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hawser_agent_core::Plan;
 use hawser_telemetry::span;
-use hawser_tunnels::{Desired, DeviceName, Op};
+use hawser_tunnels::{Desired, DeviceName, Op, Settled};
 use hawser_tunnels_linux::Driver;
 use tokio::task::JoinHandle;
 
 use crate::causes::chain;
 use crate::datapath::Datapath;
+use crate::interfaces::Edge;
+use crate::known::{Known, Look, Steps};
 use crate::tunnels::Tunnels;
 
 /// How it went.
@@ -39,12 +41,13 @@ pub(crate) struct Step {
 
 pub(crate) fn reconcile(
     plan: &Arc<Plan>,
-    underlay: &BTreeSet<u32>,
+    edge: &Edge,
     tunnels: &Tunnels,
     datapath: &Datapath,
+    known: &Known,
 ) -> Outcome {
     let mut problems = Vec::new();
-    let complete = attempt(plan, underlay, tunnels, datapath, &mut problems).is_some();
+    let complete = attempt(plan, edge, tunnels, datapath, known, &mut problems).is_some();
     Outcome { problems, complete }
 }
 
@@ -61,31 +64,41 @@ pub(crate) async fn outcome_of(work: JoinHandle<Outcome>) -> Outcome {
 /// None when something failed, which is among the problems then.
 fn attempt(
     plan: &Arc<Plan>,
-    underlay: &BTreeSet<u32>,
+    edge: &Edge,
     tunnels: &Tunnels,
     datapath: &Datapath,
+    known: &Known,
     problems: &mut Vec<String>,
 ) -> Option<()> {
-    let ops = match &plan.tunnels {
-        Some(desired) => span!("tunnels.plan").in_scope(|| steps(desired, tunnels, problems))?,
-        None => Vec::new(),
+    let steps = match &plan.tunnels {
+        Some(desired) => Some(
+            span!("tunnels.plan")
+                .in_scope(|| known.steps(desired, tunnels).or_else(|| steps(desired, tunnels, problems)))?,
+        ),
+        None => None,
     };
-    let (making, breaking): (Vec<_>, Vec<_>) = ops.into_iter().partition(|op| !is_breaking(op));
+    let (ops, settled) = steps.map(|steps| (steps.ops, (steps.settled, steps.looked))).unzip();
+    let (making, breaking): (Vec<_>, Vec<_>) =
+        ops.unwrap_or_default().into_iter().partition(|op| !is_breaking(op));
     let make = || match &plan.tunnels {
         Some(desired) => make(&making, &desired.device.name, tunnels, datapath, problems),
         None => Some(()),
     };
     span!("tunnels.make", ops = making.len()).in_scope(make)?;
-    let failed = span!("datapath.apply").in_scope(|| datapath.sync(plan, underlay));
+    let failed = span!("datapath.apply").in_scope(|| datapath.sync(plan, edge));
     let whole = failed.is_empty();
     problems.extend(failed.into_iter().map(|problem| format!("datapath: {problem}")));
     let now: Vec<_> = breaking.into_iter().filter(|op| whole || keeps_out(op)).collect();
     span!("tunnels.break", ops = now.len()).in_scope(|| apply(&now, tunnels, problems))?;
+    if let Some((settled, looked)) = settled.filter(|_| whole) {
+        known.note(plan, settled, looked);
+    }
     whole.then_some(())
 }
 
-/// What the tunnels need, checked; the plan's own problems are told and do not stop the rest.
-fn steps(desired: &Desired, tunnels: &Tunnels, problems: &mut Vec<String>) -> Option<Vec<Op>> {
+/// What the tunnels need after a look at everything, checked; the plan's own problems are told and do not stop the rest.
+fn steps(desired: &Desired, tunnels: &Tunnels, problems: &mut Vec<String>) -> Option<Steps> {
+    let began = Instant::now();
     let observed = match tunnels.observe() {
         Ok(observed) => observed,
         Err(error) => {
@@ -95,11 +108,13 @@ fn steps(desired: &Desired, tunnels: &Tunnels, problems: &mut Vec<String>) -> Op
     };
     let plan = hawser_tunnels::plan(desired, &observed);
     problems.extend(plan.problems.iter().map(|problem| format!("tunnels: {problem}")));
-    if let Err(violation) = hawser_tunnels::check(&plan.ops, &observed, desired) {
-        problems.push(format!("tunnels: the plan was refused: {violation}"));
-        return None;
+    match Settled::after(&plan, &observed, desired) {
+        Ok(settled) => Some(Steps { ops: plan.ops, settled, looked: Look::since(began) }),
+        Err(violation) => {
+            problems.push(format!("tunnels: the plan was refused: {violation}"));
+            None
+        }
     }
-    Some(plan.ops)
 }
 
 /// The device, its guards, and what judges what comes out of it; only then whom it speaks with.
@@ -155,7 +170,7 @@ fn keeps_out(op: &Op) -> bool {
 /// Brings the tunnels of an earlier run back, and takes nothing away.
 pub(crate) fn revive(desired: &Desired, tunnels: &Tunnels) -> Vec<String> {
     let mut problems = Vec::new();
-    if let Some(ops) = steps(desired, tunnels, &mut problems) {
+    if let Some(Steps { ops, .. }) = steps(desired, tunnels, &mut problems) {
         let making: Vec<_> = ops.into_iter().filter(|op| !is_breaking(op)).collect();
         apply(&making, tunnels, &mut problems);
     }
@@ -165,7 +180,7 @@ pub(crate) fn revive(desired: &Desired, tunnels: &Tunnels) -> Vec<String> {
 /// What [`reconcile`] would do, without doing it.
 pub(crate) fn preview(
     plan: &Plan,
-    underlay: &BTreeSet<u32>,
+    edge: &Edge,
     tunnels: &Tunnels,
     datapath: &Datapath,
 ) -> anyhow::Result<Vec<Step>> {
@@ -174,7 +189,7 @@ pub(crate) fn preview(
         let ops = hawser_tunnels::plan(desired, &tunnels.observe()?).ops;
         steps.extend(ops.iter().map(|op| Step { part: part(op), text: op.to_string() }));
     }
-    steps.extend(datapath.preview(&plan.datapath, underlay));
+    steps.extend(datapath.preview(&plan.datapath, edge));
     Ok(steps)
 }
 
@@ -182,7 +197,6 @@ fn part(op: &Op) -> &'static str {
     match op {
         Op::AddGuard { .. }
         | Op::RemoveGuard { .. }
-        | Op::AddRule { .. }
         | Op::RemoveRule { .. }
         | Op::SetRoute { .. }
         | Op::RemoveRoute { .. } => "route",

@@ -5,19 +5,18 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use hawser_api::agent::ReportRequest;
 use hawser_model::{
-    BootId, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, Epoch, PublicKey,
+    BootId, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Encryption, Epoch, EspEnd, PublicKey,
 };
-use hawser_tunnels::{MeshSecret, Observed, Op, PeerName};
+use hawser_tunnels::{Derivation, Keyring, Observed, Op, PeerName, Wear};
 use hawser_tunnels_linux::{
     Choice, Driver, DriverError, IpsecConfig, IpsecDriver, IpsecLeftovers, PrivateKey, Stats,
-    UserIpsecDriver, WireguardConfig, WireguardDriver,
+    UserIpsecDriver, WireguardConfig, WireguardDriver, kernel_listens,
 };
-use zeroize::Zeroizing;
 
 use crate::config::{Config, Ipsec};
 use crate::join::Member;
-use crate::place;
 use crate::state::{PlaceFile, StateDir};
+use crate::{place, secrets};
 
 const WIREGUARD_KEY: &str = "wireguard.key";
 const IPSEC_LEDGER: &str = "ipsec.state";
@@ -33,12 +32,34 @@ pub(crate) enum Tunnels {
 }
 
 impl Tunnels {
+    /// For parallel sessions: what this node can tell its peers.
+    pub(crate) fn more_ports(&self) -> Vec<u16> {
+        match self {
+            Self::Wireguard(driver) => driver.more_ports(),
+            Self::Ipsec(_) | Self::UserIpsec(_) => Vec::new(),
+        }
+    }
+
+    /// Of IPsec: takes up what the keyring has by now, and says by which keys peers may send from then on.
+    pub(crate) fn tend(&self, keyring: &Keyring) -> Option<Result<EspEnd, DriverError>> {
+        match self {
+            Self::Wireguard(_) => None,
+            Self::Ipsec(driver) => Some(driver.tend(keyring)),
+            Self::UserIpsec(driver) => Some(driver.tend(keyring)),
+        }
+    }
+
     fn driver(&self) -> &dyn Driver {
         match self {
             Self::Wireguard(driver) => driver.as_ref(),
             Self::Ipsec(driver) => driver.as_ref(),
             Self::UserIpsec(driver) => driver.as_ref(),
         }
+    }
+
+    /// Whether it finds out itself what a path carries beyond the base.
+    pub(crate) fn finds_mtu(&self) -> bool {
+        matches!(self, Self::Wireguard(driver) if driver.finds_mtu())
     }
 
     /// Whether a successor carries: always so where the kernel does.
@@ -54,6 +75,10 @@ impl Tunnels {
 impl Driver for Tunnels {
     fn observe(&self) -> Result<Observed, DriverError> {
         self.driver().observe()
+    }
+
+    fn glance(&self) -> Result<Option<Observed>, DriverError> {
+        self.driver().glance()
     }
 
     fn apply(&self, op: &Op) -> Result<(), DriverError> {
@@ -74,6 +99,7 @@ impl Driver for Tunnels {
 pub(crate) struct OwnEnd {
     pub epoch: Epoch,
     pub public_key: PublicKey,
+    pub esp: Option<EspEnd>,
 }
 
 /// Its end, what it reports, its place, and IPsec's tunnels: their key lives and dies with counters, so it is known only once
@@ -82,7 +108,7 @@ pub(crate) struct Placed {
     pub end: OwnEnd,
     pub report: ReportRequest,
     pub place: PlaceFile,
-    pub ipsec: Option<Tunnels>,
+    pub ipsec: Option<(Tunnels, Keyring)>,
 }
 
 /// Learns the place, and with it the mesh's encryption. A restart knows it already, so that peers hear of no other key in
@@ -98,14 +124,14 @@ pub(crate) async fn settle(
         let (end, ipsec) = match encryption {
             Encryption::Wireguard => {
                 let key = PrivateKey::load_or_create(&state.path(WIREGUARD_KEY))?;
-                (OwnEnd { epoch: Epoch::FIRST, public_key: key.public() }, None)
+                (OwnEnd { epoch: Epoch::FIRST, public_key: key.public(), esp: None }, None)
             }
             Encryption::Ipsec => {
-                let (end, tunnels) = start_ipsec(config, member, state, take_over)?;
-                (end, Some(tunnels))
+                let (end, tunnels, keyring) = start_ipsec(config, member, state, take_over)?;
+                (end, Some((tunnels, keyring)))
             }
         };
-        let report = place::report_of(config, end)?;
+        let report = place::report_of(config, end, &likely_ports(config, encryption))?;
         let place = place::learn(member, state, &report).await?;
         if place.encryption() == encryption {
             return Ok(Placed { end, report, place, ipsec });
@@ -115,22 +141,33 @@ pub(crate) async fn settle(
     }
 }
 
+/// Those that a node will have which had them before: what it really has is said as soon as its tunnels have begun.
+fn likely_ports(config: &Config, encryption: Encryption) -> Vec<u16> {
+    let in_kernel = config.wireguard == Choice::Kernel || kernel_listens(&config.device, config.port);
+    if encryption == Encryption::Ipsec || in_kernel { Vec::new() } else { config.more_ports() }
+}
+
 fn start_ipsec(
     config: &Config,
     member: &Member,
     state: &StateDir,
     take_over: bool,
-) -> Result<(OwnEnd, Tunnels)> {
+) -> Result<(OwnEnd, Tunnels, Keyring)> {
     let path = config.ipsec_secret.as_ref().context(
         "the mesh's encryption is ipsec, and agent.yaml names no ipsecSecret. fix: put the mesh's secret on this node and \
          name its file; or set encryption: wireguard in the cluster.yaml of every cluster of the mesh",
     )?;
-    let shown = path.display();
-    let text = Zeroizing::new(std::fs::read_to_string(path).with_context(|| {
-        format!("reading ipsecSecret {shown}. fix: put the mesh's secret there, the same on every node of every cluster")
-    })?);
-    let secret = MeshSecret::parse(&text).with_context(|| format!("ipsecSecret {shown}"))?;
-    let epoch = secret.epoch();
+    let keyring = secrets::read(path)?;
+    if config.ipsec == Ipsec::Userspace
+        && keyring.iter().any(|secret| secret.derivation() == Derivation::Cilium)
+    {
+        anyhow::bail!(
+            "ipsecSecret {} is in Cilium's form, whose keys are the same for a whole boot, and agent.yaml says ipsec: userspace, which \
+             needs keys of its own at every start. fix: set ipsec: kernel, or put a secret of Hawser's form there \
+             (`hawser ipsec secret`)",
+            path.display()
+        );
+    }
     let cluster = ClusterRef {
         name: ClusterName::parse(&member.cluster.cluster)?,
         id: ClusterId::new(member.cluster.cluster_id, ClusterIdWidth::Bits9)?,
@@ -138,24 +175,25 @@ fn start_ipsec(
     let ipsec = IpsecConfig {
         device: config.device.clone(),
         port: config.port,
-        mtu: config.mtu,
+        mtu: config.mtu_of(Encryption::Ipsec),
         mark: config.mark,
         table: config.table,
         name: PeerName { cluster, node: config.node.clone() },
         boot_id: BootId::parse(&place::boot_id()?)?,
-        secret,
+        keyring: keyring.clone(),
+        wear: Wear::DEFAULT,
         ledger: state.path(IPSEC_LEDGER),
     };
     let started = match config.ipsec {
-        Ipsec::Kernel => {
-            IpsecDriver::start(ipsec).map(|driver| (driver.public_key(), Tunnels::Ipsec(Box::new(driver))))
-        }
+        Ipsec::Kernel => IpsecDriver::start(ipsec)
+            .and_then(|driver| Ok((driver.public_key(), driver.end()?, Tunnels::Ipsec(Box::new(driver))))),
         Ipsec::Userspace => UserIpsecDriver::start(ipsec, take_over)
-            .map(|driver| (driver.public_key(), Tunnels::UserIpsec(Box::new(driver)))),
+            .map(|driver| (driver.public_key(), driver.end(), Tunnels::UserIpsec(Box::new(driver)))),
     };
-    let (public_key, tunnels) =
+    let (public_key, esp, tunnels) =
         started.with_context(|| format!("starting the tunnels of {}", config.device))?;
-    Ok((OwnEnd { epoch, public_key }, tunnels))
+    let epoch = esp.receives().last().map_or(Epoch::FIRST, |of| of.epoch);
+    Ok((OwnEnd { epoch, public_key, esp: Some(esp) }, tunnels, keyring))
 }
 
 /// WireGuard's, of the kind that is asked for.
@@ -169,7 +207,8 @@ pub(crate) fn start_wireguard(
         choice,
         device: config.device.clone(),
         port: config.port,
-        mtu: config.mtu,
+        more_ports: config.more_ports(),
+        mtu: config.mtu_of(Encryption::Wireguard),
         mark: config.mark,
         table: config.table,
         private_key: state.path(WIREGUARD_KEY),

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use hawser_discovery::{LivenessConfig, NodeId, PeerSeen};
-use hawser_model::PublicKey;
+use hawser_discovery::{LivenessConfig, NodeId, PATIENCE, PeerSeen};
+use hawser_discovery_net::ProberSnapshot;
+use hawser_model::{PublicKey, Time};
 use hawser_tunnels_linux::{PeerStats, Stats};
 
 use crate::clock;
@@ -44,14 +45,32 @@ impl Used {
 /// WireGuard's `REJECT_AFTER_TIME`: so old a handshake's session is none any more.
 const SESSION: Duration = Duration::from_secs(180);
 
-/// What the choice of endpoints wants to know of each peer.
-pub(crate) fn peers_seen(stats: &Stats) -> BTreeMap<PublicKey, PeerSeen> {
-    let seen = |peer: &PeerStats| PeerSeen {
+/// What the choice of endpoints wants to know of each peer. `answering`: where there are no handshakes (IPsec), octets that
+/// come in show one direction alone, and an answered probe both.
+pub(crate) fn peers_seen(
+    stats: &Stats,
+    answering: Option<&BTreeSet<PublicKey>>,
+) -> BTreeMap<PublicKey, PeerSeen> {
+    let seen = |key: &PublicKey, peer: &PeerStats| PeerSeen {
         endpoint: peer.endpoint,
         received: peer.rx_bytes,
-        session: peer.last_handshake.is_some_and(|at| clock::ago(at) < SESSION),
+        session: match answering {
+            Some(answering) => answering.contains(key),
+            None => peer.last_handshake.is_some_and(|at| clock::ago(at) < SESSION),
+        },
     };
-    stats.peers.iter().map(|(key, peer)| (*key, seen(peer))).collect()
+    stats.peers.iter().map(|(key, peer)| (*key, seen(key, peer))).collect()
+}
+
+/// Nodes that answered since an endpoint would have been left.
+pub(crate) fn answering(seen: &ProberSnapshot, now: Time) -> BTreeSet<NodeId> {
+    let lately = |heard: Option<Time>| heard.is_some_and(|heard| now.since(heard) < PATIENCE);
+    seen.nodes.iter().filter(|(_, node)| lately(node.heard)).map(|(node, _)| *node).collect()
+}
+
+/// When each node was heard last.
+pub(crate) fn heard(seen: &ProberSnapshot) -> BTreeMap<NodeId, Time> {
+    seen.nodes.iter().filter_map(|(node, seen)| Some((*node, seen.heard?))).collect()
 }
 
 /// Probes in haste, ours and theirs, each with its answer: no more than this comes of them between two looks.
@@ -93,5 +112,17 @@ mod tests {
         assert_eq!(look([probes, probes]), BTreeSet::new());
         assert_eq!(look([probes, probes + (1 << 20)]), BTreeSet::from([node(2)]));
         assert_eq!(look([0, 0]), BTreeSet::new());
+    }
+
+    #[test]
+    fn where_there_are_no_handshakes_an_answered_probe_speaks_for_the_path_and_octets_alone_do_not() {
+        let peer = PeerStats { rx_bytes: 1 << 20, ..PeerStats::default() };
+        let stats =
+            Stats { peers: BTreeMap::from([(key(1), peer.clone()), (key(2), peer)]), ..Stats::default() };
+        let sessions = |answering: Option<&BTreeSet<PublicKey>>| -> Vec<bool> {
+            peers_seen(&stats, answering).values().map(|seen| seen.session).collect()
+        };
+        assert_eq!(sessions(Some(&BTreeSet::from([key(2)]))), [false, true]);
+        assert_eq!(sessions(None), [false, false], "WireGuard without a handshake");
     }
 }

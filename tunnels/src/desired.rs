@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hawser_model::{BootId, ClusterRef, NodeName, PublicKey};
+use hawser_model::{BootId, ClusterRef, EspEnd, NodeName, PublicKey};
 use ipnet::IpNet;
 
 /// Everything a node wants: one device, its peers, and what lies behind them.
@@ -17,9 +17,6 @@ pub struct Desired {
     pub device: Device,
     /// Own mesh addresses, at most one of a family: the preferred sources of the routes.
     pub addresses: BTreeSet<IpAddr>,
-    /// The routing table that is ours, and the priority of the rule that leads to it.
-    pub table: u32,
-    pub rule_priority: u32,
     pub peers: Vec<Peer>,
     /// Prefixes behind the mesh: each gets a route to the device and a guard.
     pub routes: BTreeSet<IpNet>,
@@ -28,19 +25,6 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// One rule for each family in which the node has a mesh address.
-    pub fn rules(&self) -> BTreeSet<Rule> {
-        self.addresses
-            .iter()
-            .map(|address| Rule {
-                family: Family::of(*address),
-                priority: self.rule_priority,
-                table: self.table,
-                mark: self.device.mark,
-            })
-            .collect()
-    }
-
     /// The preferred source of a route.
     pub fn source(&self, family: Family) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| Family::of(*address) == family)
@@ -68,8 +52,14 @@ pub struct Peer {
     pub allowed: BTreeSet<IpNet>,
     /// Seconds; none is silent when idle.
     pub keepalive: Option<u16>,
+    /// Where it has parallel sessions beyond its first, if it has any.
+    pub more_ports: Vec<u16>,
     /// Goes into the keys of IPsec.
     pub boot_id: Option<BootId>,
+    /// By which of them it receives, where the mesh encrypts with IPsec.
+    pub esp: Option<EspEnd>,
+    /// The key of the gateway that carries it, which is a peer too. Then nothing goes to this key and endpoint themselves.
+    pub via: Option<PublicKey>,
     /// The node's number on this machine, by which `tunnel_in` knows it: IPsec's request id. WireGuard has its keys for that.
     pub slot: u32,
 }
@@ -122,7 +112,8 @@ impl fmt::Display for Family {
     }
 }
 
-/// `not fwmark <mark> lookup <table>`: everything but the engine's own packets asks our table first.
+/// `not fwmark <mark> lookup <table>`: how the mesh's routes were led to before they stood in the main table. Taken away where one is
+/// found: with any rule of somebody's the kernel looks up every packet's route by the long way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     pub family: Family,

@@ -2,18 +2,19 @@
 //! between them.
 //!
 //! ```text
-//! mesh secret ‖ X25519(own, peer) ── HKDF-SHA256 over (epoch, sender, receiver) ──> key 32 ‖ salt 4 ‖ SPI 4
-//!                                     cluster, node, boot id and public key of each
+//! mesh secret ‖ X25519(own, peer) ── HKDF-SHA256 over (epoch, turn, sender, receiver) ──> key 32 ‖ salt 4 ‖ SPI 4
+//!                                     the receiver's turn; cluster, node, boot id and public key of each
 //! ```
 //! One association carries one direction of one pair. AES-GCM forgives no counter that is used twice under one key (RFC
 //! 4106 §2), so a node has a new public key whenever its counters begin anew: [`End::public_key`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use aws_lc_rs::digest::{SHA256, SHA512, digest};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
-use hawser_model::{BootId, Epoch, PublicKey};
+use hawser_model::{BootId, Epoch, EspEnd, PublicKey};
 use zeroize::Zeroizing;
 
 use crate::PeerName;
@@ -86,6 +87,39 @@ pub struct End<'a> {
     pub address: IpAddr,
 }
 
+/// The secrets that a node holds: the one that is, and the next or the last one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyring(BTreeMap<Epoch, MeshSecret>);
+
+impl Keyring {
+    /// One line for each secret, as [`MeshSecret::parse`] has it.
+    pub fn parse(text: &str) -> Result<Self, ParseSecretError> {
+        let mut secrets = BTreeMap::new();
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        for line in lines {
+            let secret = MeshSecret::parse(line)?;
+            let epoch = secret.epoch();
+            if secrets.insert(epoch, secret).is_some() {
+                return Err(ParseSecretError::Twice { epoch });
+            }
+        }
+        match secrets.len() {
+            0 => Err(ParseSecretError::Shape),
+            1..=EspEnd::MOST => Ok(Self(secrets)),
+            count => Err(ParseSecretError::TooMany { count }),
+        }
+    }
+
+    pub fn get(&self, epoch: Epoch) -> Option<&MeshSecret> {
+        self.0.get(&epoch)
+    }
+
+    /// In the order of their epochs.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &MeshSecret> {
+        self.0.values()
+    }
+}
+
 /// What every node of the mesh has, and nobody else.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MeshSecret {
@@ -122,6 +156,14 @@ pub enum ParseSecretError {
         "the mesh secret has {octets} octets. fix: {MIN_SECRET} to {MAX_SECRET}: `echo \"1 $(openssl rand -hex 32)\"`"
     )]
     Length { octets: usize },
+    #[error(
+        "two mesh secrets are of epoch {epoch}, and a node could not say which it means. fix: count the epoch up with each new secret (`hawser ipsec rotate` does)"
+    )]
+    Twice { epoch: Epoch },
+    #[error(
+        "{count} mesh secrets, and a node holds at most two: the one that is and the next. fix: take the oldest lines away"
+    )]
+    TooMany { count: usize },
     #[error("Cilium's key has {octets} octets, and AES-GCM takes 20, 28 or 36 with the salt")]
     CiliumLength { octets: usize },
     #[error("Cilium's key id {text:?} is not 1 to 15")]
@@ -169,6 +211,14 @@ impl MeshSecret {
         }
     }
 
+    /// As [`Self::parse`] reads it. None of Cilium's form.
+    pub fn line(&self) -> Option<Zeroizing<String>> {
+        let hex: Zeroizing<String> =
+            Zeroizing::new(self.bytes.iter().map(|octet| format!("{octet:02x}")).collect());
+        let line = Zeroizing::new(format!("{} {}", self.epoch, hex.as_str()));
+        (self.derivation == Derivation::Hawser).then_some(line)
+    }
+
     /// Tells two secrets apart, and gives nothing away.
     pub fn fingerprint(&self) -> String {
         let mut out = [0; 8];
@@ -185,19 +235,20 @@ impl MeshSecret {
         self.derivation
     }
 
-    /// What `from` sends to `to` with, the same at both. `shared` is the X25519 secret of both public keys; Cilium's
-    /// derivation knows none. A few microseconds.
-    pub fn association(&self, shared: &[u8; 32], from: End<'_>, to: End<'_>) -> Sa {
+    /// What `from` sends to `to` with in this turn of `to`, the same at both. `shared` is the X25519 secret of both public
+    /// keys; Cilium's derivation knows neither. A few microseconds.
+    pub fn association(&self, turn: u32, shared: &[u8; 32], from: End<'_>, to: End<'_>) -> Sa {
         match self.derivation {
-            Derivation::Hawser => self.hawser(shared, from, to),
+            Derivation::Hawser => self.hawser(turn, shared, from, to),
             Derivation::Cilium => self.cilium(from, to),
         }
     }
 
-    fn hawser(&self, shared: &[u8; 32], from: End<'_>, to: End<'_>) -> Sa {
+    fn hawser(&self, turn: u32, shared: &[u8; 32], from: End<'_>, to: End<'_>) -> Sa {
         let mut input = Zeroizing::new(self.bytes.to_vec());
         input.extend_from_slice(shared);
         let mut info = self.epoch.get().to_be_bytes().to_vec();
+        info.extend_from_slice(&turn.to_be_bytes());
         for end in [from, to] {
             let boot = end.boot_id.map_or("", BootId::as_str);
             let name = end.name;

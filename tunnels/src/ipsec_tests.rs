@@ -41,7 +41,11 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn sa(secret: &MeshSecret, from: &Node, to: &Node) -> (String, u32) {
-    let sa = secret.association(&SHARED, from.end(), to.end());
+    sa_of_turn(1, secret, from, to)
+}
+
+fn sa_of_turn(turn: u32, secret: &MeshSecret, from: &Node, to: &Node) -> (String, u32) {
+    let sa = secret.association(turn, &SHARED, from.end(), to.end());
     (hex(sa.key.material()), sa.spi)
 }
 
@@ -55,27 +59,29 @@ fn keys_are_what_another_implementation_derives() {
             &first,
             &own,
             &peer,
-            "08609590e9b07a5ca1339c06bc59c71b2c75dc16a154c8292aa8c312e3278001893ff630",
-            0x380a_056b,
+            "ee5b3da1a9b151042fbc5e0a14553aaa4e272e3cb86098a42aa0bc3486c4abdefc3d28c7",
+            0x7941_6abb,
         ),
         (
             &first,
             &peer,
             &own,
-            "c29af1aff01229cc63e5ce7e5e593d14c956380d144054283f791fa2145904d73031b559",
-            0x45a6_eb7c,
+            "50a151f343a6c900432e89b05ec6b104a3356f54c27305a079ce631f2bce28c6eceed11b",
+            0xabff_c706,
         ),
         (
             &second,
             &own,
             &peer,
-            "785962896b9e4c57f278026f2ef48bd85d481b6ebaaf8eaa61ce54ed964ed54e3aa6dc08",
-            0x64fd_1b4f,
+            "dd783b0c8128b16a5eeffc44eec97ff4932c545f714bd0665b20ce7a8d76cc8ad6c4294b",
+            0x6894_2f70,
         ),
     ];
     for (secret, from, to, key, spi) in known {
         assert_eq!(sa(secret, from, to), (key.to_owned(), spi), "{secret:?}");
     }
+    let next = "93569ba3c9c3eaccdb42d351f59c6125541d3f6150d559fb5830dc1c240e7068b5b9f20d";
+    assert_eq!(sa_of_turn(2, &first, &own, &peer), (next.to_owned(), 0xac41_c8e6));
 }
 
 #[test]
@@ -113,7 +119,7 @@ fn everything_that_goes_in_changes_what_comes_out() {
     for (at, one) in all.iter().enumerate() {
         assert!(all.iter().skip(at + 1).all(|other| other.0 != one.0 && other.1 != one.1), "{at}");
     }
-    let unshared = secret.association(&[0; 32], own.end(), peer.end());
+    let unshared = secret.association(1, &[0; 32], own.end(), peer.end());
     assert_ne!(hex(unshared.key.material()), all[0].0, "the secret alone does not give the keys");
 }
 
@@ -147,9 +153,22 @@ fn no_spi_is_a_reserved_one_and_no_key_is_printed() {
     assert_eq!((spi(&[0; 4]), spi(&[0, 0, 0, 255]), spi(&[0, 0, 1, 0])), (256, 511, 256));
     let secret = MeshSecret::parse(&format!("1 {SECRET}")).unwrap();
     let (own, peer) = (Node::new(OWN), Node::new(PEER));
-    let sa = secret.association(&SHARED, own.end(), peer.end());
-    assert_eq!(format!("{sa:?} {:?}", sa.key), "SPI 0x380a056b a key of 256 bits");
+    let sa = secret.association(1, &SHARED, own.end(), peer.end());
+    assert_eq!(format!("{sa:?} {:?}", sa.key), "SPI 0x79416abb a key of 256 bits");
     assert_eq!(format!("{secret:?}"), "the mesh secret of epoch 1, Hawser's derivation");
     assert_eq!([sa.key.aes(), &sa.key.salt()].concat(), sa.key.material());
     assert!(EspKey::new(&[0; 32]).is_none(), "a key without its salt");
+}
+
+#[test]
+fn a_node_holds_one_secret_or_two_and_says_what_is_wrong_with_more() {
+    let of = |epoch: u32| format!("{epoch} {SECRET}\n");
+    let both = Keyring::parse(&format!("# the next one\n{}\n{}", of(2), of(1))).unwrap();
+    assert_eq!(both.iter().map(|secret| secret.epoch().get()).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(Keyring::parse(&of(1)).unwrap().iter().count(), 1);
+    let epoch = Epoch::new(1).unwrap();
+    assert_eq!(Keyring::parse(&format!("{}{}", of(1), of(1))), Err(ParseSecretError::Twice { epoch }));
+    let three = format!("{}{}{}", of(1), of(2), of(3));
+    assert_eq!(Keyring::parse(&three), Err(ParseSecretError::TooMany { count: 3 }));
+    assert_eq!(Keyring::parse("# nothing"), Err(ParseSecretError::Shape));
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hawser_model::{ClusterRef, PublicKey};
 use ipnet::IpNet;
 
-use crate::{Desired, Observed, ObservedPeer, Peer, Problem};
+use crate::{Desired, Observed, Peer, Problem};
 
 /// One peer per key, in the order of names.
 ///
@@ -40,7 +40,7 @@ pub(crate) fn keys<'a>(
     for (public_key, rivals) in rivals {
         let holder = match rivals[..] {
             [only] => Some(only),
-            _ => holder(desired, &stated, observed.peers.get(&public_key), &rivals),
+            _ => holder(desired, &stated, observed, &rivals),
         };
         granted.extend(holder);
         for (at, rival) in rivals.iter().enumerate() {
@@ -64,19 +64,19 @@ fn shared(winner: &Peer, loser: &Peer) -> Problem {
     Problem::SharedKey { public_key, winner, loser }
 }
 
-/// The one whose own address the key has in the kernel.
+/// The one whose own address the key, or the gateway that carries it, has in the kernel.
 ///
 /// Only single addresses count that nobody else states or covers. Each node has two, its mesh addresses, which are
 /// computed from cluster and node; and such an address is granted again, so the answer stays what it is.
 fn holder<'a>(
     desired: &Desired,
     stated: &Stated<'_>,
-    kernel: Option<&ObservedPeer>,
+    observed: &Observed,
     rivals: &[&'a Peer],
 ) -> Option<&'a Peer> {
-    let kernel = kernel?;
     let proves = |rival: &Peer, prefix: &IpNet| {
-        kernel.allowed.contains(prefix)
+        let carrier = observed.peers.get(&rival.via.unwrap_or(rival.public_key));
+        carrier.is_some_and(|carrier| carrier.allowed.contains(prefix))
             && !desired.addresses.contains(&prefix.addr())
             && stated.only_by(rival, *prefix)
     };

@@ -16,6 +16,9 @@ pub const MIN_MTU_IPV6: u16 = 1280;
 /// Ethernet's 1500 less the dearer underlay: right for either family.
 pub const DEFAULT_MTU: u16 = inner(1500, Family::V6);
 
+/// The same of ESP, which may go in UDP.
+pub const DEFAULT_ESP_MTU: u16 = esp_inner(1500, Carrier::EspInUdp, Family::V6);
+
 /// Bytes around an inner packet. Padding to 16 never grows a packet past the inner MTU, so it costs nothing here.
 pub const fn outer_overhead(underlay: Family) -> u16 {
     let ip = match underlay {
@@ -56,7 +59,7 @@ const ESP_TRAILER: u16 = 2;
 const ESP_PADDING: u16 = 3;
 
 /// Bytes around an inner packet, at the most.
-pub const fn overhead(carrier: Carrier, underlay: Family) -> u16 {
+const fn overhead(carrier: Carrier, underlay: Family) -> u16 {
     let ip = match underlay {
         Family::V4 => IPV4_HEADER,
         Family::V6 => IPV6_HEADER,
@@ -67,6 +70,25 @@ pub const fn overhead(carrier: Carrier, underlay: Family) -> u16 {
         Carrier::Esp => esp,
         Carrier::EspInUdp => esp + UDP_HEADER,
     }
+}
+
+/// The longest packet on the underlay that a tunnel of this MTU makes.
+pub const fn longest(tunnel_mtu: u16, carrier: Carrier, underlay: Family) -> u16 {
+    match carrier {
+        Carrier::Wireguard => tunnel_mtu.saturating_add(outer_overhead(underlay)),
+        Carrier::Esp | Carrier::EspInUdp => {
+            let text = tunnel_mtu.saturating_add(ESP_TRAILER + ESP_PADDING) & !ESP_PADDING;
+            text.saturating_add(overhead(carrier, underlay) - ESP_PADDING - ESP_TRAILER)
+        }
+    }
+}
+
+/// The longest packet that ESP carries over a path: what is encrypted ends on four octets, so the padding is as short as it
+/// can be (RFC 4303 §2.4).
+const fn esp_inner(path_mtu: u16, carrier: Carrier, underlay: Family) -> u16 {
+    let around = overhead(carrier, underlay) - ESP_PADDING - ESP_TRAILER;
+    let text = path_mtu.saturating_sub(around) & !ESP_PADDING;
+    text.saturating_sub(ESP_TRAILER)
 }
 
 const fn inner(path_mtu: u16, underlay: Family) -> u16 {
@@ -82,8 +104,12 @@ const _: () = {
     assert!(tcp_mss(DEFAULT_MTU, Family::V6) == 1360);
     assert!(overhead(Carrier::Esp, Family::V4) == 57 && overhead(Carrier::Esp, Family::V6) == 77);
     assert!(overhead(Carrier::EspInUdp, Family::V4) == 65 && overhead(Carrier::EspInUdp, Family::V6) == 85);
-    // One MTU serves a mesh whichever way it encrypts; over IPv6 in UDP alone it is 1415.
-    assert!(DEFAULT_MTU + overhead(Carrier::Esp, Family::V6) <= 1500);
-    assert!(DEFAULT_MTU + overhead(Carrier::EspInUdp, Family::V4) <= 1500);
+    assert!(DEFAULT_ESP_MTU == 1418);
+    // It is the longest: with it the path is full, and one octet more costs four.
+    assert!(longest(DEFAULT_ESP_MTU, Carrier::EspInUdp, Family::V6) == 1500);
+    assert!(longest(DEFAULT_ESP_MTU + 1, Carrier::EspInUdp, Family::V6) == 1504);
+    assert!(longest(DEFAULT_MTU, Carrier::Wireguard, Family::V6) == 1500);
+    assert!(DEFAULT_ESP_MTU <= esp_inner(1500, Carrier::EspInUdp, Family::V4));
+    assert!(DEFAULT_ESP_MTU <= esp_inner(1500, Carrier::Esp, Family::V6));
     assert!(inner_mtu(1340, Family::V4).is_some() && inner_mtu(1340, Family::V6).is_none());
 };

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use hawser_model::PublicKey;
+use hawser_model::{EspEnd, PublicKey};
 use ipnet::IpNet;
 
 use crate::Rule;
 
-/// Only what is ours: the device of our name, routes of our protocol in our table, rules that lead there. What others
+/// Only what is ours: the device of our name, routes of our protocol in the main table, rules of an earlier version. What others
 /// put beside it is not seen and therefore never removed.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Observed {
@@ -40,6 +40,10 @@ pub struct ObservedPeer {
     pub configured: Option<SocketAddr>,
     pub allowed: BTreeSet<IpNet>,
     pub keepalive: Option<u16>,
+    /// None where whoever carries has one session a peer.
+    pub more_ports: Option<Vec<u16>>,
     /// None where there is no such thing.
     pub slot: Option<u32>,
+    /// What its associations are made for.
+    pub esp: Option<EspEnd>,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use hawser_model::{BootId, PublicKey};
+use hawser_model::{BootId, EspEnd, PublicKey};
 use ipnet::IpNet;
 
 use crate::{DeviceName, Mark, PeerName, Rule};
@@ -20,9 +20,6 @@ pub enum Op {
     AddGuard {
         prefix: IpNet,
     },
-    AddRule {
-        rule: Rule,
-    },
     Configure {
         name: DeviceName,
         public_key: PublicKey,
@@ -36,13 +33,15 @@ pub enum Op {
     AddAddress {
         address: IpAddr,
     },
-    /// Of one that is there already: gives it another slot.
+    /// Of one that is there already: gives it another slot, or other associations.
     AddPeer {
         peer: PeerName,
         public_key: PublicKey,
         endpoint: SocketAddr,
         keepalive: Option<u16>,
+        more_ports: Vec<u16>,
         boot_id: Option<BootId>,
+        esp: Option<EspEnd>,
         slot: u32,
     },
     SetEndpoint {
@@ -54,6 +53,12 @@ pub enum Op {
         peer: PeerName,
         public_key: PublicKey,
         keepalive: Option<u16>,
+    },
+    /// The peer has parallel sessions at these ports, beside its first. Nothing to do where there is one a peer.
+    SetPorts {
+        peer: PeerName,
+        public_key: PublicKey,
+        ports: Vec<u16>,
     },
     /// Adds prefixes to a peer. One that another peer held moves in the same instant (WireGuard's rule).
     Allow {
@@ -95,7 +100,6 @@ impl fmt::Display for Op {
         match self {
             Self::CreateDevice { name } => write!(f, "create device {name}"),
             Self::AddGuard { prefix } => write!(f, "guard {prefix}: unreachable unless a tunnel leads there"),
-            Self::AddRule { rule } => write!(f, "add rule {rule}"),
             Self::Configure { name, public_key, port, mark } => {
                 write!(f, "configure {name}: {public_key:?}, port {port}, mark {mark}")
             }
@@ -106,13 +110,18 @@ impl fmt::Display for Op {
             }
             Self::SetEndpoint { peer, endpoint, .. } => write!(f, "move peer {peer} to {endpoint}"),
             Self::SetKeepalive { peer, keepalive, .. } => write!(f, "peer {peer}: {}", Keepalive(*keepalive)),
+            Self::SetPorts { peer, ports, .. } if ports.is_empty() => write!(f, "peer {peer}: one session"),
+            Self::SetPorts { peer, ports, .. } => {
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                write!(f, "peer {peer}: sessions at ports {}, too", ports.join(", "))
+            }
             Self::Allow { peer, prefixes, .. } => write!(f, "peer {peer} owns {}", List(prefixes)),
             Self::SetRoute { prefix, source } => write!(f, "route {prefix} into the mesh, source {source}"),
             Self::RemoveRoute { prefix } => write!(f, "remove route {prefix}"),
             Self::Restrict { peer, drop, .. } => write!(f, "peer {peer} no longer owns {}", List(drop)),
             Self::RemovePeer { public_key } => write!(f, "remove peer {public_key:?}"),
             Self::RemoveAddress { address } => write!(f, "remove own address {address}"),
-            Self::RemoveRule { rule } => write!(f, "remove rule {rule}"),
+            Self::RemoveRule { rule } => write!(f, "remove rule {rule} and its table's routes"),
             Self::RemoveGuard { prefix } => write!(f, "remove guard {prefix}"),
         }
     }

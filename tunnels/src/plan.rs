@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hawser_model::PublicKey;
 use ipnet::IpNet;
 
-use crate::{Desired, Observed, ObservedDevice, ObservedPeer, Op, Peer, Problem, Resolved, Rule, resolve};
+use crate::{Desired, Observed, ObservedDevice, ObservedPeer, Op, Peer, Problem, Resolved, resolve};
 
 /// What to do, and what was asked for but cannot be granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Plan {
 }
 
 /// Make before break:
-/// 1. guards and the rule that makes them count, so that nothing can leave in clear from here on;
+/// 1. guards, so that nothing can leave in clear from here on;
 /// 2. the device and own addresses;
 /// 3. peers and their prefixes: a prefix that changes hands moves in one step, because WireGuard gives it to the last one told;
 /// 4. routes into the mesh, each behind its guard;
@@ -30,8 +30,6 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         ops.push(Op::CreateDevice { name: desired.device.name.clone() });
     }
     ops.extend(guards.difference(&observed.guards).map(|&prefix| Op::AddGuard { prefix }));
-    let rules = desired.rules();
-    ops.extend(rules.difference(&observed.rules).map(|&rule| Op::AddRule { rule }));
     device(desired, observed.device.as_ref(), &mut ops);
     ops.extend(desired.addresses.difference(&observed.addresses).map(|&address| Op::AddAddress { address }));
 
@@ -49,7 +47,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     ops.extend(
         observed.addresses.difference(&desired.addresses).map(|&address| Op::RemoveAddress { address }),
     );
-    ops.extend(obsolete_rules(&rules, &observed.rules));
+    ops.extend(observed.rules.iter().map(|&rule| Op::RemoveRule { rule }));
     ops.extend(observed.guards.difference(&guards).map(|&prefix| Op::RemoveGuard { prefix }));
     Plan { ops, problems }
 }
@@ -80,13 +78,18 @@ fn give(
         let is = have.get(&public_key);
         match is {
             None => ops.push(add(peer)),
-            Some(is) if is.slot.is_some_and(|slot| slot != peer.slot) => ops.push(add(peer)),
+            Some(is) if is.slot.is_some_and(|slot| slot != peer.slot) || is.esp != peer.esp => {
+                ops.push(add(peer));
+            }
             Some(is) => {
                 if is.configured.or(is.endpoint) != Some(peer.endpoint) {
                     ops.push(Op::SetEndpoint { peer: name(), public_key, endpoint: peer.endpoint });
                 }
                 if is.keepalive != peer.keepalive {
                     ops.push(Op::SetKeepalive { peer: name(), public_key, keepalive: peer.keepalive });
+                }
+                if is.more_ports.as_ref().is_some_and(|ports| *ports != peer.more_ports) {
+                    ops.push(Op::SetPorts { peer: name(), public_key, ports: peer.more_ports.clone() });
                 }
             }
         }
@@ -100,13 +103,15 @@ fn give(
     gained
 }
 
-fn add(peer: &Peer) -> Op {
+pub(crate) fn add(peer: &Peer) -> Op {
     Op::AddPeer {
         peer: peer.name.clone(),
         public_key: peer.public_key,
         endpoint: peer.endpoint,
         keepalive: peer.keepalive,
+        more_ports: peer.more_ports.clone(),
         boot_id: peer.boot_id.clone(),
+        esp: peer.esp,
         slot: peer.slot,
     }
 }
@@ -129,8 +134,4 @@ fn take(
             ops.push(Op::Restrict { peer: peer.name.clone(), public_key, keep: peer.allowed.clone(), drop });
         }
     }
-}
-
-fn obsolete_rules(want: &BTreeSet<Rule>, have: &BTreeSet<Rule>) -> Vec<Op> {
-    have.difference(want).map(|&rule| Op::RemoveRule { rule }).collect()
 }

@@ -7,8 +7,9 @@ use ipnet::IpNet;
 
 /// Prefixes to values.
 ///
-/// One hash map per family and a bit for each prefix length in use: a lookup costs one hash probe per length in use,
-/// longest first (a mesh uses two to four), whatever the number of prefixes.
+/// Hash maps and a list of the prefix lengths in use: a lookup costs one hash probe per length in use, longest first (a mesh
+/// uses two to four), whatever the number of prefixes. So does a change: the maps of a family are many, so that the one
+/// that has to grow moves a few thousand prefixes and not all of them while packets wait.
 #[derive(Clone, Debug)]
 pub struct PrefixTable<T> {
     v4: Lengths<T>,
@@ -21,7 +22,17 @@ struct Lengths<T> {
     count: [u32; 129],
     /// Lengths in use, longest first.
     used: Vec<u8>,
-    entries: HashMap<(u8, u128), T>,
+    entries: [HashMap<(u8, u128), T>; SHARDS],
+}
+
+const SHARD_BITS: u32 = 6;
+const SHARDS: usize = 1 << SHARD_BITS;
+
+/// Which of the maps has a prefix.
+fn shard(&(length, bits): &(u8, u128)) -> usize {
+    let folded = (bits >> 64) as u64 ^ bits as u64 ^ u64::from(length);
+    // Fibonacci hashing: neighbours part.
+    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SHARD_BITS)) as usize
 }
 
 impl<T> Default for PrefixTable<T> {
@@ -32,7 +43,7 @@ impl<T> Default for PrefixTable<T> {
 
 impl<T> Default for Lengths<T> {
     fn default() -> Self {
-        Self { count: [0; 129], used: Vec::new(), entries: HashMap::new() }
+        Self { count: [0; 129], used: Vec::new(), entries: std::array::from_fn(|_| HashMap::new()) }
     }
 }
 
@@ -48,7 +59,7 @@ impl<T> PrefixTable<T> {
 
     /// Exactly this prefix.
     pub fn get(&self, prefix: &IpNet) -> Option<&T> {
-        self.family(prefix.addr()).entries.get(&key(prefix))
+        self.family(prefix.addr()).get(&key(prefix))
     }
 
     /// The longest prefix that covers an address.
@@ -58,11 +69,11 @@ impl<T> PrefixTable<T> {
 
     /// Every prefix, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, &T)> {
-        let v4 = self.v4.entries.iter().filter_map(|(&(length, bits), value)| {
+        let v4 = self.v4.entries.iter().flatten().filter_map(|(&(length, bits), value)| {
             let address = Ipv4Addr::from((bits >> 96) as u32);
             Some((IpNet::new(address.into(), length).ok()?, value))
         });
-        let v6 = self.v6.entries.iter().filter_map(|(&(length, bits), value)| {
+        let v6 = self.v6.entries.iter().flatten().filter_map(|(&(length, bits), value)| {
             Some((IpNet::new(Ipv6Addr::from(bits).into(), length).ok()?, value))
         });
         v4.chain(v6)
@@ -79,18 +90,22 @@ impl<T> PrefixTable<T> {
 
 impl<T> Lengths<T> {
     fn insert(&mut self, key: (u8, u128), value: T) -> Option<T> {
-        let old = self.entries.insert(key, value);
+        let old = self.entries[shard(&key)].insert(key, value);
         if old.is_none() {
             self.count[usize::from(key.0)] += 1;
-            self.refresh();
+            if self.count[usize::from(key.0)] == 1 {
+                self.refresh();
+            }
         }
         old
     }
 
     fn remove(&mut self, key: (u8, u128)) -> Option<T> {
-        let old = self.entries.remove(&key)?;
+        let old = self.entries[shard(&key)].remove(&key)?;
         self.count[usize::from(key.0)] -= 1;
-        self.refresh();
+        if self.count[usize::from(key.0)] == 0 {
+            self.refresh();
+        }
         Some(old)
     }
 
@@ -100,7 +115,11 @@ impl<T> Lengths<T> {
     }
 
     fn lookup(&self, address: u128) -> Option<&T> {
-        self.used.iter().find_map(|length| self.entries.get(&(*length, address & mask(*length))))
+        self.used.iter().find_map(|length| self.get(&(*length, address & mask(*length))))
+    }
+
+    fn get(&self, key: &(u8, u128)) -> Option<&T> {
+        self.entries[shard(key)].get(key)
     }
 }
 

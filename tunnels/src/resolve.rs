@@ -8,6 +8,7 @@ use hawser_model::PublicKey;
 use ipnet::IpNet;
 
 use crate::keys::keys;
+use crate::owners::Owners;
 use crate::{Desired, Family, Observed, Peer, PeerName};
 
 /// The desired state without contradictions: one owner per prefix, one node per key.
@@ -61,6 +62,15 @@ pub enum Problem {
 pub fn resolve(desired: &Desired, observed: &Observed) -> Resolved {
     let mut problems = Vec::new();
     let peers = peers(desired, observed, &mut problems);
+    let (routes, guards) = ways(desired, &mut problems);
+    Resolved { peers, routes, guards, problems }
+}
+
+/// Routes with their sources, and guards, those behind the routes among them.
+pub(crate) fn ways(
+    desired: &Desired,
+    problems: &mut Vec<Problem>,
+) -> (BTreeMap<IpNet, IpAddr>, BTreeSet<IpNet>) {
     let mut routes = BTreeMap::new();
     let mut guards = BTreeSet::new();
     for prefix in desired.routes.iter().chain(&desired.guards).map(IpNet::trunc) {
@@ -77,20 +87,24 @@ pub fn resolve(desired: &Desired, observed: &Observed) -> Resolved {
             None => problems.push(Problem::NoSource { prefix, family }),
         }
     }
-    Resolved { peers, routes, guards, problems }
+    (routes, guards)
 }
 
-type Owners<'a> = BTreeMap<IpNet, &'a PeerName>;
-
 fn peers(desired: &Desired, observed: &Observed, problems: &mut Vec<Problem>) -> BTreeMap<PublicKey, Peer> {
-    let claims = keys(desired, observed, problems);
-    let held = held(desired, observed, &claims);
+    let mut claims = keys(desired, observed, problems);
+    // Without its gateway a node is not reached at all, and takes nothing from others.
+    let direct: BTreeSet<_> =
+        claims.iter().filter(|peer| peer.via.is_none()).map(|peer| peer.public_key).collect();
+    claims.retain(|claim| claim.via.is_none_or(|via| direct.contains(&via)));
+    claims.sort_by_key(|claim| claim.via.is_some());
+    let one_hand = one_hand(&claims);
+    let held = held(desired, observed, &claims, &one_hand);
     let mut peers = BTreeMap::new();
-    let mut owners = Owners::new();
+    let mut owners = Owners::<&PeerName>::default();
     for claim in claims {
         let mut granted = Peer { allowed: BTreeSet::new(), ..claim.clone() };
         for prefix in claim.allowed.iter().map(IpNet::trunc) {
-            match refusal(desired, &held, &owners, claim, prefix) {
+            match refusal(desired, &one_hand, &held, &owners, claim, prefix) {
                 Some(problem) => problems.push(problem),
                 None => {
                     owners.insert(prefix, &claim.name);
@@ -100,18 +114,35 @@ fn peers(desired: &Desired, observed: &Observed, problems: &mut Vec<Problem>) ->
         }
         peers.insert(claim.public_key, granted);
     }
+    carry(&mut peers);
     peers
+}
+
+/// What a gateway carries is the gateway's to send and to be heard from; the node behind it is no peer itself.
+fn carry(peers: &mut BTreeMap<PublicKey, Peer>) {
+    let carried: Vec<_> = peers.extract_if(.., |_, peer| peer.via.is_some()).map(|(_, peer)| peer).collect();
+    for peer in carried {
+        if let Some(gateway) = peer.via.and_then(|via| peers.get_mut(&via)) {
+            gateway.allowed.extend(peer.allowed);
+        }
+    }
 }
 
 /// What claimants hold in the kernel already, kept for their clusters. All of it is granted in the end, so that the next
 /// plan finds the same.
-fn held<'a>(desired: &Desired, observed: &Observed, claims: &[&'a Peer]) -> Owners<'a> {
-    let mut held = Owners::new();
+fn held<'a>(
+    desired: &Desired,
+    observed: &Observed,
+    claims: &[&'a Peer],
+    one_hand: &OneHand<'_>,
+) -> Owners<&'a PeerName> {
+    let mut held = Owners::<&PeerName>::default();
+    let nothing = Owners::default();
     for claim in claims {
-        let Some(kernel) = observed.peers.get(&claim.public_key) else { continue };
+        let Some(kernel) = observed.peers.get(&carrier(claim)) else { continue };
         for prefix in claim.allowed.iter().map(IpNet::trunc).filter(|prefix| kernel.allowed.contains(prefix))
         {
-            if refusal(desired, &held, &Owners::new(), claim, prefix).is_none() {
+            if refusal(desired, one_hand, &held, &nothing, claim, prefix).is_none() {
                 held.insert(prefix, &claim.name);
             }
         }
@@ -119,10 +150,32 @@ fn held<'a>(desired: &Desired, observed: &Observed, claims: &[&'a Peer]) -> Owne
     held
 }
 
+/// In whose tunnel it is sent and heard.
+fn carrier(peer: &Peer) -> PublicKey {
+    peer.via.unwrap_or(peer.public_key)
+}
+
+/// Whose a prefix is by what gateways are told: theirs, or the first one's that they carry.
+type OneHand<'a> = BTreeMap<(PublicKey, IpNet), &'a PeerName>;
+
+/// The kernel does not tell what a gateway has for itself from what it carries, nor for whom. So that the next plan finds the
+/// same, clusters that state one prefix at one gateway do not take turns. O(prefixes), and nothing without gateways.
+fn one_hand<'a>(claims: &[&'a Peer]) -> OneHand<'a> {
+    let gateways: BTreeSet<_> = claims.iter().filter_map(|claim| claim.via).collect();
+    let mut first = OneHand::new();
+    for claim in claims.iter().filter(|claim| gateways.contains(&carrier(claim))) {
+        for prefix in claim.allowed.iter().map(IpNet::trunc) {
+            first.entry((carrier(claim), prefix)).or_insert(&claim.name);
+        }
+    }
+    first
+}
+
 fn refusal(
     desired: &Desired,
-    held: &Owners<'_>,
-    owners: &Owners<'_>,
+    one_hand: &OneHand<'_>,
+    held: &Owners<&PeerName>,
+    owners: &Owners<&PeerName>,
     claim: &Peer,
     prefix: IpNet,
 ) -> Option<Problem> {
@@ -131,20 +184,12 @@ fn refusal(
     }
     let foreign = |name: &PeerName| name.cluster != claim.name.cluster;
     let kept = held.get(&prefix).filter(|name| foreign(name));
+    let kept = kept.or_else(|| one_hand.get(&(carrier(claim), prefix)).filter(|name| foreign(name)));
     if let Some(&winner) = kept.or_else(|| owners.get(&prefix)) {
         let (winner, loser) = (winner.clone(), claim.name.clone());
         return Some(Problem::SharedPrefix { prefix, winner, loser });
     }
-    let mut nested = overlapping(held, prefix).chain(overlapping(owners, prefix));
+    let mut nested = held.overlapping(prefix).chain(owners.overlapping(prefix));
     let (held, winner) = nested.find(|(_, name)| foreign(name))?;
     Some(Problem::Overlap { prefix, loser: claim.name.clone(), held: *held, winner: (*winner).clone() })
-}
-
-/// What lies above and below a prefix. O(prefix length + what lies below).
-fn overlapping<T>(owners: &BTreeMap<IpNet, T>, prefix: IpNet) -> impl Iterator<Item = (&IpNet, &T)> {
-    let above = std::iter::successors(prefix.supernet(), |net| net.supernet());
-    let above = above.filter_map(|net| owners.get_key_value(&net));
-    // `IpNet` sorts by address, then by length: what a prefix covers lies between its first and its last address.
-    let last = IpNet::new(prefix.broadcast(), prefix.max_prefix_len()).unwrap_or(prefix);
-    above.chain(owners.range(prefix..=last))
 }

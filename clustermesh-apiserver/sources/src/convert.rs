@@ -1,12 +1,13 @@
 //! Kubernetes' fields to our types: the only file that knows both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hawser_model::{
-    AddressFamily, AddressKind, BootId, InternalTrafficPolicy, IpNet, NodeAddress, NodeName, PortName,
-    Protocol, ServiceKey, ServicePort, SessionAffinity, SliceKey, SlicePort, Timestamp, TrafficDistribution,
+    AddressFamily, AddressKind, BootId, InternalTrafficPolicy, IpNet, NodeAddress, NodeName, Outside,
+    PortName, Protocol, ServiceKey, ServicePort, SessionAffinity, SliceKey, SlicePort, Timestamp,
+    TrafficDistribution,
 };
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -120,8 +121,11 @@ fn node(from: fields::Node) -> Result<Object, ConvertError> {
     }
     // A boot id in another shape (some virtual kubelets) is as good as none.
     let boot_id = status.node_info.and_then(|info| BootId::parse(&info.boot_id).ok());
+    let annotations = from.metadata.annotations.iter().flat_map(Pairs::iter);
     Ok(Object::Node(Arc::new(Node {
         name: NodeName::parse(&name).map_err(value("metadata.name"))?,
+        uid: from.metadata.uid.unwrap_or_default().into(),
+        annotations: annotations.filter(|(name, _)| name.starts_with("hawser.io/")).collect(),
         labels: from.metadata.labels.unwrap_or_default(),
         addresses,
         pod_cidrs,
@@ -176,11 +180,15 @@ fn service(from: fields::Service) -> Result<Object, ConvertError> {
         cluster_ips.push(address("spec.clusterIPs", ip)?);
     }
     let (mut ports, mut app_protocols) = (BTreeMap::new(), BTreeMap::new());
+    let mut node_ports = BTreeMap::new();
     for port in spec.ports.take().unwrap_or_default() {
         let name =
             PortName::parse(port.name.as_deref().unwrap_or_default()).map_err(value("spec.ports.name"))?;
         if let Some(app) = port.app_protocol.filter(|app| !app.is_empty()) {
             app_protocols.insert(name.clone(), app);
+        }
+        if port.node_port != 0 {
+            node_ports.insert(name.clone(), port_number("spec.ports.nodePort", port.node_port)?);
         }
         let port = ServicePort {
             protocol: protocol("spec.ports.protocol", port.protocol.as_deref())?,
@@ -191,6 +199,9 @@ fn service(from: fields::Service) -> Result<Object, ConvertError> {
             return Err(ConvertError::Value { field: "spec.ports", reason });
         }
     }
+    let outside = Outside { ips: outside_ips(&spec, from.status)?, node_ports };
+    // A node without a backend turns clients away, and the others show the backend who they are: that is kube-proxy's.
+    let everywhere = spec.external_traffic_policy.as_deref() != Some("Local");
     Ok(Object::Service(Arc::new(Service {
         key: ServiceKey::new(&namespace, &name).map_err(value("metadata"))?,
         uid: from.metadata.uid.unwrap_or_default().into(),
@@ -200,8 +211,30 @@ fn service(from: fields::Service) -> Result<Object, ConvertError> {
         cluster_ips: cluster_ips.into(),
         ports: ports.into_iter().collect(),
         external_name: spec.type_.as_deref() == Some("ExternalName"),
+        outside: (everywhere && !outside.is_nowhere()).then(|| Box::new(outside)),
         traffic: traffic(&spec, app_protocols),
     })))
+}
+
+/// External addresses, and those of a load balancer that hands packets on as they are, to whoever asks.
+fn outside_ips(
+    spec: &fields::ServiceSpec,
+    status: Option<fields::ServiceStatus>,
+) -> Result<BTreeSet<IpAddr>, ConvertError> {
+    let mut ips = BTreeSet::new();
+    for text in spec.external_ips.iter().flatten() {
+        ips.insert(address("spec.externalIPs", text)?);
+    }
+    if spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty()) {
+        return Ok(ips);
+    }
+    let balancer = status.and_then(|status| status.load_balancer);
+    for ingress in balancer.and_then(|balancer| balancer.ingress).into_iter().flatten() {
+        if let Some(text) = ingress.ip.filter(|_| ingress.ip_mode.as_deref() != Some("Proxy")) {
+            ips.insert(address("status.loadBalancer.ingress.ip", &text)?);
+        }
+    }
+    Ok(ips)
 }
 
 /// Words that are newer than this are as good as none: the Service itself is not refused for them.

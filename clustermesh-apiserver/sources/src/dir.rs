@@ -1,8 +1,9 @@
 //! The directory source: one thread that watches a directory of manifests and sends events.
 //!
 //! inotify says which files to read; a slow sweep catches what it cannot see (a symlink's far end, NFS). The directory
-//! itself failing is a problem to report and never a reason to remove anything. After a quiet while the first change is read at
-//! once; what takes something away waits until all is quiet again, for the other half of it may be in another file.
+//! itself failing is a problem to report and never a reason to remove anything. What adds or changes something is read at once, as
+//! long as reading takes no more than half of the time; what takes something away waits until all is quiet, for the other half of it
+//! may be in another file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -19,8 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::{Change, Files, Problem, SourceEvent, manifest};
 
-/// Editors and `cp` touch a file several times; a batch ends when this long nothing more came. The first after so long a while
-/// is read at once.
+/// Editors and `cp` touch a file several times; a batch ends when this long nothing more came.
 const QUIET: Duration = Duration::from_millis(20);
 /// A directory that never falls quiet is read this often all the same.
 const BUSY: Duration = Duration::from_millis(250);
@@ -88,7 +88,7 @@ struct Reader {
 enum Look {
     Nothing,
     At(BTreeSet<String>),
-    /// As above, the first of them after a quiet while.
+    /// As above, and at once.
     Early(BTreeSet<String>),
     Everything,
     /// The directory itself went away or was replaced.
@@ -112,17 +112,16 @@ impl Reader {
             return self.dir_failed("cannot list the directory", &error);
         }
         let mut swept = Instant::now();
-        let mut looked = None;
+        // When the last look ended, and what it took.
+        let mut looked = (Instant::now(), Duration::ZERO);
         let mut rest = BTreeSet::new();
         loop {
-            let calm = rest.is_empty() && looked.is_none_or(|at: Instant| at.elapsed() >= QUIET);
+            let calm = rest.is_empty().then(|| looked.0 + looked.1);
             let look = match self.wait(&mut inotify, std::mem::take(&mut rest), calm)? {
                 Look::Nothing if swept.elapsed() >= SWEEP => Look::Everything,
                 look => look,
             };
-            if !matches!(look, Look::Nothing) {
-                looked = Some(Instant::now());
-            }
+            let began = Instant::now();
             match look {
                 Look::Nothing => {}
                 Look::Again => return Ok(()),
@@ -135,6 +134,7 @@ impl Reader {
                     }
                 }
             }
+            looked = (Instant::now(), began.elapsed());
         }
     }
 
@@ -171,9 +171,14 @@ impl Reader {
         self.to.blocking_send(event).map_err(|_| Closed)
     }
 
-    /// Waits for the next batch of changes, `rest` among them; `Nothing` after a tick without any. `calm`: the first need not
-    /// wait for more.
-    fn wait(&self, inotify: &mut Inotify, rest: BTreeSet<String>, calm: bool) -> Result<Look, Closed> {
+    /// Waits for the next batch of changes, `rest` among them; `Nothing` after a tick without any. `calm`: the
+    /// first need not wait for more.
+    fn wait(
+        &self,
+        inotify: &mut Inotify,
+        rest: BTreeSet<String>,
+        calm: Option<Instant>,
+    ) -> Result<Look, Closed> {
         let mut began = (!rest.is_empty()).then(Instant::now);
         let mut look = if rest.is_empty() { Look::Nothing } else { Look::At(rest) };
         let mut buffer = [0; 16 * 1024];
@@ -202,7 +207,9 @@ impl Reader {
             }
             look = match look {
                 Look::Nothing => continue,
-                Look::At(names) if calm => return Ok(Look::Early(names)),
+                Look::At(names) if calm.is_some_and(|from| from <= Instant::now()) => {
+                    return Ok(Look::Early(names));
+                }
                 look => look,
             };
             let began = *began.get_or_insert_with(Instant::now);

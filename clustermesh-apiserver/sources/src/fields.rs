@@ -108,6 +108,25 @@ pub(crate) struct Service {
     #[serde(default)]
     pub metadata: Meta,
     pub spec: Option<ServiceSpec>,
+    pub status: Option<ServiceStatus>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServiceStatus {
+    pub load_balancer: Option<LoadBalancer>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct LoadBalancer {
+    pub ingress: Option<Vec<Ingress>>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Ingress {
+    pub ip: Option<String>,
+    #[serde(rename = "ipMode")]
+    pub ip_mode: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -126,6 +145,12 @@ pub(crate) struct ServiceSpec {
     pub session_affinity_config: Option<SessionAffinityConfig>,
     #[serde(rename = "ipFamilies")]
     pub ip_families: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Option<Vec<String>>,
+    #[serde(rename = "externalTrafficPolicy")]
+    pub external_traffic_policy: Option<String>,
+    #[serde(rename = "loadBalancerSourceRanges")]
+    pub load_balancer_source_ranges: Option<Vec<String>>,
     #[serde(rename = "internalTrafficPolicy")]
     pub internal_traffic_policy: Option<String>,
     #[serde(rename = "trafficDistribution")]
@@ -166,6 +191,8 @@ pub(crate) struct ServicePort {
     pub app_protocol: Option<String>,
     #[serde(default)]
     pub port: i32,
+    #[serde(rename = "nodePort", default)]
+    pub node_port: i32,
 }
 
 #[derive(Deserialize)]

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use hawser_model::{
     AddressFamily, BootId, EndpointSlice, InternalTrafficPolicy, IpNet, Names, NodeAddress, NodeName,
-    PortName, ServiceKey, ServicePort, SessionAffinity, SliceEndpoint, SliceKey, SlicePort, Timestamp,
-    TrafficDistribution,
+    Outside, PortName, ServiceKey, ServicePort, SessionAffinity, SliceEndpoint, SliceKey, SlicePort,
+    Timestamp, TrafficDistribution,
 };
 
 use crate::{Pairs, Selector};
@@ -143,7 +143,11 @@ pub struct Namespace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub name: NodeName,
+    /// Changes when the node is deleted and made again.
+    pub uid: Box<str>,
     pub labels: Pairs,
+    /// Those of Hawser's prefix.
+    pub annotations: Pairs,
     pub addresses: Vec<NodeAddress>,
     pub pod_cidrs: Vec<IpNet>,
     pub boot_id: Option<BootId>,
@@ -197,6 +201,8 @@ pub struct Service {
     pub ports: Box<[(PortName, ServicePort)]>,
     /// A name elsewhere (`type: ExternalName`): there is nothing to share.
     pub external_name: bool,
+    /// Where kube-proxy lets any client in, at any node, and sends it to any backend.
+    pub outside: Option<Box<Outside>>,
     pub traffic: Traffic,
 }
 

@@ -17,7 +17,7 @@ use hawser_model::{ClusterConfig, ClusterRef, ExportMode, NodeName, ServiceKey, 
 use hawser_wire::{Entry, Key, PeerRecord, Resource, admit};
 
 use crate::config::Config;
-use crate::events::Misread;
+use crate::events::{Misread, Subject};
 use crate::identity::Allocator;
 use crate::nodes::Indices;
 use crate::reports::NodeReport;
@@ -51,7 +51,7 @@ pub struct Export {
     problems: BTreeMap<Section, Vec<String>>,
     of_services: BTreeMap<ServiceKey, Vec<String>>,
     /// Annotations that are not understood.
-    misread: BTreeMap<ServiceKey, Misread>,
+    misread: BTreeMap<Subject, Misread>,
 }
 
 /// Keys with their values.
@@ -118,8 +118,8 @@ impl Export {
         self.identities.poll_deadline()
     }
 
-    /// Services whose annotations are not understood.
-    pub fn misread(&self) -> &BTreeMap<ServiceKey, Misread> {
+    /// Services and nodes whose annotations are not understood.
+    pub fn misread(&self) -> &BTreeMap<Subject, Misread> {
         &self.misread
     }
 
@@ -138,6 +138,7 @@ pub fn cluster_config(config: &Config) -> Entry {
         cached: false,
         service_exports: Some(config.service_exports),
         endpoint_slices: ExportMode::ServicesAndSlices,
+        path: config.path,
     })
 }
 

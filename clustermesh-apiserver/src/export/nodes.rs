@@ -9,6 +9,8 @@ use hawser_sources::Node as Given;
 use hawser_wire::Entry;
 
 use super::{Export, Part};
+use crate::events::{Misread, Subject};
+use crate::node_annotations::Public;
 use crate::objects::Objects;
 
 /// Where a Cilium reader finds a node's key besides the field made for it.
@@ -21,7 +23,9 @@ impl Export {
             self.indices.settle(|name| objects.nodes.contains_key(name), now);
             self.reports.retain(|name, _| objects.nodes.contains_key(name));
         }
+        self.misread.retain(|subject, _| !matches!(subject, Subject::Node(_)));
         for given in objects.nodes.values() {
+            let public = self.public(given, &mut part);
             let node = self.node(given, &mut part);
             part.add(&self.record, &Entry::Node(node));
             match self.indices.index_for(&given.name, now) {
@@ -35,12 +39,25 @@ impl Export {
                         mesh: self.record.mesh.addresses(self.cluster.id, index, &given.name),
                         boot_id: report.and_then(|r| r.boot_id.clone()).or_else(|| given.boot_id.clone()),
                         wireguard: report.and_then(|r| r.wireguard),
+                        public_endpoint: public.endpoint,
+                        gateway: public.gateway,
                     };
                     part.add(&self.record, &Entry::TunnelNode(tunnel));
                 }
             }
         }
         part
+    }
+
+    /// What is not understood is told: here, and by an Event.
+    fn public(&mut self, given: &Given, part: &mut Part) -> Public {
+        let (public, texts) = Public::read(&given.annotations, &self.record.node_cidrs);
+        part.problems.extend(texts.iter().map(|text| format!("node {}: {text}", given.name)));
+        if !texts.is_empty() {
+            let uid = given.uid.to_string().into();
+            self.misread.insert(Subject::Node(given.name.clone()), Misread { uid, texts });
+        }
+        public
     }
 
     /// As peers admit it: an InternalIP outside our own ranges would have them refuse the whole node.

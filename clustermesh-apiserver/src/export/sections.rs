@@ -8,7 +8,7 @@ use hawser_sources::Service;
 use hawser_wire::{Key, prefix};
 
 use super::{Entries, Export, Part};
-use crate::events::Misread;
+use crate::events::{Misread, Subject};
 use crate::exports::NAMESPACES;
 use crate::objects::{Few, Objects, Touched};
 
@@ -80,7 +80,7 @@ impl Export {
         self.problems.remove(&section);
         if section == Section::Services {
             self.of_services.clear();
-            self.misread.clear();
+            self.misread.retain(|subject, _| !matches!(subject, Subject::Service(_)));
         }
         Pieces { export: self, objects, settle, now, rest: Rest::Whole(section) }
     }
@@ -109,7 +109,7 @@ impl Export {
                 Some(service) => entries.extend(self.of_service(objects, service)),
                 None => {
                     self.of_services.remove(key);
-                    self.misread.remove(key);
+                    self.misread.remove(&Subject::Service(key.clone()));
                 }
             }
         }
@@ -118,11 +118,12 @@ impl Export {
 
     fn of_service(&mut self, objects: &Objects, service: &Service) -> Entries {
         let Part { entries, problems, misread: texts } = self.export_service(objects, service);
+        let subject = Subject::Service(service.key.clone());
         if texts.is_empty() {
-            self.misread.remove(&service.key);
+            self.misread.remove(&subject);
         } else {
             let uid = service.uid.to_string().into();
-            self.misread.insert(service.key.clone(), Misread { uid, texts });
+            self.misread.insert(subject, Misread { uid, texts });
         }
         if problems.is_empty() {
             self.of_services.remove(&service.key);

@@ -86,6 +86,7 @@ impl Export {
             backends: backends.clone(),
             draining: draining(slices),
             zones,
+            outside: service.outside.as_deref().cloned().unwrap_or_default(),
         }
     }
 

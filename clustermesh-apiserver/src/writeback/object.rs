@@ -9,7 +9,7 @@ use hawser_sources::SOURCE_CLUSTER_LABEL;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-use super::plan::{Endpoints, Group, Held, Slice};
+use super::plan::{self, Endpoints, Group, Held, Slice};
 
 /// Whose slice it is: the EndpointSlice controller and every other mesh leave it alone, as we leave theirs.
 pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -35,14 +35,15 @@ pub fn object(slice: &Slice, version: Option<&str>) -> EndpointSlice {
         // It would take the right to change the Service's finalizers.
         block_owner_deletion: None,
     };
-    let endpoint = |(ip, hostname): (&std::net::IpAddr, &Option<String>)| Endpoint {
+    let endpoint = |(ip, known): (&std::net::IpAddr, &plan::Endpoint)| Endpoint {
         addresses: vec![ip.to_string()],
+        // KEP-1672: what ends is never ready, and serves for as long as it is stated.
         conditions: Some(EndpointConditions {
-            ready: Some(true),
+            ready: Some(!known.draining),
             serving: Some(true),
-            terminating: Some(false),
+            terminating: Some(known.draining),
         }),
-        hostname: hostname.clone(),
+        hostname: known.hostname.clone(),
         ..Default::default()
     };
     let port = |(name, port): (&PortName, &ServicePort)| EndpointPort {
@@ -94,7 +95,10 @@ fn read(object: &EndpointSlice) -> Option<Slice> {
     let mut endpoints = Endpoints::new();
     for endpoint in object.endpoints.iter().flatten() {
         let [address] = endpoint.addresses.as_slice() else { return None };
-        endpoints.insert(address.parse().ok()?, endpoint.hostname.clone());
+        let draining =
+            endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) == Some(true);
+        let known = plan::Endpoint { hostname: endpoint.hostname.clone(), draining };
+        endpoints.insert(address.parse().ok()?, known);
     }
     let group = Group {
         service: ServiceKey::new(meta.namespace.as_deref()?, label(ModelSlice::SERVICE_LABEL)?).ok()?,
@@ -133,12 +137,24 @@ mod tests {
             family: AddressFamily::V6,
             ports,
         };
-        let endpoints = Endpoints::from([("fd00:10:2::1".parse().unwrap(), Some("cart-0".into()))]);
+        let ready = plan::Endpoint { hostname: Some("cart-0".into()), draining: false };
+        let ending = plan::Endpoint { hostname: None, draining: true };
+        let endpoints = Endpoints::from([
+            ("fd00:10:2::1".parse().unwrap(), ready),
+            ("fd00:10:2::2".parse().unwrap(), ending),
+        ]);
         let slice = Slice { name: "cart-eu-west-1".into(), owner: "uid-1".into(), group, endpoints };
         let mut object = object(&slice, Some("9"));
         object.metadata.uid = Some("its own".into());
         let read = held(&object);
         assert_eq!((read.version.as_str(), read.slice.as_ref()), ("9", Some(&slice)));
+        let conditions = |at: usize| {
+            let endpoint = &object.endpoints.as_ref().unwrap()[at];
+            let conditions = endpoint.conditions.as_ref().unwrap();
+            [conditions.ready, conditions.serving, conditions.terminating].map(Option::unwrap)
+        };
+        assert_eq!(conditions(0), [true, true, false]);
+        assert_eq!(conditions(1), [false, true, true], "serving and terminating, not ready");
         let edited = |change: fn(&mut EndpointSlice)| {
             let mut object = object.clone();
             change(&mut object);

@@ -20,8 +20,16 @@ pub struct Group {
     pub ports: BTreeMap<PortName, ServicePort>,
 }
 
-/// Addresses, each with its host name if it has one.
-pub type Endpoints = BTreeMap<IpAddr, Option<String>>;
+/// By their addresses.
+pub type Endpoints = BTreeMap<IpAddr, Endpoint>;
+
+/// What is said of an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    pub hostname: Option<String>,
+    /// About to end: it serves what it has, and takes what is new only where nobody else is ready (KEP-1672).
+    pub draining: bool,
+}
 
 /// A slice as it is, or as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +131,8 @@ fn desired(wanted: &Wanted) -> BTreeMap<Group, Endpoints> {
                     ports: ports.clone(),
                 };
                 let hostname = service.hostnames.get(ip).filter(|name| label(name)).cloned();
-                desired.entry(group).or_default().insert(*ip, hostname);
+                let endpoint = Endpoint { hostname, draining: service.draining.contains(ip) };
+                desired.entry(group).or_default().insert(*ip, endpoint);
             }
         }
     }
@@ -162,8 +171,8 @@ fn reassign(
     for (_, slice) in slices {
         let mut kept = Endpoints::new();
         for ip in slice.endpoints.keys() {
-            if let Some(hostname) = missing.remove(ip) {
-                kept.insert(*ip, hostname);
+            if let Some(endpoint) = missing.remove(ip) {
+                kept.insert(*ip, endpoint);
             }
         }
         next.push((kept != slice.endpoints || slice.owner != owner, kept));
@@ -174,9 +183,9 @@ fn reassign(
     for at in order {
         let (written, kept) = &mut next[at];
         while kept.len() < MAX_ENDPOINTS
-            && let Some((ip, hostname)) = missing.pop_first()
+            && let Some((ip, endpoint)) = missing.pop_first()
         {
-            kept.insert(ip, hostname);
+            kept.insert(ip, endpoint);
             *written = true;
         }
     }

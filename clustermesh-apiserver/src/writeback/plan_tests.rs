@@ -107,6 +107,20 @@ fn a_hundred_endpoints_fill_a_slice_and_one_that_goes_writes_one() {
 }
 
 #[test]
+fn an_endpoint_that_begins_to_end_is_written_where_it_is() {
+    let mut held = Vec::new();
+    settle(&mut held, &wanted(says(0..3)));
+    let mut ending = wanted(says(0..3));
+    let Some(Remote::Says(services)) = ending.remotes.get_mut(&cluster("eu-west")) else { panic!() };
+    services[0].draining = [ip(1)].into();
+    assert_eq!(settle(&mut held, &ending), ["~cart-eu-west-1 3"]);
+    let endpoints = &held[0].slice.as_ref().unwrap().endpoints;
+    let draining: Vec<_> = endpoints.iter().filter(|(_, known)| known.draining).map(|(ip, _)| *ip).collect();
+    assert_eq!(draining, [ip(1)]);
+    assert_eq!(settle(&mut held, &wanted(says(0..3))), ["~cart-eu-west-1 3"], "and back");
+}
+
+#[test]
 fn clusters_families_and_ports_are_kept_apart() {
     let mut remotes = wanted(says(0..2));
     remotes.remotes.insert(cluster("ap-south"), says(500..501));
@@ -124,8 +138,8 @@ fn clusters_families_and_ports_are_kept_apart() {
     let mut held = Vec::new();
     let ops = settle(&mut held, &remotes);
     assert_eq!(ops, ["+cart-ap-south-1 1", "+cart-eu-west-1 2", "+cart-eu-west-2 1", "+cart-eu-west-3 1"]);
-    let hostnames: Vec<_> =
-        held.iter().flat_map(|h| h.slice.as_ref().unwrap().endpoints.values().flatten()).collect();
+    let endpoints = held.iter().flat_map(|h| h.slice.as_ref().unwrap().endpoints.values());
+    let hostnames: Vec<_> = endpoints.filter_map(|endpoint| endpoint.hostname.as_deref()).collect();
     assert_eq!(hostnames, ["cart-0"]);
 }
 

@@ -121,7 +121,11 @@ fn tunnel_node(c: u32, n: u32, of: u32, at: u32) -> Entry {
             public_key: PublicKey::new([n as u8; 32]).unwrap(),
             port: 51_871,
             mtu: 1_420,
+            more_ports: hawser_model::MorePorts::default(),
+            esp: None,
         }),
+        public_endpoint: None,
+        gateway: false,
     })
 }
 

@@ -5,7 +5,14 @@ use hawser_api::agent::{RenewRequest, ReportRequest, WireGuardEnd};
 use tonic::Code;
 
 fn report(node: &str) -> ReportRequest {
-    let wireguard = WireGuardEnd { epoch: 1, public_key: vec![7; 32], port: 51871, mtu: 1420 };
+    let wireguard = WireGuardEnd {
+        epoch: 1,
+        public_key: vec![7; 32],
+        port: 51871,
+        mtu: 1420,
+        esp: None,
+        more_ports: Vec::new(),
+    };
     let boot_id = "6c1f0c1e-1111-4222-8333-444455556666".into();
     ReportRequest { node: node.into(), boot_id, wireguard: Some(wireguard), trusted_cas: Vec::new() }
 }

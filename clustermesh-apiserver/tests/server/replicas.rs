@@ -61,7 +61,14 @@ async fn an_agent_may_report_at_any_replica() {
     let (one, two) = two_replicas(&etcd).await;
     let token = one.token("node-1").await.token.reveal();
     let identity = two.join("node-1", &token).await.unwrap();
-    let end = WireGuardEnd { epoch: 1, public_key: vec![7; 32], port: 51871, mtu: 1420 };
+    let end = WireGuardEnd {
+        epoch: 1,
+        public_key: vec![7; 32],
+        port: 51871,
+        mtu: 1420,
+        esp: None,
+        more_ports: Vec::new(),
+    };
     let report = ReportRequest { node: "node-1".into(), wireguard: Some(end), ..Default::default() };
     assert!(!leads(&two).await);
     let index = two.agent(Some(&identity)).await.report(report.clone()).await.unwrap().into_inner().index;

@@ -8,11 +8,11 @@ use std::time::Duration;
 use hawser_discovery::bfd::{ControlPacket, TTL};
 use hawser_discovery::{
     About, Budget, Greyness, Liveness, LivenessConfig, NodeId, Output, PeerSnapshot, REFLECTOR_PORT,
-    Transition, Users,
+    Reflector, Shared, SharingCounts, Transition, Users,
 };
-use hawser_model::{ClusterHealth, ClusterId, Time};
+use hawser_model::{ClusterHealth, ClusterId, HealthWord, Time};
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::socket::{open, receive};
 use crate::{BindError, Clock, sleep};
@@ -55,6 +55,7 @@ pub struct ProberSnapshot {
     pub clusters: BTreeMap<ClusterId, (ClusterHealth, Time)>,
     /// None before the first look at who is used.
     pub budget: Option<Budget>,
+    pub sharing: SharingCounts,
     pub counters: Counters,
 }
 
@@ -79,9 +80,11 @@ pub struct ProberGone;
 const IN_A_ROW: u32 = 1_024;
 
 enum Command {
-    Peers(BTreeMap<NodeId, Ipv4Addr>),
+    /// With what an earlier run left about them.
+    Peers(BTreeMap<NodeId, Reflector>, BTreeMap<About, HealthWord>),
     Used(BTreeSet<NodeId>),
     Users(Vec<(NodeId, Users)>),
+    Shared(Shared),
     Snapshot(oneshot::Sender<ProberSnapshot>),
 }
 
@@ -90,12 +93,22 @@ enum Command {
 #[derive(Clone, Debug)]
 pub struct Prober {
     commands: mpsc::Sender<Command>,
+    found: watch::Receiver<BTreeSet<NodeId>>,
 }
 
 impl Prober {
     /// The remote nodes a tunnel exists to. Known ones keep their state, missing ones lose it.
-    pub async fn set_peers(&self, peers: BTreeMap<NodeId, Ipv4Addr>) -> Result<(), ProberGone> {
-        self.commands.send(Command::Peers(peers)).await.map_err(|_| ProberGone)
+    pub async fn set_peers(&self, peers: BTreeMap<NodeId, Reflector>) -> Result<(), ProberGone> {
+        self.resume(peers, BTreeMap::new()).await
+    }
+
+    /// The same at a start, with the health words that an earlier run left ([`Liveness::handle_left`]).
+    pub async fn resume(
+        &self,
+        peers: BTreeMap<NodeId, Reflector>,
+        left: BTreeMap<About, HealthWord>,
+    ) -> Result<(), ProberGone> {
+        self.commands.send(Command::Peers(peers, left)).await.map_err(|_| ProberGone)
     }
 
     /// Users' packets went to these nodes: they are watched for a minute.
@@ -106,6 +119,16 @@ impl Prober {
     /// The counters of users' connections to these nodes, as they are now ([`Liveness::handle_users`]).
     pub async fn users(&self, nodes: Vec<(NodeId, Users)>) -> Result<(), ProberGone> {
         self.commands.send(Command::Users(nodes)).await.map_err(|_| ProberGone)
+    }
+
+    /// What the other nodes of this cluster find ([`Liveness::handle_shared`]).
+    pub async fn shared(&self, shared: Shared) -> Result<(), ProberGone> {
+        self.commands.send(Command::Shared(shared)).await.map_err(|_| ProberGone)
+    }
+
+    /// What they are to be told ([`Liveness::found`]); its sender goes with the task.
+    pub fn found(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.found.clone()
     }
 
     pub async fn snapshot(&self) -> Result<ProberSnapshot, ProberGone> {
@@ -121,27 +144,30 @@ pub fn spawn_prober(config: ProberConfig) -> Result<(Prober, mpsc::Receiver<Verd
     let socket = open(config.address, config.port, config.device.as_deref())?;
     let (commands, inbox) = mpsc::channel(16);
     let (verdicts, outbox) = mpsc::channel(1_024);
+    let (tell, found) = watch::channel(BTreeSet::new());
     let task = Task {
         liveness: Liveness::new(config.liveness, config.seed),
-        addresses: BTreeMap::new(),
+        reflectors: BTreeMap::new(),
         nodes: BTreeMap::new(),
         counters: Counters::default(),
         config,
         socket,
         verdicts,
+        found: tell,
     };
     tokio::spawn(task.run(inbox));
-    Ok((Prober { commands }, outbox))
+    Ok((Prober { commands, found }, outbox))
 }
 
 struct Task {
     config: ProberConfig,
     socket: UdpSocket,
     liveness: Liveness,
-    addresses: BTreeMap<NodeId, Ipv4Addr>,
+    reflectors: BTreeMap<NodeId, Reflector>,
     nodes: BTreeMap<Ipv4Addr, NodeId>,
     counters: Counters,
     verdicts: mpsc::Sender<Verdict>,
+    found: watch::Sender<BTreeSet<NodeId>>,
 }
 
 impl Task {
@@ -169,7 +195,10 @@ impl Task {
                     }
                 }
                 command = inbox.recv() => match command {
-                    Some(Command::Peers(peers)) => self.set_peers(peers),
+                    Some(Command::Peers(peers, left)) => {
+                        self.set_peers(peers);
+                        self.liveness.handle_left(&left, (self.config.clock)());
+                    }
                     Some(Command::Used(nodes)) => {
                         let now = (self.config.clock)();
                         nodes.into_iter().for_each(|node| self.liveness.handle_used(node, now));
@@ -178,6 +207,7 @@ impl Task {
                         let now = (self.config.clock)();
                         nodes.into_iter().for_each(|(node, users)| self.liveness.handle_users(node, users, now));
                     }
+                    Some(Command::Shared(shared)) => self.liveness.handle_shared(shared, (self.config.clock)()),
                     Some(Command::Snapshot(reply)) => drop(reply.send(self.snapshot())),
                     None => return,
                 },
@@ -201,6 +231,10 @@ impl Task {
                 Output::Changed(transition) => Verdict::Changed(transition),
                 Output::Weight { about, weight } => Verdict::Weight { about, weight },
                 Output::Grey(greyness) => Verdict::Grey(greyness),
+                Output::Found => {
+                    self.found.send_replace(self.liveness.found().clone());
+                    continue;
+                }
             };
             self.verdicts.send(verdict).await.map_err(|_| ProberGone)?;
         }
@@ -241,16 +275,16 @@ impl Task {
         }
     }
 
-    fn set_peers(&mut self, peers: BTreeMap<NodeId, Ipv4Addr>) {
+    fn set_peers(&mut self, peers: BTreeMap<NodeId, Reflector>) {
         let now = (self.config.clock)();
-        let gone: Vec<_> = self.addresses.keys().filter(|node| !peers.contains_key(node)).copied().collect();
+        let gone: Vec<_> = self.reflectors.keys().filter(|node| !peers.contains_key(node)).copied().collect();
         for node in gone {
             self.liveness.handle_peer_gone(node, now);
         }
-        self.nodes = peers.iter().map(|(node, address)| (*address, *node)).collect();
-        self.addresses = peers;
-        for (node, address) in &self.addresses {
-            self.liveness.handle_peer(*node, *address, now);
+        self.nodes = peers.iter().map(|(node, at)| (at.address, *node)).collect();
+        self.reflectors = peers;
+        for (node, at) in &self.reflectors {
+            self.liveness.handle_peer(*node, *at, now);
         }
     }
 
@@ -273,7 +307,8 @@ impl Task {
         ProberSnapshot {
             nodes: self.liveness.nodes().collect(),
             clusters: self.liveness.clusters().map(|(id, health, since)| (id, (health, since))).collect(),
-            budget: (!self.addresses.is_empty()).then(|| self.liveness.budget().clone()),
+            budget: (!self.reflectors.is_empty()).then(|| self.liveness.budget().clone()),
+            sharing: self.liveness.sharing(),
             counters: self.counters,
         }
     }

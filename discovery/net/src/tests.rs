@@ -77,7 +77,7 @@ async fn next(verdicts: &mut mpsc::Receiver<Verdict>) -> (About, ClusterHealth) 
 async fn a_node_is_up_while_its_reflector_answers_and_again_when_it_returns() {
     let (probes, mut verdicts) = start(1);
     let answering = reflector(1, 2, State::Up, 255).await;
-    probes.set_peers(BTreeMap::from([(node(2), address(1, 2))])).await.unwrap();
+    probes.set_peers(BTreeMap::from([(node(2), address(1, 2).into())])).await.unwrap();
     let cluster = About::Cluster(node(2).cluster);
     assert_eq!(next(&mut verdicts).await, (About::Node(node(2)), ClusterHealth::Up));
     assert_eq!(next(&mut verdicts).await, (cluster, ClusterHealth::Up));
@@ -98,7 +98,7 @@ async fn a_node_is_up_while_its_reflector_answers_and_again_when_it_returns() {
 async fn what_was_routed_on_the_way_and_what_a_stranger_says_is_refused() {
     let (probes, mut verdicts) = start(2);
     let _routed = reflector(2, 2, State::Up, 254).await;
-    probes.set_peers(BTreeMap::from([(node(2), address(2, 2))])).await.unwrap();
+    probes.set_peers(BTreeMap::from([(node(2), address(2, 2).into())])).await.unwrap();
     let stranger = UdpSocket::bind((address(2, 9), REFLECTOR_PORT)).await.unwrap();
     stranger.send_to(&[0; 24], (address(2, 1), 51_872)).await.unwrap();
     assert_eq!(next(&mut verdicts).await, (About::Node(node(2)), ClusterHealth::Down));
@@ -111,7 +111,7 @@ async fn what_was_routed_on_the_way_and_what_a_stranger_says_is_refused() {
 async fn a_reflector_that_is_out_of_service_on_purpose_leaves_the_last_verdict() {
     let (probes, mut verdicts) = start(3);
     let answering = reflector(3, 2, State::Up, 255).await;
-    probes.set_peers(BTreeMap::from([(node(2), address(3, 2))])).await.unwrap();
+    probes.set_peers(BTreeMap::from([(node(2), address(3, 2).into())])).await.unwrap();
     assert_eq!(next(&mut verdicts).await, (About::Node(node(2)), ClusterHealth::Up));
     answering.abort();
     let _ = answering.await;
@@ -123,8 +123,6 @@ async fn a_reflector_that_is_out_of_service_on_purpose_leaves_the_last_verdict()
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    leaving.abort();
-    let _ = leaving.await;
     let asked = probes.snapshot().await.unwrap().counters.sent;
     loop {
         let snapshot = probes.snapshot().await.unwrap();
@@ -134,6 +132,7 @@ async fn a_reflector_that_is_out_of_service_on_purpose_leaves_the_last_verdict()
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    leaving.abort();
 }
 
 /// Fakes the path's far end: a reflector that large probes do not reach.
@@ -170,7 +169,7 @@ async fn a_probe_as_large_as_users_packets_leaves_at_that_size_and_its_loss_make
             }
         }
     });
-    probes.set_peers(BTreeMap::from([(node(2), address(4, 2))])).await.unwrap();
+    probes.set_peers(BTreeMap::from([(node(2), address(4, 2).into())])).await.unwrap();
     let grey = loop {
         let waited = tokio::time::timeout(Duration::from_secs(60), verdicts.recv()).await;
         if let Verdict::Grey(grey) = waited.expect("it is seen").expect("the task runs") {

@@ -103,10 +103,10 @@ impl Liveness {
 
     /// A probe of its liveness leaves, and with it a large one when that is due.
     pub(super) fn ask_large(&mut self, node: NodeId, now: Time) {
-        let Some(octets) = self.config.mtu else { return };
         let config = self.config;
         let salt = self.salt ^ LARGE_SALT;
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(octets) = peer.largest(&config) else { return };
         if peer.raw != ClusterHealth::Up || peer.hasty || !peer.counts() {
             return;
         }
@@ -156,7 +156,7 @@ impl Liveness {
     pub(super) fn forget_evidence(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.large = Large::new();
-        (peer.by_users, peer.weight) = (false, HealthWord::FULL_WEIGHT);
+        (peer.by_users, peer.weight, peer.apart) = (false, HealthWord::FULL_WEIGHT, false);
         if let Some(grey) = &mut peer.grey {
             grey.forget();
         }
@@ -164,10 +164,13 @@ impl Liveness {
 
     /// Says a node's weight when it is another one, and its cluster's.
     fn weigh(&mut self, node: NodeId, now: Time) {
-        let octets = self.config.mtu.unwrap_or_default();
+        let config = self.config;
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        let octets = peer.largest(&config).unwrap_or_default();
         let (weight, why) = peer.greyness(octets);
-        if std::mem::replace(&mut peer.weight, weight) != weight {
+        let before = std::mem::replace(&mut peer.weight, weight);
+        if before != weight {
+            peer.apart &= before < weight && weight < HealthWord::FULL_WEIGHT;
             self.outputs.push_back(Output::Grey(Greyness { node, weight, why, at: now }));
         }
         self.weigh_cluster(node, now);
@@ -177,7 +180,8 @@ impl Liveness {
     pub(super) fn weigh_cluster(&mut self, node: NodeId, now: Time) {
         let known = |peer: &Peer| {
             let said = peer.grey.as_ref().is_some_and(|grey| grey.is_evidence(now));
-            peer.raw == ClusterHealth::Up && (said || peer.weight < HealthWord::FULL_WEIGHT)
+            let lowered = peer.weight < HealthWord::FULL_WEIGHT && !peer.apart;
+            peer.raw == ClusterHealth::Up && (said || lowered)
         };
         let weights = self.of_cluster(node).filter(|(_, peer)| known(peer)).map(|(_, peer)| peer.weight);
         let weight = weights.max().unwrap_or(HealthWord::FULL_WEIGHT);

@@ -10,7 +10,7 @@ fn mesh(clusters: u32, nodes: u32) -> Vec<NodeId> {
 #[test]
 fn a_small_mesh_is_asked_at_the_configured_interval_used_or_not() {
     let config = slow();
-    let budget = budget(mesh(10, 20).into_iter().map(|node| (node, None)), &config, ms(0));
+    let budget = budget(mesh(10, 20).into_iter().map(|node| (node, None)), None, &config, ms(0));
     assert_eq!((budget.interval, budget.interval_of_others), (config.interval, config.interval));
     assert!((budget.packets_per_second() - 200.0).abs() < 1e-6);
 }
@@ -20,7 +20,7 @@ fn in_a_large_mesh_the_used_are_watched_and_the_rest_share_what_is_left() {
     let now = ms(1_000_000);
     let recently = |node: NodeId| (node.index.get() <= 10 && node.cluster.get() <= 21).then_some(now);
     let all = mesh(254, 100).into_iter().map(|node| (node, recently(node)));
-    let budget = budget(all, &slow(), now);
+    let budget = budget(all, None, &slow(), now);
     assert_eq!((budget.watched.len(), budget.others), (200, 25_200));
     assert_eq!(budget.interval, SECOND);
     assert_eq!(budget.interval_of_others, Duration::from_secs(126));
@@ -31,7 +31,7 @@ fn in_a_large_mesh_the_used_are_watched_and_the_rest_share_what_is_left() {
 fn at_most_64_clusters_are_watched_the_most_recently_used_ones() {
     let now = ms(100_000);
     let used = |node: NodeId| Some(ms(90_000 + u64::from(node.cluster.get())));
-    let budget = budget(mesh(200, 2).into_iter().map(|node| (node, used(node))), &slow(), now);
+    let budget = budget(mesh(200, 2).into_iter().map(|node| (node, used(node))), None, &slow(), now);
     let clusters: BTreeSet<_> = budget.watched.iter().map(|node| node.cluster.get()).collect();
     assert_eq!((clusters.len(), clusters.first().copied()), (WATCHED_CLUSTERS, Some(201 - 63)));
 }
@@ -41,7 +41,7 @@ fn what_was_not_used_for_a_minute_is_not_watched() {
     let used = ms(10_000);
     for (now, watched) in [(used, 1), (used + (RECENTLY - Duration::from_millis(1)), 1), (used + RECENTLY, 0)]
     {
-        let budget = budget([(node(2, 1), Some(used))].into_iter(), &slow(), now);
+        let budget = budget([(node(2, 1), Some(used))].into_iter(), None, &slow(), now);
         assert_eq!(budget.watched.len(), watched);
     }
 }

@@ -110,9 +110,11 @@ fn one_client_that_is_not_let_out_speaks_for_nobody_and_few_failures_or_a_minori
     watched.users.late_clients = 1;
     watched.run(SECOND * 60, 20, 1_000);
     assert_eq!(watched.greys(), []);
+    let mut watched = Watched::new();
     watched.users.late_clients = 2;
-    watched.run(SECOND * 60, 20, 500);
-    assert_eq!(watched.greys(), [], "half of them reach it");
+    watched.run(WINDOW * 2, 20, 0);
+    watched.run(SECOND * 60, 20, 400);
+    assert_eq!(watched.greys(), [], "most of them reach it");
     let mut watched = Watched::new();
     watched.users.late_clients = 2;
     for _ in 0..20 {
@@ -262,5 +264,25 @@ proptest! {
             weight = is;
         }
         prop_assert!(falls <= 6 + seconds.len() as u32 / 320, "{} falls", falls);
+    }
+}
+
+#[test]
+fn a_peer_with_a_smaller_mtu_is_no_black_hole_and_one_behind_a_black_hole_still_is() {
+    let there = node(2, 1);
+    let config = LivenessConfig { mtu: Some(1_420), ..slow() };
+    let takes = |mtu: u16| mtu - 20 - 8 - ControlPacket::LEN as u16;
+    for (theirs, path, lost) in [(Some(1_280), 1_280, false), (Some(1_420), 1_280, true), (None, 1_280, true)]
+    {
+        let mut world = World::with(config, &[]).answered_by(&[there]);
+        let at = crate::Reflector { address: address(there), mtu: theirs };
+        world.takes = takes(path);
+        world.liveness.handle_peer(there, at, world.now);
+        world.run(SECOND * 60);
+        assert_eq!(world.liveness.node(there).unwrap().weight < 256, lost, "{theirs:?} over {path}");
+        // Whoever lowers its own takes smaller ones from then on.
+        world.liveness.handle_peer(there, crate::Reflector { mtu: Some(1_280), ..at }, world.now);
+        world.run(SECOND * 30);
+        assert_eq!(world.liveness.node(there).unwrap().weight, 256, "{theirs:?} over {path}");
     }
 }

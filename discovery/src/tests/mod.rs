@@ -4,9 +4,11 @@ mod budget;
 mod damping;
 mod endpoint;
 mod grey;
+mod left;
 mod path;
 mod properties;
 mod sampling;
+mod sharing;
 mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +71,11 @@ struct World {
     greys: Vec<crate::Greyness>,
     /// Packets of users' size do not arrive.
     black_hole: bool,
+    /// Nor probes with more behind them than this.
+    takes: u16,
     sent: usize,
+    /// How often the colleagues were to be told.
+    found: usize,
 }
 
 impl World {
@@ -91,7 +97,9 @@ impl World {
             weights: Vec::new(),
             greys: Vec::new(),
             black_hole: false,
+            takes: u16::MAX,
             sent: 0,
+            found: 0,
         };
         for node in nodes {
             world.liveness.handle_peer(*node, address(*node), world.now);
@@ -113,7 +121,8 @@ impl World {
                     self.sent += 1;
                     self.liveness.handle_sent(to, &probe, self.now);
                     let survives = (0..2).all(|_| self.random.between(0, 999) >= self.lost);
-                    if self.answers.contains(&to) && survives && !(self.black_hole && padding > 0) {
+                    let fits = padding <= self.takes && !(self.black_hole && padding > 0);
+                    if self.answers.contains(&to) && survives && fits {
                         let jitter = self.jitter * self.random.between(0, 1_000) / 1_000;
                         let at = self.now + self.round_trip + jitter;
                         self.in_flight.insert((at, self.sent), (to, reflected(&probe, State::Up)));
@@ -122,6 +131,7 @@ impl World {
                 Output::Changed(transition) => self.changes.push(transition),
                 Output::Weight { weight, .. } => self.weights.push(weight),
                 Output::Grey(greyness) => self.greys.push(greyness),
+                Output::Found => self.found += 1,
             }
         }
     }

@@ -4,7 +4,7 @@ use hawser_model::ClusterHealth::{Down, Unknown};
 use proptest::prelude::*;
 
 use super::*;
-use crate::About;
+use crate::{About, Shared, Sharers};
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -13,6 +13,8 @@ enum Event {
     Used(NodeId),
     ReplyToNewest(NodeId, bool),
     Forged(NodeId, u32),
+    /// Colleagues: how many, and what they find.
+    Shared(u32, BTreeSet<NodeId>),
     Time,
 }
 
@@ -27,6 +29,8 @@ fn event() -> impl Strategy<Value = Event> {
         any_node().prop_map(Event::Used),
         (any_node(), prop::bool::weighted(0.1)).prop_map(|(n, down)| Event::ReplyToNewest(n, down)),
         (any_node(), any::<u32>()).prop_map(|(n, tag)| Event::Forged(n, tag)),
+        (0_u32..4, prop::collection::btree_set(any_node(), 0..9))
+            .prop_map(|(n, down)| Event::Shared(n, down)),
         Just(Event::Time),
         Just(Event::Time),
         Just(Event::Time),
@@ -66,12 +70,20 @@ proptest! {
                         liveness.handle_packet(n, &forged, now);
                     }
                 }
+                Event::Shared(members, down) => {
+                    let names: Vec<_> = (0..members)
+                        .map(|n| hawser_model::NodeName::parse(&format!("node-{n}")).unwrap())
+                        .collect();
+                    let own = hawser_model::NodeName::parse("node-0").unwrap();
+                    liveness.handle_shared(Shared { sharers: Sharers::new(&own, &names), down }, now);
+                }
                 Event::Time => liveness.handle_time(now),
             }
             while let Some(output) = liveness.poll_output() {
                 match output {
                     Output::Send { to, probe, .. } => { newest.insert(to, probe); }
                     Output::Weight { weight, .. } => prop_assert!(weight <= 256),
+                    Output::Found => prop_assert!(liveness.found().len() <= 9),
                     Output::Grey(grey) => prop_assert!((16..=256).contains(&grey.weight)),
                     Output::Changed(t) => {
                         prop_assert_ne!(t.from, t.to);

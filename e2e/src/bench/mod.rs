@@ -5,6 +5,7 @@ mod lb;
 mod objects;
 mod part;
 mod plot;
+mod probes;
 mod result;
 mod stats;
 mod store;
@@ -21,6 +22,8 @@ pub enum Bench {
     Lb,
     /// A cluster and a node cut off under load, many times. QUICK=1 shows only that it runs.
     Failover,
+    /// What liveness costs one node among 25,400: packets and CPU. QUICK=1 shows only that it runs.
+    Probes,
     /// TCP, UDP and round trips through a tunnel: our engine, wireguard-go, boringtun-cli if it is there, no tunnel. QUICK=1 shows only that it runs.
     Tunnel,
     /// The mesh store: first sync, propagation, fan-out, durable writes, beside a real etcd. QUICK=1 shows only that it runs.
@@ -35,6 +38,7 @@ pub fn run(bench: Bench, only: Option<Share>) -> Result<u8> {
     let (result, complete) = match bench {
         Bench::Lb => (lb::measure(quick)?, true),
         Bench::Failover => (failover::measure(quick)?, true),
+        Bench::Probes => (probes::measure(quick)?, true),
         Bench::Tunnel => (tunnel::measure(quick)?, true),
         Bench::Store => store::measure(quick, only)?,
     };
@@ -47,6 +51,8 @@ pub fn run(bench: Bench, only: Option<Share>) -> Result<u8> {
 pub fn run_part(role: &str, args: &str) -> Result<()> {
     match role {
         "held" => failover::run_part(args),
+        "probes" => probes::run_part(args),
+        "reflect" => probes::run_reflector(),
         "tunnel-many" => tunnel::run_part(args),
         _ if role.starts_with("load-") => lb::run_part(role, args),
         _ => store::run_part(role, args),

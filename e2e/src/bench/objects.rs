@@ -47,6 +47,13 @@ pub(super) fn write(
     out.flush().context("writing the list")
 }
 
+/// Service `n` and its slice, of those that ask for a table.
+pub(super) fn maglev(n: u32, at: impl Fn(u32) -> Place) -> [Value; 2] {
+    let mut service = service(n);
+    service["metadata"]["annotations"]["hawser.io/algorithm"] = json!("maglev");
+    [service, slice(n, &at)]
+}
+
 fn uid(of: u32, n: u32) -> String {
     format!("{of:08x}-0000-4000-8000-{n:012x}")
 }

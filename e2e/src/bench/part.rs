@@ -77,6 +77,20 @@ impl Part {
         first.with_context(|| format!("schedstat of {} says {text:?}", self.role))
     }
 
+    /// Nanoseconds of CPU of each of its threads, exact, by their names.
+    pub(super) fn threads(&self) -> Result<Vec<(String, u64)>> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let of = |task: std::io::Result<fs::DirEntry>| {
+            let path = task?.path();
+            let (name, stat) =
+                (fs::read_to_string(path.join("comm"))?, fs::read_to_string(path.join("schedstat"))?);
+            let ns = stat.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or_default();
+            Ok((name.trim().to_owned(), ns))
+        };
+        let threads: std::io::Result<_> = fs::read_dir(&tasks).context(tasks)?.map(of).collect();
+        threads.with_context(|| format!("the threads of {}", self.role))
+    }
+
     pub(super) fn usage(&self) -> Result<Usage> {
         usage(self.child.id())
     }

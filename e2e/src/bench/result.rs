@@ -11,6 +11,9 @@ use serde::Serialize;
 use super::stats::Estimate;
 use crate::binaries;
 
+/// Of a row below the one that it belongs to.
+const INDENT: usize = 2;
+
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct BenchResult {
     name: &'static str,
@@ -110,9 +113,22 @@ impl BenchResult {
         let dir = binaries::target_dir()?.join("bench");
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         let path = dir.join(format!("{}.json", self.name));
-        let text = serde_json::to_string_pretty(self).context("encoding the result")?;
+        let text = serde_json::to_string_pretty(&self.with_whole_keys()).context("encoding the result")?;
         fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
+    }
+
+    /// In the table a row may be indented below the one that it belongs to; by itself it says both.
+    fn with_whole_keys(&self) -> Self {
+        let mut whole = self.clone();
+        let mut above: Vec<String> = Vec::new();
+        for row in &mut whole.rows {
+            let own = row.key.trim_start();
+            above.truncate((row.key.len() - own.len()) / INDENT);
+            above.push(own.to_owned());
+            row.key = above.join(": ");
+        }
+        whole
     }
 }
 
@@ -139,4 +155,27 @@ impl Machine {
 pub(super) fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().filter(|load| !load.is_empty()).unwrap_or("?").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_json_says_what_it_belongs_to() {
+        let rows = ["detected", "  p99", "held", "  talking", "    p99", "  idle", "other"];
+        let rows = rows.map(|key| Row::plain(key, 0.0, "", "lower", None)).to_vec();
+        let result = BenchResult::of_rows("x", load(), 1, rows).with_whole_keys();
+        let keys: Vec<&str> = result.rows.iter().map(|row| row.key.as_str()).collect();
+        let whole = [
+            "detected",
+            "detected: p99",
+            "held",
+            "held: talking",
+            "held: talking: p99",
+            "held: idle",
+            "other",
+        ];
+        assert_eq!(keys, whole);
+    }
 }

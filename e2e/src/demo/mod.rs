@@ -1,6 +1,7 @@
 //! The main job, in six acts (`make demo`).
 
 mod affinity;
+mod agents;
 mod lose;
 mod report;
 mod secrecy;
@@ -39,6 +40,9 @@ pub struct Options {
     /// Stop after this act.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=6))]
     acts: u8,
+    /// Then one act more, for kernels with WireGuard: a cluster's agents are killed, then stopped, and no peer changes its verdict.
+    #[arg(long)]
+    lose_agents: bool,
 }
 
 impl Options {
@@ -84,8 +88,10 @@ pub fn run(options: Options) -> Result<u8> {
         facts
     });
     perform(&mut acts, 1, "up", start, first);
+    let further = options.lose_agents.then_some(("lose agents", agents::play as Play));
+    let played: Vec<_> = ACTS.iter().take(usize::from(options.acts) - 1).copied().chain(further).collect();
     if let Some(stage) = &mut stage {
-        for ((title, play), number) in ACTS.iter().zip(2..=options.acts) {
+        for ((title, play), number) in played.iter().zip(2..) {
             let begun = Instant::now();
             let outcome = play(stage).and_then(|facts| stage.lab.check_alive().map(|()| facts));
             perform(&mut acts, number, title, begun, outcome);
@@ -94,7 +100,7 @@ pub fn run(options: Options) -> Result<u8> {
             }
         }
     }
-    let held = acts.len() == usize::from(options.acts) && acts.iter().all(Act::held);
+    let held = acts.len() == 1 + played.len() && acts.iter().all(Act::held);
     finish(options, acts, held, start.elapsed(), stage.as_ref())?;
     if options.keep
         && let Some(stage) = &stage
@@ -130,7 +136,10 @@ fn set_stage(options: Options) -> Result<Stage> {
     let lab = Lab::build(LabPlan::standard())?;
     serve::check_apart(&lab)?;
     let bridges: Vec<String> = lab.clusters.iter().map(|cluster| cluster.plan.bridge()).collect();
-    let capture =
-        Sniffer::start(None, &bridges, Secrecy::watching_for(MARKER)).context("capturing at the router")?;
+    let mut secrecy = Secrecy::watching_for(MARKER);
+    if lab.over_ipsec() {
+        secrecy = secrecy.over_ipsec();
+    }
+    let capture = Sniffer::start(None, &bridges, secrecy).context("capturing at the router")?;
     Ok(Stage { options, lab, capture: Some(capture) })
 }

@@ -23,13 +23,15 @@ pub(super) fn prove(stage: &mut Stage) -> Result<Facts> {
     let seen = capture.stop()?;
     judge(&stage.lab, &seen)?;
     let reasons = forge(&mut stage.lab)?;
+    let carried = match stage.lab.over_ipsec() {
+        true => format!("{} packets of ESP", seen.esp),
+        false => format!("{} WireGuard messages", seen.wireguard.values().sum::<u64>()),
+    };
     Ok(Facts {
         lines: vec![
             format!(
-                "{} frames at the router since act 1: {} WireGuard messages, {} TLS records, nothing else",
-                seen.frames,
-                seen.wireguard.values().sum::<u64>(),
-                seen.tls_records
+                "{} frames at the router since act 1: {carried}, {} TLS records, nothing else",
+                seen.frames, seen.tls_records
             ),
             "the marker reached the servers and was never seen on the way".to_owned(),
             format!("{FORGED_PACKETS} forged packets: none arrived; counted as {reasons}"),
@@ -41,7 +43,8 @@ pub(super) fn prove(stage: &mut Stage) -> Result<Facts> {
 fn judge(lab: &Lab, seen: &Secrecy) -> Result<()> {
     ensure!(seen.violation_count == 0, "{} frames in clear: {:#?}", seen.violation_count, seen.violations);
     ensure!(seen.marker_seen == 0, "the marker was seen in {} frames", seen.marker_seen);
-    ensure!(seen.wireguard.get("data").is_some_and(|count| *count > 0), "no WireGuard data was seen at all");
+    let data = if lab.over_ipsec() { seen.esp } else { seen.wireguard.get("data").copied().unwrap_or(0) };
+    ensure!(data > 0, "nothing was seen of the tunnels at all");
     ensure!(seen.tls_records > 0, "no TLS was seen at all");
     for name in lab.clusters.iter().map(|cluster| &cluster.plan.name).filter(|name| *name != HOME) {
         let log = lab.cluster(name).pod("cart-0").server_log()?;

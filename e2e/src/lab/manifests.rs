@@ -19,11 +19,20 @@ pub(crate) struct Cart {
     pub(crate) global: bool,
     /// Pods that only ask are left out of the socket load balancer.
     pub(crate) clients_left_out: bool,
+    /// `type: NodePort`, and its port.
+    pub(crate) node_port: Option<u16>,
 }
 
 impl Default for Cart {
     fn default() -> Self {
-        Self { affinity: None, endpoints: true, terminating: false, global: true, clients_left_out: false }
+        Self {
+            affinity: None,
+            endpoints: true,
+            terminating: false,
+            global: true,
+            clients_left_out: false,
+            node_port: None,
+        }
     }
 }
 
@@ -196,6 +205,10 @@ pub(crate) fn service(cluster: &ClusterPlan, cart: &Cart) -> String {
     if cart.global {
         annotations.push_str("    hawser.io/global: \"true\"\n");
     }
+    let (kind, node_port) = match cart.node_port {
+        Some(port) => ("NodePort", format!("    nodePort: {port}\n")),
+        None => ("ClusterIP", String::new()),
+    };
     if !annotations.is_empty() {
         annotations.insert_str(0, "  annotations:\n");
     }
@@ -220,13 +233,13 @@ spec:
   ipFamilyPolicy: SingleStack
   ports:
   - name: http
-    port: {SERVICE_PORT}
+{node_port}    port: {SERVICE_PORT}
     protocol: TCP
     targetPort: http
   selector:
     app: {SERVICE}
   sessionAffinity: None
-  type: ClusterIP
+  type: {kind}
 status:
   loadBalancer: {{}}
 ",

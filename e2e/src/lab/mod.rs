@@ -210,6 +210,12 @@ impl Cluster {
         self.write_pods()
     }
 
+    /// `kubectl patch service cart` to a NodePort; `None` makes it a ClusterIP again.
+    pub fn set_node_port(&mut self, port: Option<u16>) -> Result<()> {
+        self.cart.node_port = port;
+        self.write_service()
+    }
+
     /// Scales the deployment behind `shop/cart` to zero or back. The pods' servers go on: connections drain.
     pub fn set_endpoints(&mut self, endpoints: bool) -> Result<()> {
         self.cart.endpoints = endpoints;

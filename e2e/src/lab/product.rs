@@ -4,7 +4,8 @@ use std::fs;
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use super::{Cluster, Lab, Node, manifests};
 use crate::binaries;
@@ -33,6 +34,19 @@ const SECRET_FILE: &str = "/etc/hawser/ipsec.secret";
 const SECRET: &str = "1 6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19\n";
 
 impl Lab {
+    /// Whether its meshes encrypt with IPsec.
+    pub fn over_ipsec(&self) -> bool {
+        self.clusters.iter().any(|cluster| cluster.ipsec.is_some())
+    }
+
+    /// `hawser ipsec <verb>` on one node, and then its file on every node, as an operator brings it.
+    pub fn change_secret(&self, verb: &str) -> Result<()> {
+        let first = &self.clusters[0].nodes[0];
+        first.hawser_ok(&["ipsec", verb, SECRET_FILE])?;
+        let text = first.place.read(SECRET_FILE)?;
+        self.nodes().try_for_each(|(_, node)| node.place.write(SECRET_FILE, &text))
+    }
+
     /// Act 1: every cluster's API server and agents, not connected to each other.
     pub fn start_product(&mut self, store: Store) -> Result<()> {
         self.start_product_with(|_| store)
@@ -139,6 +153,13 @@ impl Cluster {
         self.start_etcd()
     }
 
+    /// Prepared, with an API server that answers, and no agent.
+    pub fn found(&mut self) -> Result<()> {
+        self.prepare()?;
+        self.start_api_server()?;
+        self.wait_for_api_server()
+    }
+
     /// `/etc/hawser/cluster.yaml` as a user would write it.
     pub fn config(&self) -> String {
         let plan = &self.plan;
@@ -205,7 +226,10 @@ impl Cluster {
             if let Err(dead) = self.api_servers.values_mut().try_for_each(Process::check_alive) {
                 return Ok(Err(dead));
             }
-            self.hawser_ok(&["status", "-o", "json"]).map(Ok)
+            // An agent there answers for its own half.
+            let said: Value = serde_json::from_str(&self.hawser_ok(&["status", "-o", "json"])?)?;
+            ensure!(said["apiServer"].is_object(), "only an agent answers");
+            Ok(Ok(()))
         })??;
         Ok(())
     }
@@ -277,6 +301,13 @@ impl Node {
     /// When it was not started.
     pub fn agent(&mut self) -> &mut Process {
         self.agent.as_mut().expect("a started agent")
+    }
+
+    /// Its agent ends so, and is not missed.
+    pub fn lose_agent(&mut self, end: impl FnOnce(&mut Process) -> Result<()>) -> Result<()> {
+        end(self.agent())?;
+        self.agent = None;
+        Ok(())
     }
 
     pub fn wait_for_agent(&self) -> Result<()> {

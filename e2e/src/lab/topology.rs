@@ -153,7 +153,8 @@ pub(crate) fn build_pod(node: &Place, place: &Place, pod: &PodPlan) -> Result<()
     .with_context(|| format!("the pod's side of {}", place.name()))
 }
 
-/// Cuts a region off: the router drops everything that comes from it or goes there.
+/// Cuts a region off: the router drops everything that comes from it or goes there, and not what its bridge carries from one of its
+/// nodes to another, which passes here as well where bridges call iptables.
 pub(crate) fn cut(cluster: &ClusterPlan) -> Result<()> {
     filter("-I", cluster)
 }
@@ -164,8 +165,9 @@ pub(crate) fn heal(cluster: &ClusterPlan) -> Result<()> {
 
 fn filter(verb: &str, cluster: &ClusterPlan) -> Result<()> {
     let bridge = cluster.bridge();
-    let rules =
-        format!("*filter\n{verb} FORWARD -i {bridge} -j DROP\n{verb} FORWARD -o {bridge} -j DROP\nCOMMIT\n");
+    let rules = format!(
+        "*filter\n{verb} FORWARD -i {bridge} ! -o {bridge} -j DROP\n{verb} FORWARD -o {bridge} ! -i {bridge} -j DROP\nCOMMIT\n"
+    );
     run_with_input(Command::new("iptables-restore").args(["-w", "--noflush"]), &rules)
         .map(drop)
         .with_context(|| format!("cutting or healing {} at the router", cluster.name))

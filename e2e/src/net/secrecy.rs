@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
@@ -9,6 +10,8 @@ use super::frame::{Carried, Ipv4, Tcp, Udp, parse};
 use super::sniffer::Observer;
 
 const WIREGUARD_PORT: u16 = 51871;
+/// Of parallel sessions.
+const MORE_PORTS: RangeInclusive<u16> = 51880..=51886;
 const API_PORT: u16 = 2379;
 /// A packet as long as the tunnel's MTU of 1420: padding stops there.
 const FULL: usize = 1420 + 32;
@@ -169,7 +172,8 @@ fn is_esp(packet: &Ipv4<'_>) -> bool {
 
 /// The message types of the WireGuard protocol, with their exact sizes.
 fn wireguard_message(udp: &Udp<'_>) -> Option<&'static str> {
-    if udp.source != WIREGUARD_PORT && udp.destination != WIREGUARD_PORT {
+    let is_ours = |port: &u16| *port == WIREGUARD_PORT || MORE_PORTS.contains(port);
+    if ![udp.source, udp.destination].iter().any(is_ours) {
         return None;
     }
     match (udp.payload.get(..4)?, udp.payload.len()) {

@@ -70,11 +70,12 @@ fn watch<O: Observer>(socket: &PacketSocket, observer: &Mutex<O>, stop: &AtomicB
         // Read before the wait: what arrived before the order to stop is still taken.
         let stopping = stop.load(Ordering::Relaxed);
         match socket.receive(&mut buffer, POLL_MS).context("capturing")? {
-            Some((length, Direction::In)) => {
+            // A bridge's port sees its frames as somebody else's, unless the bridge has that port's address.
+            Some((length, Direction::In | Direction::Passing)) => {
                 let mut observer = observer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 observer.see(&buffer[..length]);
             }
-            Some(_) => {}
+            Some((_, Direction::Out)) => {}
             None if stopping => break,
             None => {}
         }

@@ -22,6 +22,14 @@ pub struct Request {
     timeout: Duration,
     interval: Duration,
     keep_alive: bool,
+    udp: Option<Udp>,
+}
+
+/// Whether a socket that sends a message is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Udp {
+    Connected,
+    Unconnected,
 }
 
 impl Request {
@@ -35,6 +43,7 @@ impl Request {
             timeout: Duration::from_secs(2),
             interval: Duration::ZERO,
             keep_alive: false,
+            udp: None,
         }
     }
 
@@ -78,6 +87,13 @@ impl Request {
         self
     }
 
+    /// A message in place of each request, from a socket of its own.
+    #[must_use]
+    pub fn by_udp(mut self, how: Udp) -> Self {
+        self.udp = Some(how);
+        self
+    }
+
     fn command(&self, place: &Place) -> Result<Command> {
         let mut command = place.command(binaries::find("hawser-lab")?);
         command.args(["pod-client", "--target", &self.target, "--path", &self.path]);
@@ -89,6 +105,10 @@ impl Request {
         }
         if self.keep_alive {
             command.arg("--keep-alive");
+        }
+        if let Some(how) = self.udp {
+            let how = if how == Udp::Connected { "connected" } else { "unconnected" };
+            command.args(["--udp", how]);
         }
         Ok(command)
     }

@@ -1,7 +1,7 @@
-//! The client process: requests over new connections, by several workers, with every outcome recorded.
+//! The client process: requests over new connections or by UDP, by several workers, with every outcome recorded.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::client::{Record, Report, unix_ms};
+use super::client::{Record, Report, Udp, unix_ms};
 use super::server::Answer;
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -33,6 +33,9 @@ pub struct ClientArgs {
     /// One connection for all requests of a worker.
     #[arg(long)]
     keep_alive: bool,
+    /// A message from a socket of its own in place of each request.
+    #[arg(long)]
+    udp: Option<Udp>,
 }
 
 /// Prints the report as JSON.
@@ -64,7 +67,10 @@ fn work(args: &ClientArgs, begun: &AtomicU64, stop: &AtomicBool, report: &Mutex<
             return;
         }
         let (opened_ms, start) = (unix_ms(), Instant::now());
-        let outcome = ask(args, &mut connection);
+        let outcome = match args.udp {
+            Some(how) => ask_by_udp(args, how),
+            None => ask(args, &mut connection),
+        };
         if outcome.is_err() || !args.keep_alive {
             connection = None;
         }
@@ -75,6 +81,27 @@ fn work(args: &ClientArgs, begun: &AtomicU64, stop: &AtomicBool, report: &Mutex<
             None => next = Instant::now(),
         }
     }
+}
+
+/// Who answered, and from where that seems to come.
+fn ask_by_udp(args: &ClientArgs, how: Udp) -> io::Result<(Answer, SocketAddr)> {
+    let any: IpAddr = match args.target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_read_timeout(Some(Duration::from_millis(args.timeout_ms)))?;
+    match how {
+        Udp::Connected => {
+            socket.connect(args.target)?;
+            socket.send(args.path.as_bytes())?;
+        }
+        Udp::Unconnected => drop(socket.send_to(args.path.as_bytes(), args.target)?),
+    }
+    let mut answer = vec![0; BODY_BYTES_MAX];
+    let (len, from) = socket.recv_from(&mut answer)?;
+    let peer = if how == Udp::Connected { socket.peer_addr()? } else { from };
+    Ok((serde_json::from_slice(&answer[..len])?, peer))
 }
 
 /// One request over `connection`, made when there is none.

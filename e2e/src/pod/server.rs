@@ -1,7 +1,7 @@
-//! An HTTP/1.1 server that says where it runs, one thread a connection, one log line a request.
+//! An HTTP/1.1 server that says where it runs, one thread a connection, one log line a request. Or the same by UDP, a message a message.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -24,6 +24,11 @@ pub struct ServerArgs {
     /// May be given more than once.
     #[arg(long = "port", required = true)]
     pub ports: Vec<u16>,
+    #[arg(long, default_value = "0.0.0.0")]
+    pub listen: IpAddr,
+    /// Messages in place of connections: each is answered with what would be the body.
+    #[arg(long)]
+    pub udp: bool,
 }
 
 /// The body of every answer.
@@ -41,8 +46,14 @@ pub fn run(args: &ServerArgs) -> Result<()> {
     thread::scope(|scope| {
         let mut listeners = Vec::new();
         for port in &args.ports {
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port))
-                .with_context(|| format!("listening on {port}"))?;
+            if args.udp {
+                let socket =
+                    UdpSocket::bind((args.listen, *port)).with_context(|| format!("listening on {port}"))?;
+                listeners.push(scope.spawn(move || answer_messages(&socket, args)));
+                continue;
+            }
+            let listener =
+                TcpListener::bind((args.listen, *port)).with_context(|| format!("listening on {port}"))?;
             listeners.push(scope.spawn(move || accept(&listener, args)));
         }
         Ok(())
@@ -64,6 +75,23 @@ fn accept(listener: &TcpListener, args: &ServerArgs) {
     }
 }
 
+fn answer_messages(socket: &UdpSocket, args: &ServerArgs) {
+    let mut message = [0; 64];
+    loop {
+        // An error is about an answer that nobody took.
+        let Ok((_, peer)) = socket.recv_from(&mut message) else { continue };
+        println!("{peer} by UDP");
+        let told = serde_json::to_vec(&answer(args, peer)).map(|told| socket.send_to(&told, peer));
+        if let Ok(Err(error)) = told {
+            println!("{peer}: {error}");
+        }
+    }
+}
+
+fn answer(args: &ServerArgs, peer: SocketAddr) -> Answer {
+    Answer { cluster: args.cluster.clone(), node: args.node.clone(), pod: args.pod.clone(), peer }
+}
+
 /// One connection: requests without bodies, until the client closes or asks to.
 fn serve(stream: TcpStream, args: &ServerArgs) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -81,11 +109,9 @@ fn serve(stream: TcpStream, args: &ServerArgs) -> io::Result<()> {
             }
         }
         println!("{peer} {request}");
-        let answer =
-            Answer { cluster: args.cluster.clone(), node: args.node.clone(), pod: args.pod.clone(), peer };
         let body = match bulk(&request) {
             Some(bytes) => bytes,
-            None => serde_json::to_vec(&answer)?,
+            None => serde_json::to_vec(&answer(args, peer))?,
         };
         let connection = if close { "close" } else { "keep-alive" };
         let head = format!(

@@ -12,7 +12,7 @@ use hawser_e2e::scenario;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The product's own time is the subject: a verdict that flaps does so within a hold-down and a detection time, 1 s each.
-const STEADY: Duration = Duration::from_secs(5);
+const STEADY: Duration = Duration::from_secs(3);
 const US: &str = "us-east";
 const EU: &str = "eu-west";
 
@@ -26,9 +26,7 @@ fn lose(lab: &Lab, verb: &str, from: &str, to: &str) -> Result<()> {
 
 /// What `at` has said of `about` since then.
 fn said(lab: &Lab, at: &str, about: &str, since_ms: u64) -> Result<Vec<String>> {
-    let status = lab.cluster(at).node("node-1").status()?;
-    let since = status.transitions.iter().filter(|said| said.unix_ms.unsigned_abs() >= since_ms);
-    Ok(since.filter(|said| said.about == about).map(|said| said.to.clone()).collect())
+    Ok(lab.cluster(at).node("node-1").status()?.said(about, since_ms))
 }
 
 #[test]

@@ -76,9 +76,7 @@ fn a_port_that_is_taken_is_named() {
     scenario::run_with_product(|| {
         let mut lab = Lab::build(two())?;
         let us = lab.cluster_mut("us-east");
-        us.prepare()?;
-        us.start_api_server()?;
-        us.wait_for_api_server()?;
+        us.found()?;
         let other = us.config().replace("/var/lib/hawser/store", "/var/lib/hawser/other");
         us.write_config(&other)?;
         refused("a second API server", &api_server(&lab, "us-east")?, &["2379"])?;
@@ -109,10 +107,7 @@ fn a_node_joins_with_its_own_token_once_and_only_its_own_cluster() {
     scenario::run_with_product(|| {
         let mut lab = Lab::build(two())?;
         for name in ["us-east", "eu-west"] {
-            let cluster = lab.cluster_mut(name);
-            cluster.prepare()?;
-            cluster.start_api_server()?;
-            cluster.wait_for_api_server()?;
+            lab.cluster_mut(name).found()?;
         }
         let us = lab.cluster("us-east");
         let place = &us.nodes[0].place;
@@ -153,9 +148,7 @@ fn a_bundle_that_does_not_fit_is_refused_and_admits_nobody() {
     scenario::run_with_product(|| {
         let mut lab = Lab::build(two())?;
         let us = lab.cluster_mut("us-east");
-        us.prepare()?;
-        us.start_api_server()?;
-        us.wait_for_api_server()?;
+        us.found()?;
         let good = lab.cluster("eu-west").config();
         let mut make = |from: &str, to: &str, name: &str, id: &str, reader: &str| {
             foreign_bundle(&mut lab, &good.replace(from, to), name, id, reader)
@@ -231,9 +224,7 @@ fn an_expired_certificate_is_named() {
     scenario::run_with_product(|| {
         let mut lab = Lab::build(two())?;
         let us = lab.cluster_mut("us-east");
-        us.prepare()?;
-        us.start_api_server()?;
-        us.wait_for_api_server()?;
+        us.found()?;
         let place = &us.nodes[0].place;
         let ca_key = rcgen::KeyPair::from_pem(&place.read("/etc/hawser/pki/ca.key")?)?;
         let issuer = rcgen::Issuer::from_ca_cert_pem(&place.read("/etc/hawser/pki/ca.crt")?, ca_key)?;

@@ -44,8 +44,7 @@ fn ask(lab: &Lab, target: &str) -> Result<Report> {
 }
 
 fn panics(lab: &Lab) -> Result<u64> {
-    let status = lab.cluster(US).node("node-1").status()?;
-    Ok(status.reasons.iter().find(|reason| reason.reason == "connect-panic").map_or(0, |r| r.packets))
+    Ok(lab.cluster(US).node("node-1").status()?.count("connect-panic"))
 }
 
 fn standings(lab: &Lab) -> Result<Vec<String>> {
@@ -56,6 +55,26 @@ fn standings(lab: &Lab) -> Result<Vec<String>> {
         .filter(|cluster| !cluster.own)
         .map(|cluster| cluster.standing.clone())
         .collect())
+}
+
+fn the_next_agent_knows(lab: &mut Lab) -> Result<()> {
+    let node = lab.cluster_mut(US).node_mut("node-1");
+    node.agent().kill()?;
+    node.start_agent()?;
+    node.wait_for_agent()?;
+    lab.wait("the next agent knows it too", PATIENCE, |lab| {
+        let standings = standings(lab)?;
+        ensure!(standings == ["cut-off", "cut-off"], "{standings:?}");
+        lab.cluster(US).node("node-1").settled()
+    })?;
+    let status = lab.cluster(US).node("node-1").status()?;
+    let first = status.transitions.iter().find(|said| said.about == "eu-west");
+    ensure!(
+        first.is_some_and(|said| said.to == "down" && said.reason.contains("last run")),
+        "{:?}",
+        status.transitions
+    );
+    Ok(())
 }
 
 #[test]
@@ -92,6 +111,12 @@ fn a_cluster_that_is_cut_off_itself_serves_what_is_local_still_tries_the_rest_an
         std::thread::sleep(RESET_AFTER);
         let ended = lab.cluster(US).node("node-1").status()?.stuck_connections;
         ensure!(ended.reset == 0 && ended.swept == 0, "{ended:?}");
+
+        // Nor does an agent that begins meanwhile end any.
+        the_next_agent_knows(&mut lab)?;
+        std::thread::sleep(RESET_AFTER);
+        let ended = lab.cluster(US).node("node-1").status()?.stuck_connections;
+        ensure!(ended.reset == 0 && ended.swept == 0, "after the restart: {ended:?}");
 
         lab.heal(US)?;
         lab.wait("all is as before", PATIENCE, |lab| {

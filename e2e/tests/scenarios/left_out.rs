@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use hawser_e2e::lab::Lab;
 use hawser_e2e::plan::LabPlan;
 use hawser_e2e::pod::client::{Report, Request};
+use hawser_e2e::process::{Process, run};
 use hawser_e2e::scenario;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,8 +26,7 @@ fn only(report: &Report, cluster: &str) -> Result<()> {
 }
 
 fn count(lab: &Lab, reason: &str) -> Result<u64> {
-    let status = lab.cluster("us-east").node("node-1").status()?;
-    Ok(status.reasons.iter().find(|found| found.reason == reason).map_or(0, |found| found.packets))
+    Ok(lab.cluster("us-east").node("node-1").status()?.count(reason))
 }
 
 #[test]
@@ -75,5 +75,63 @@ fn an_annotated_pod_reaches_backends_of_both_clusters_by_translation_and_sees_th
             ensure!(count(lab, "nat-made")? == before);
             Ok(())
         })
+    })
+}
+
+/// A pod's sidecar: what its program asks the service is redirected to it, and it asks in its own name (uid 1337, as Istio's).
+struct Sidecar {
+    _proxy: Process,
+}
+
+impl Sidecar {
+    fn inject(lab: &Lab) -> Result<Self> {
+        let us = lab.cluster("us-east");
+        let (pod, service) = (&us.pod("client").place, us.service_address());
+        let (address, port) = service.split_once(':').context("address:port")?;
+        let mut redirect = pod.command("iptables");
+        redirect.args(["-w", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", address, "--dport", port]);
+        redirect.args(["-m", "owner", "!", "--uid-owner", "1337", "-j", "REDIRECT", "--to-ports", "15001"]);
+        run(&mut redirect)?;
+        let mut proxy = pod.command("setpriv");
+        proxy.args(["--reuid=1337", "--regid=1337", "--clear-groups", "socat"]);
+        proxy.args(["TCP-LISTEN:15001,fork,reuseaddr,bind=127.0.0.1", &format!("TCP:{service}")]);
+        Ok(Self { _proxy: Process::start("us-east/node-1/client/sidecar", proxy, &lab.inside.dir)? })
+    }
+
+    /// Connections of the program that came by it.
+    fn passed(lab: &Lab) -> Result<u64> {
+        let pod = &lab.cluster("us-east").pod("client").place;
+        let listed = run(pod.command("iptables").args(["-w", "-t", "nat", "-vnxL", "OUTPUT"]))?;
+        let rule = listed.lines().find(|line| line.contains("15001")).context("the redirection")?;
+        Ok(rule.split_whitespace().next().context("its packets")?.parse()?)
+    }
+}
+
+#[test]
+fn a_sidecar_that_a_balanced_socket_goes_past_gets_what_its_pod_asks_once_the_pod_is_left_out() {
+    scenario::run_with_product(|| {
+        let mut lab = Lab::connected(LabPlan::regions(&["us-east", "eu-west"], 1))?;
+        lab.cluster_mut("us-east").set_affinity(Some("remote"))?;
+        lab.wait("only eu-west answers", PATIENCE, |lab| only(&ask(lab)?, "eu-west"))?;
+        let _sidecar = Sidecar::inject(&lab)?;
+        ask(&lab)?;
+        ensure!(Sidecar::passed(&lab)? == 0, "the socket has a backend's address already");
+
+        lab.cluster_mut("us-east").set_clients_left_out(true)?;
+        lab.wait("what the pod asks comes by its sidecar", PATIENCE, |lab| {
+            let before = Sidecar::passed(lab)?;
+            ask(lab)?;
+            ensure!(Sidecar::passed(lab)? >= before + 20);
+            Ok(())
+        })?;
+        let made = count(&lab, "nat-made")?;
+        let report = ask(&lab)?;
+        only(&report, "eu-west")?;
+        ensure!(
+            count(&lab, "nat-made")? >= made + 20,
+            "what the sidecar asks is translated at the interface"
+        );
+        ensure!(report.seen_as.keys().all(|seen| seen == "10.1.1.20"), "seen as {:?}", report.seen_as);
+        Ok(())
     })
 }

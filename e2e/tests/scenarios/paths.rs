@@ -58,7 +58,7 @@ fn wireguard_over_ipv6_only(lab: &Lab) -> Result<()> {
     }
     run_with_input(
         Command::new("iptables-restore").args(["-w", "--noflush"]),
-        "*filter\n-I FORWARD -p udp --dport 51871 -j DROP\nCOMMIT\n",
+        "*filter\n-I FORWARD -p udp -m multiport --dports 51871,51880:51886 -j DROP\nCOMMIT\n",
     )?;
     Ok(())
 }
@@ -121,11 +121,11 @@ fn nat_before_us_east() -> Result<()> {
     let rules = "table ip behind {
         chain out {
             type nat hook postrouting priority srcnat;
-            ip saddr 172.16.1.0/24 oifname \"br-eu-west\" udp sport 51871 masquerade to :20000-30000 random
+            ip saddr 172.16.1.0/24 oifname \"br-eu-west\" udp sport { 51871, 51880-51886 } masquerade to :20000-30000 random
         }
         chain in {
             type filter hook forward priority filter;
-            iifname \"br-eu-west\" oifname \"br-us-east\" udp dport 51871 ct state new drop
+            iifname \"br-eu-west\" oifname \"br-us-east\" udp dport { 51871, 51880-51886 } ct state new drop
         }
     }\n";
     run_with_input(Command::new("nft").args(["-f", "-"]), rules).map(drop)

@@ -123,8 +123,11 @@ fn a_ca_rotates_with_several_replicas_and_all_of_them_take_every_phase() {
 
         // Each replica shows a certificate of the new one alone, and so does the mirror's peer.
         for replica in &world.replicas {
-            let status = json(&replica.hawser(&["ca", "rotate", "--status", "-o", "json"])?)?;
-            ensure!(status["problem"] == "" && status["phase"] == "", "{status}");
+            wait::until("the replica has heard of the end", PATIENCE, || {
+                let status = json(&replica.hawser(&["ca", "rotate", "--status", "-o", "json"])?)?;
+                ensure!(status["problem"] == "" && status["phase"] == "", "{status}");
+                Ok(())
+            })?;
             replica.hawser(&["status", "-o", "json"])?;
         }
         // One that is away for all of it reads the directory when it is back.

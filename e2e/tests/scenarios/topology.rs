@@ -74,6 +74,26 @@ fn what_leaves_the_cluster_is_masqueraded() {
 }
 
 #[test]
+fn a_region_that_is_cut_off_reaches_itself_and_nobody_else() {
+    scenario::run(|| {
+        let lab = Lab::build(LabPlan::regions(&["us-east", "eu-west"], 2))?;
+        let eu = lab.cluster("eu-west");
+        let (here, beside) = (&eu.node("node-1").place, eu.node("node-2").plan.address);
+        let there = lab.cluster("us-east").node("node-1").plan.address;
+        let reaches = |address: std::net::Ipv4Addr| {
+            run(here.command("ping").args(["-c", "1", "-W", "1", &address.to_string()])).is_ok()
+        };
+        ensure!(reaches(beside) && reaches(there), "nobody is cut off yet");
+        lab.cut("eu-west")?;
+        ensure!(reaches(beside), "a node does not reach its neighbour");
+        ensure!(!reaches(there), "a node reaches another region");
+        lab.heal("eu-west")?;
+        ensure!(reaches(there), "healed");
+        Ok(())
+    });
+}
+
+#[test]
 fn nodes_drop_what_a_careful_admin_drops() {
     scenario::run(|| {
         let lab = Lab::build(LabPlan::regions(&["us-east", "eu-west"], 1))?;

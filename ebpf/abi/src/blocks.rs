@@ -17,7 +17,19 @@ pub const fn block(addr: &Addr) -> u32 {
         return u32::from_be(addr.v4_word()) >> 16;
     }
     let high = u32::from_be(addr.words()[0]);
-    1 << 16 | (high ^ high >> 16) & 0xffff
+    block_v6((high >> 16) as u16, high as u16)
+}
+
+/// That of an IPv4 address, by its first two octets in host order.
+#[inline(always)]
+pub const fn block_v4(first: u16) -> u32 {
+    first as u32
+}
+
+/// That of an IPv6 address, by its first four octets. One that begins with 32 zero bits may be an IPv4 address in other clothes.
+#[inline(always)]
+pub const fn block_v6(first: u16, second: u16) -> u32 {
+    1 << 16 | (first ^ second) as u32
 }
 
 /// All blocks that a prefix has addresses in, or more.
@@ -68,6 +80,12 @@ mod tests {
             assert!(inside.iter().all(|addr| blocks.contains(&of(addr))), "{prefix}: {blocks:?}");
             assert!(blocks.end <= BLOCKS, "{prefix}: {blocks:?}");
         }
+    }
+
+    #[test]
+    fn the_first_octets_say_the_block() {
+        assert_eq!(block_v4(0x0a02), of("10.2.255.1"));
+        assert_eq!(block_v6(0xfd68, 0x6177), of("fd68:6177:7365::1"));
     }
 
     #[test]

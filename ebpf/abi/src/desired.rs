@@ -5,7 +5,10 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use crate::{Addr, Config, Endpoint, Exported, IpEntry, LeftOut, Port, PrefixKey, ResetWish, ServiceKey};
+use crate::{
+    Addr, Config, Endpoint, Exported, FewMap, FewSet, IpEntry, LeftOut, Port, PrefixKey, ResetWish,
+    ServiceKey,
+};
 
 /// Everything but health. Two equal values mean the same kernel state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +26,10 @@ pub struct DesiredDatapath {
     pub reset_wishes: BTreeMap<ServiceKey, ResetWish>,
     /// Network namespaces, by cookie, whose sockets the load balancer leaves alone.
     pub left_out: BTreeMap<u64, LeftOut>,
+    /// Where else services are entered from outside: NodePorts, external addresses; each with the service's entry of `services`.
+    pub frontends: BTreeMap<ServiceKey, ServiceKey>,
+    /// Interfaces at which traffic from outside is served. Not a map: programs are attached there.
+    pub uplinks: BTreeSet<u32>,
 }
 
 /// One frontend's backends by cluster.
@@ -34,7 +41,7 @@ pub struct ServiceSpec {
     pub maglev: bool,
     /// By cluster id, and a number of its own below [`crate::MAX_GROUPS`] for each group of the cluster's backends that has
     /// another tier; at most [`crate::MAX_SLICES`]. A cluster without backends may be left out.
-    pub slices: BTreeMap<(u16, u8), SliceSpec>,
+    pub slices: FewMap<(u16, u8), SliceSpec>,
 }
 
 /// Slots of a table of so many backends: at least 32 for each of up to 128; none beyond 4,096, where they are a plain list.
@@ -57,7 +64,7 @@ pub struct SliceSpec {
     pub tier: u8,
     /// Verdicts about this cluster and its nodes are not heeded here.
     pub ignores_health: bool,
-    pub backends: BTreeSet<BackendSpec>,
+    pub backends: FewSet<BackendSpec>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -15,17 +15,21 @@ mod addr;
 mod blocks;
 #[cfg(not(target_arch = "bpf"))]
 mod desired;
+#[cfg(not(target_arch = "bpf"))]
+mod few;
 mod layout;
 mod maps;
 pub mod reason;
 
 pub use addr::{Addr, Port, PrefixKey};
-pub use blocks::{BLOCK_WORDS, block, blocks};
+pub use blocks::{BLOCK_WORDS, block, block_v4, block_v6, blocks};
 #[cfg(not(target_arch = "bpf"))]
 pub use desired::{BackendSpec, DesiredDatapath, ServiceSpec, SliceSpec, maglev_slots};
+#[cfg(not(target_arch = "bpf"))]
+pub use few::{FewMap, FewSet};
 pub use layout::Plain;
 pub use maps::*;
 pub use reason::{Kind, Reason};
 
 /// Raised with every change of a layout or of a meaning.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;

@@ -23,12 +23,15 @@ pub mod map {
     pub const LEFT_OUT: &str = "left_out";
     pub const NAT: &str = "nat";
     pub const NAT_BEGUN: &str = "nat_begun";
+    pub const FRONTENDS: &str = "frontends";
+    pub const ENTERED: &str = "entered";
+    pub const ENTER_BEGUN: &str = "enter_begun";
     pub const NODE_TRAFFIC: &str = "node_traffic";
     pub const COUNTERS: &str = "counters";
     pub const CONFIG: &str = "config";
 
     /// All of them.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 24] = [
         SERVICES,
         SLICES,
         BACKENDS,
@@ -47,6 +50,9 @@ pub mod map {
         LEFT_OUT,
         NAT,
         NAT_BEGUN,
+        FRONTENDS,
+        ENTERED,
+        ENTER_BEGUN,
         NODE_TRAFFIC,
         COUNTERS,
         CONFIG,
@@ -60,7 +66,8 @@ pub mod size {
     pub const BACKENDS: u32 = 262_144;
     pub const CLUSTERS: u32 = 512;
     pub const NODES: u32 = 65_536;
-    pub const IPCACHE: u32 = 262_144;
+    /// With its content: 254 clusters of 100 nodes and 1,000 pods are 310,000 entries where no prefix holds a node's pods.
+    pub const IPCACHE: u32 = 524_288;
     pub const ENDPOINTS: u32 = 4_096;
     pub const EXPORTED: u32 = 65_536;
     pub const SOCK_REV: u32 = 32_768;
@@ -70,6 +77,8 @@ pub mod size {
     pub const FLOWS: u32 = 131_072;
     pub const LEFT_OUT: u32 = 4_096;
     pub const NAT: u32 = 65_536;
+    pub const FRONTENDS: u32 = 65_536;
+    pub const ENTERED: u32 = 65_536;
 }
 
 /// The most clusters one service can have slices of: the choice is one bounded pass over them.
@@ -123,6 +132,12 @@ pub const EXPORTED_CLOSING: u32 = 1;
 pub const IP_REMOTE: u16 = 1;
 /// [`IpEntry::flags`]: a node's mesh address.
 pub const IP_MESH_ADDRESS: u16 = 2;
+/// [`IpEntry::flags`]: nothing leads there, and what is for it must not leave in clear all the same: the mesh's own ranges, and what
+/// was another cluster's until lately.
+pub const IP_GUARDED: u16 = 4;
+/// [`IpEntry::flags`], at a gateway: a node or pod of another cluster or, without [`IP_REMOTE`], of the own one, whose packets for the
+/// other kind are sent on from the tunnel into the tunnel.
+pub const IP_CARRIED: u16 = 8;
 
 /// [`Config::flags`]: the own keyspace is stale, so a pick in the own cluster is left to kube-proxy or the CNI.
 pub const CONFIG_OWN_STALE: u16 = 1;
@@ -133,6 +148,14 @@ pub const CONFIG_LEFT_OUT: u16 = 4;
 /// [`Config::flags`]: the tunnels are the kernel's IPsec: a packet must have come by the association of the very node that its
 /// source is behind. WireGuard sees to that by itself.
 pub const CONFIG_KERNEL_IPSEC: u16 = 8;
+/// [`Config::flags`]: the agent was stopped on purpose, and the kernel carries on. Probes are answered with AdminDown.
+pub const CONFIG_STOPPED: u16 = 32;
+
+/// [`Config::flags`]: traffic from outside is served at uplinks of this node.
+pub const CONFIG_UPLINKS: u16 = 16;
+
+/// [`Config::flags`]: this node is a gateway, so `tunnel_in` looks for [`IP_CARRIED`].
+pub const CONFIG_GATEWAY: u16 = 64;
 
 /// [`Endpoint::flags`]: left out of the socket load balancer; its packets are translated at its interface.
 pub const ENDPOINT_TRANSLATED: u32 = 1;
@@ -233,6 +256,12 @@ impl IpEntry {
     #[inline(always)]
     pub const fn is_remote(&self) -> bool {
         self.flags & IP_REMOTE != 0
+    }
+
+    /// What is for it leaves this node through the tunnel or not at all.
+    #[inline(always)]
+    pub const fn is_guarded(&self) -> bool {
+        self.flags & (IP_REMOTE | IP_GUARDED) != 0
     }
 }
 
@@ -385,6 +414,57 @@ plain! {
     }
 }
 
+/// [`EnterKey::way`]: as its client sends it.
+pub const ENTER_THERE: u8 = 0;
+/// [`EnterKey::way`]: as its backend answers.
+pub const ENTER_BACK: u8 = 1;
+
+plain! {
+    /// `entered` (LRU_HASH): the packets of a flow that entered at an uplink, one way. One that is lost while the flow is at work
+    /// ends it, or its answers until the client sends again.
+    pub struct EnterKey: 40 {
+        pub src: Addr,
+        pub dst: Addr,
+        pub src_port: Port,
+        pub dst_port: Port,
+        pub proto: u8,
+        pub way: u8,
+        pub pad: u16,
+    }
+}
+
+/// [`Entered::state`]: netfilter is to put the node's address in the client's place.
+pub const ENTERED_MASQUERADED: u32 = 1;
+/// [`Entered::state`], of the way back: the backend has answered.
+pub const ENTERED_ANSWERED: u32 = 2;
+/// [`Entered::state`], of the way back: the client has sent its last (FIN).
+pub const ENTERED_CLIENT_DONE: u32 = 4;
+/// [`Entered::state`], of the way back: the backend has.
+pub const ENTERED_BACKEND_DONE: u32 = 8;
+
+plain! {
+    /// What such a packet is sent on as.
+    pub struct Entered: 48 {
+        pub src: Addr,
+        pub dst: Addr,
+        pub src_port: Port,
+        pub dst_port: Port,
+        /// The uplink.
+        pub ifindex: u32,
+        /// Of the way back: the tick of the last packet, either way.
+        pub seen: u32,
+        pub state: u32,
+    }
+}
+
+plain! {
+    /// `enter_begun` (PERCPU_ARRAY of one): a packet between its steps, which are programs' functions of their own.
+    pub struct EnterBegun: 88 {
+        pub there: EnterKey,
+        pub to: Entered,
+    }
+}
+
 plain! {
     /// `node_traffic` (ARRAY, by a node's slot): what became of users' TCP connections to its pods.
     pub struct NodeTraffic: 72 {
@@ -434,7 +514,8 @@ plain! {
         pub probe_port: Port,
         /// Connections to what is down are ended so many ticks after the verdict.
         pub reset_after: u16,
-        pub pad1: u32,
+        /// Set on packets whose client netfilter is to hide behind the node's address; 0 = there is no such rule.
+        pub masquerade_mark: u32,
     }
 }
 
@@ -456,7 +537,7 @@ impl Config {
             own_mesh_v6: Addr::UNSPECIFIED,
             probe_port: Port::new(51872),
             reset_after: ticks_of_millis(2_000),
-            pad1: 0,
+            masquerade_mark: 0,
         }
     }
 }

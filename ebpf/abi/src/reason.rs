@@ -105,7 +105,7 @@ reasons! {
     TunnelInRelated = "tunnel-in-related", "tunnel_in", Pass,
         "Delivered to a pod: an ICMP error about a flow it takes part in.";
     TunnelInNode = "tunnel-in-node", "tunnel_in", Pass,
-        "Given to this node's mesh address: an answer to a probe, ICMP, a TCP answer or an exported port.";
+        "Given to this node's mesh address: an answer to a probe or to a program of the host network, ICMP, or for an exported port.";
     TunnelInUnknownSource = "tunnel-in-unknown-source", "tunnel_in", Drop,
         "A packet left the tunnel with a source address that no cluster of the mesh has published.";
     TunnelInOtherNode = "tunnel-in-other-node", "tunnel_in", Drop,
@@ -167,7 +167,7 @@ reasons! {
     PodFromRefused = "pod-from-refused", "pod_from", Drop,
         "A UDP message of a flow to a cluster or node that is down came back to its pod as ICMP port unreachable.";
     TunnelInRefused = "tunnel-in-refused", "tunnel_in", Drop,
-        "A UDP message from the mesh for a pod that is gone, or whose port is not exported, was answered with ICMP port unreachable.";
+        "A UDP message from the mesh for a pod that is gone, or for a port that is not exported, was answered with ICMP port unreachable.";
     PinDraining = "pin-draining", "connect, sendmsg", Note,
         "A client's backend by session affinity is about to end, so another one was looked for.";
     SocketLeftOut = "socket-left-out", "connect, sendmsg", Pass,
@@ -200,6 +200,64 @@ reasons! {
         "For a UDP message to a global service it was remembered whose answer is to be shown as the service's.";
     ClientPinMade = "client-pin-made", "connect, sendmsg", Note,
         "A client was pinned by session affinity to the backend chosen for it.";
+    UplinkInOther = "uplink-in-other", "uplink_in", Pass,
+        "A packet from outside to no global service and of no known flow; left to kube-proxy or the stack.";
+    UplinkInOwn = "uplink-in-own", "uplink_in", Pass,
+        "A packet from outside was addressed to a backend of the own cluster.";
+    UplinkInSteered = "uplink-in-steered", "uplink_in", Pass,
+        "A packet from outside was sent into the tunnel to another cluster's backend, in this node's name.";
+    UplinkInLeft = "uplink-in-left", "uplink_in", Pass,
+        "The backend chosen for a client outside is on another node of the own cluster, and nodePort.masqueradeMark is 0; left to kube-proxy.";
+    UplinkInNoPort = "uplink-in-no-port", "uplink_in", Drop,
+        "No free port of this node's mesh address was found for a client outside; its next try looks elsewhere.";
+    UplinkInNoTunnel = "uplink-in-no-tunnel", "uplink_in", Drop,
+        "There is no tunnel to the backend of a client outside.";
+    UplinkInUntranslatable = "uplink-in-untranslatable", "uplink_in", Drop,
+        "The kernel could not change a packet from outside to a global service.";
+    UplinkInTooBig = "uplink-in-too-big", "uplink_in", Drop,
+        "A packet from outside is larger than the tunnel's MTU, and its sender could not be told: it may be cut (no DF), is an ICMP error, or has options.";
+    UplinkInToldTooBig = "uplink-in-told-too-big", "uplink_in", Drop,
+        "A packet from outside is larger than the tunnel's MTU; it went back to its sender as an ICMP error that says so.";
+    UplinkInReset = "uplink-in-reset", "uplink_in", Drop,
+        "A packet from outside to a cluster or node that is down went back to its sender as a TCP reset or as ICMP port unreachable.";
+    EnterMade = "enter-made", "uplink_in", Note,
+        "A flow from outside to a global service was given a backend.";
+    EnterRestored = "enter-restored", "uplink_in", Note,
+        "The way back of a flow from outside was forgotten, and made again.";
+    EnterForgotten = "enter-forgotten", "uplink_in", Note,
+        "A flow from outside could not be remembered.";
+    UplinkOutOther = "uplink-out-other", "uplink_out", Pass,
+        "A packet that leaves by an uplink and answers nobody who came in there to a global service.";
+    UplinkOutShown = "uplink-out-shown", "uplink_out", Pass,
+        "An answer of the own cluster to a client outside was shown as coming from the service.";
+    UplinkOutUntranslatable = "uplink-out-untranslatable", "uplink_out", Drop,
+        "The kernel could not change an answer to a client outside.";
+    TunnelInAnswered = "tunnel-in-answered", "tunnel_in", Pass,
+        "An answer of another cluster to a client outside was sent to it by the uplink that it came in by.";
+    TunnelInUnanswerable = "tunnel-in-unanswerable", "tunnel_in", Drop,
+        "The kernel could not change another cluster's answer to a client outside.";
+    GuardInOther = "guard-in-other", "guard_in", Pass,
+        "A packet from a device that is neither the underlay's nor a pod's, with a source that is no remote cluster's.";
+    GuardInForgedRemote = "guard-in-forged-remote", "guard_in", Drop,
+        "A remote cluster's source address on a packet from a device that is neither the tunnel nor a pod's.";
+    GuardOutOther = "guard-out-other", "guard_out", Pass,
+        "A packet that leaves by a device of the node and is not for the mesh.";
+    GuardOutInClear = "guard-out-in-clear", "guard_out", Drop,
+        "A packet for the mesh was about to leave outside the tunnel: somebody else's route leads there (`ip route get` the address), and should be taken away.";
+    TunnelInCarried = "tunnel-in-carried", "tunnel_in", Pass,
+        "A gateway sent a packet on between a node of another cluster and one of its own, from the tunnel into the tunnel.";
+    TunnelInCarriedTooBig = "tunnel-in-carried-too-big", "tunnel_in", Drop,
+        "A packet that a gateway was to send on is larger than its tunnel's MTU, which should be the same on all nodes; its sender was told so where that can be.";
+    TunnelOutOther = "tunnel-out-other", "tunnel_out", Pass,
+        "A packet of this node itself went into the tunnel that is a liveness probe, or not from the node's mesh address: nothing is remembered of it.";
+    TunnelOutNode = "tunnel-out-node", "tunnel_out", Pass,
+        "A packet of a program of the host network, or of the kernel, went into the tunnel; what answers its flow may come in.";
+    TunnelOutReset = "tunnel-out-reset", "tunnel_out", Drop,
+        "A connection of a program of the host network to what is down was ended: its own packet came back as a reset.";
+    TunnelOutRefused = "tunnel-out-refused", "tunnel_out", Drop,
+        "A UDP message of a program of the host network to what is down came back as ICMP port unreachable.";
+    TunnelOutUnresettable = "tunnel-out-unresettable", "tunnel_out", Drop,
+        "A packet of a connection that is over could not be turned into its end; the next one is tried again.";
 }
 
 impl fmt::Display for Reason {

@@ -5,6 +5,9 @@
 #![no_std]
 
 pub mod choice;
+pub mod enter;
+pub mod gateway;
+pub mod guard;
 pub mod maglev;
 pub mod mss;
 pub mod nat;

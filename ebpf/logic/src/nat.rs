@@ -11,8 +11,8 @@
 //! back two. Another pod's packet that is not for the mesh costs a look at its header and one look-up, on nodes that have a left-out pod.
 
 use hawser_ebpf_abi::{
-    Addr, ENDPOINT_TRANSLATED, Endpoint, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NAT_BACK, NAT_THERE, Nat,
-    NatBegun, NatKey, Port, Reason, ServiceKey,
+    Addr, ENDPOINT_TRANSLATED, Endpoint, FlowKey, IPPROTO_TCP, NAT_BACK, NAT_THERE, Nat, NatBegun, NatKey,
+    Port, Reason, ServiceKey,
 };
 
 use crate::choice::Choice;
@@ -33,7 +33,7 @@ pub struct Sender {
 
 impl Sender {
     #[inline(always)]
-    fn new(pod: &Addr, port: Port, service: &ServiceKey) -> Self {
+    pub(crate) fn new(pod: &Addr, port: Port, service: &ServiceKey) -> Self {
         const OURS: u64 = 1 << 63;
         let port = (port.wire() as u64) << 8 | service.proto as u64;
         Self {
@@ -117,10 +117,15 @@ pub fn there<H: Hook + ?Sized>(hook: &H) -> Outcome {
 #[inline(always)]
 pub fn begin<H: Hook + ?Sized>(hook: &H) -> Outcome {
     let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return Outcome::NotOurs };
-    if ip.fragment || !matches!(ip.proto, IPPROTO_TCP | IPPROTO_UDP) || !is_left_out(hook, &ip.src) {
+    if ip.fragment || !is_left_out(hook, &ip.src) {
         return Outcome::NotOurs;
     }
     let Some(transport) = transport(hook, &ip) else { return Outcome::NotOurs };
+    match transport.kind {
+        Kind::Tcp | Kind::Udp => {}
+        Kind::IcmpError => return about_service(hook, &ip),
+        _ => return Outcome::NotOurs,
+    }
     let there = key(NAT_THERE, ip.src, transport.src, ip.dst, transport.dst, ip.proto);
     let established = ip.proto == IPPROTO_TCP && !transport.is_bare_syn();
     if established {
@@ -135,6 +140,23 @@ pub fn begin<H: Hook + ?Sized>(hook: &H) -> Outcome {
     let nat = Nat { addr: ip.dst, port: transport.dst, pad: 0 };
     hook.keep(&NatBegun { there, nat, established: established as u32 });
     Outcome::GoOn
+}
+
+/// What the pod says about a packet that was shown as the service's is said to the backend, about the backend's.
+#[inline(always)]
+fn about_service<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> Outcome {
+    let Some((heard, service, pod)) = quoted(hook, ip) else { return Outcome::NotOurs };
+    let there = key(NAT_THERE, heard.dst, pod, heard.src, service, heard.proto);
+    let backend = hook.nat(&there).unwrap_or_default();
+    if backend.port.wire() == 0 || heard.dst != ip.src || heard.src != ip.dst {
+        return Outcome::NotOurs;
+    }
+    let change = Change { addr: backend.addr, port: backend.port, is_destination: false };
+    if hook.readdress_quoted(ip, &heard, service, &change, true) {
+        Outcome::Translated
+    } else {
+        Outcome::Failed
+    }
 }
 
 /// The way back may have been forgotten while the way there was not.
@@ -207,7 +229,8 @@ fn remember<H: Hook + ?Sized>(hook: &H, there: &NatKey, nat: &Nat, established: 
     let back = NatKey { peer: nat.addr, peer_port: nat.port, way: NAT_BACK, ..*there };
     let service = Nat { addr: there.peer, port: there.peer_port, pad: 0 };
     let known = hook.nat(&back).unwrap_or_default();
-    if !is_same(&known, &service) {
+    let new = !is_same(&known, &service);
+    if new {
         let other = known.port.wire() != 0;
         if established {
             let direct: FlowKey = flow(there.pod, nat.addr, there.pod_port, nat.port, there.proto);
@@ -224,7 +247,8 @@ fn remember<H: Hook + ?Sized>(hook: &H, there: &NatKey, nat: &Nat, established: 
     if established {
         hook.note(Reason::NatRestored);
     }
-    if there.proto == IPPROTO_TCP && !hook.write_nat(there, nat) {
+    // UDP has its pin; what the pod says about an answer is led by this.
+    if (there.proto == IPPROTO_TCP || new) && !hook.write_nat(there, nat) {
         hook.note(Reason::NatForgotten);
     }
     true
@@ -265,5 +289,10 @@ fn about_backend<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> Outcome {
         return Outcome::NotOurs;
     }
     let change = Change { addr: service.addr, port: service.port, is_destination: true };
-    if hook.readdress_quoted(ip, &sent, remote, &change) { Outcome::Translated } else { Outcome::Failed }
+    let outer = ip.src == sent.dst;
+    if hook.readdress_quoted(ip, &sent, remote, &change, outer) {
+        Outcome::Translated
+    } else {
+        Outcome::Failed
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! A node's discriminator is its IPv4 mesh address, which everybody computes and nobody has to be told.
 
-use hawser_ebpf_abi::{Config, IP_MESH_ADDRESS, Plain, Port};
+use hawser_ebpf_abi::{CONFIG_STOPPED, Config, IP_MESH_ADDRESS, Plain, Port};
 
 use crate::packet::{Ip, Transport};
 use crate::verdict::Hook;
@@ -16,6 +16,9 @@ const REQUIRED_MIN_RX: u32 = 10_000;
 
 const VERSION_1: u8 = 1 << 5;
 const UP: u8 = 3 << 6;
+const ADMIN_DOWN: u8 = 0;
+/// RFC 5880 §4.1, "administratively down".
+const DIAGNOSTIC_ADMIN_DOWN: u8 = 7;
 const POLL: u8 = 1 << 5;
 const FINAL: u8 = 1 << 4;
 const INDEPENDENT: u8 = 1 << 3;
@@ -70,17 +73,19 @@ pub fn answer<H: Hook + ?Sized>(
         && asked.my_discriminator != 0;
     let for_us = config.own_mesh_v4.is_v4() && asked.your_discriminator == config.own_mesh_v4.v4_word();
     let from_a_node = hook.ip_entry(&ip.src).is_some_and(|entry| entry.flags & IP_MESH_ADDRESS != 0);
-    (ttl == TTL && a_probe && for_us && from_a_node).then_some((asked, reflection(&asked)))
+    (ttl == TTL && a_probe && for_us && from_a_node)
+        .then_some((asked, reflection(&asked, config.flags & CONFIG_STOPPED != 0)))
 }
 
-/// RFC 7880 §7.2.2: discriminators change places, the state is ours, and D says who answers.
+/// RFC 7880 §7.2.2: discriminators change places, the state is ours (AdminDown when this node's agent was `stopped` on
+/// purpose), and D says who answers.
 #[inline(always)]
-pub const fn reflection(asked: &Control) -> Control {
+pub const fn reflection(asked: &Control, stopped: bool) -> Control {
     let is_final = if asked.state_flags & POLL != 0 { FINAL } else { 0 };
     Control {
-        version_diagnostic: VERSION_1,
+        version_diagnostic: if stopped { VERSION_1 | DIAGNOSTIC_ADMIN_DOWN } else { VERSION_1 },
         // Independent of the control plane (§4.1): it answers while no agent runs.
-        state_flags: UP | INDEPENDENT | is_final,
+        state_flags: if stopped { ADMIN_DOWN } else { UP } | INDEPENDENT | is_final,
         detect_mult: asked.detect_mult,
         length: asked.length,
         my_discriminator: asked.your_discriminator,

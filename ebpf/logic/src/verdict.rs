@@ -1,4 +1,4 @@
-//! The verdicts of the four packet hooks, as functions of a packet, the maps and the device it is on.
+//! The verdicts of the packet hooks at pods, the tunnel and the underlay, as functions of a packet, the maps and the device it is on.
 //!
 //! What is not ours is [`Action::Next`], so the CNI's own programs and the stack go on as if we were not there.
 
@@ -66,8 +66,9 @@ pub trait Hook: Packet {
     fn write_nat(&self, key: &NatKey, nat: &Nat) -> bool;
     /// Changes one end of a TCP or UDP packet, and its checksums. False when it could not be done: the packet is spoiled.
     fn readdress(&self, ip: &Ip, transport: &Transport, change: &Change) -> bool;
-    /// Changes the destination of the packet that an ICMP error quotes; and the error's source, where that is the same. As above.
-    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, port: Port, change: &Change) -> bool;
+    /// Changes one end, with that port, of the packet that an ICMP error quotes; `outer`: and the error's own other end, its source
+    /// for the quoted destination. As above.
+    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, port: Port, change: &Change, outer: bool) -> bool;
     /// A translation between its steps.
     fn keep(&self, begun: &NatBegun);
     fn begun(&self) -> Option<NatBegun>;
@@ -89,6 +90,14 @@ pub enum Action {
     Return {
         ifindex: u32,
     },
+    /// Into this node, as if it had come by that device.
+    Hear {
+        ifindex: u32,
+    },
+    /// Out through an uplink, from a device without a link header.
+    Leave {
+        ifindex: u32,
+    },
     /// To a local pod through its interface, marked as admitted.
     Deliver {
         ifindex: u32,
@@ -104,16 +113,16 @@ pub struct Verdict {
     pub reason: Reason,
 }
 
-const fn next(reason: Reason) -> Verdict {
+pub(crate) const fn next(reason: Reason) -> Verdict {
     Verdict { action: Action::Next, reason }
 }
 
-const fn drop(reason: Reason) -> Verdict {
+pub(crate) const fn drop(reason: Reason) -> Verdict {
     Verdict { action: Action::Drop, reason }
 }
 
 #[inline(always)]
-fn is_remote<H: Hook + ?Sized>(hook: &H, addr: &Addr) -> bool {
+pub(crate) fn is_remote<H: Hook + ?Sized>(hook: &H, addr: &Addr) -> bool {
     hook.ip_entry(addr).is_some_and(|entry| entry.is_remote())
 }
 
@@ -184,26 +193,28 @@ pub fn pod_from_translated<H: Hook + ?Sized>(hook: &H, outcome: Outcome) -> Verd
 /// The connection is over: its client hears so at once, in place of nothing for minutes.
 #[inline(always)]
 fn end<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) -> Verdict {
-    if transport.kind == Kind::Udp {
-        if !refuse(hook, ip) {
-            return drop(Reason::PodFromUnresettable);
-        }
-        let action = Action::Return { ifindex: hook.ifindex() };
-        return Verdict { action, reason: Reason::PodFromRefused };
-    }
-    let turned = match reset::reset(hook, ip, hook.packet_len()) {
-        Some(reset) => hook.turn_into_reset(ip, &reset),
-        None => false,
-    };
-    if !turned {
+    if !turn_into_end(hook, ip, transport) {
         return drop(Reason::PodFromUnresettable);
     }
-    Verdict { action: Action::Return { ifindex: hook.ifindex() }, reason: Reason::PodFromReset }
+    let reason = if transport.kind == Kind::Udp { Reason::PodFromRefused } else { Reason::PodFromReset };
+    Verdict { action: Action::Return { ifindex: hook.ifindex() }, reason }
+}
+
+/// The packet becomes what its sender hears in place of an answer. False when it could not be done.
+#[inline(always)]
+fn turn_into_end<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) -> bool {
+    if transport.kind == Kind::Udp {
+        return refuse(hook, ip);
+    }
+    match reset::reset(hook, ip, hook.packet_len()) {
+        Some(reset) => hook.turn_into_reset(ip, &reset),
+        None => false,
+    }
 }
 
 /// The message becomes its own answer: nobody takes it. False when it could not be done.
 #[inline(always)]
-fn refuse<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> bool {
+pub(crate) fn refuse<H: Hook + ?Sized>(hook: &H, ip: &Ip) -> bool {
     match refuse::refuse(hook, ip, hook.packet_len()) {
         Some(refusal) => hook.turn_into_refusal(ip, &refusal),
         None => false,
@@ -230,7 +241,7 @@ pub fn tell_too_big<H: Hook + ?Sized>(hook: &H) -> Verdict {
 
 /// Whether what the device will send at once fits the tunnel.
 #[inline(always)]
-fn fits<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) -> bool {
+pub(crate) fn fits<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) -> bool {
     let segment = hook.gso_size();
     if segment == 0 {
         return hook.packet_len() <= mtu;
@@ -260,7 +271,7 @@ fn remember<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport) {
 }
 
 #[inline(always)]
-fn clamp<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) {
+pub(crate) fn clamp<H: Hook + ?Sized>(hook: &H, ip: &Ip, transport: &Transport, mtu: u32) {
     if transport.flags & TCP_SYN != 0
         && let Some(clamp) = mss::clamp(hook, ip.l4, transport.header_len, mss::limit(mtu, &ip.dst))
     {
@@ -286,14 +297,21 @@ pub fn tunnel_in<H: Hook + ?Sized>(hook: &H) -> Verdict {
     }
     let Some(transport) = transport(hook, &ip) else { return drop(Reason::TunnelInMalformed) };
     let config = hook.config();
-    if is_own_mesh_address(&config, &ip.dst) {
-        return to_node(hook, &config, &ip, &transport);
+    let to_node = is_own_mesh_address(&config, &ip.dst);
+    if to_node && ip.proto == IPPROTO_UDP && transport.dst == reflect::PORT {
+        return reflected(hook, &config, &ip, &transport);
     }
-    let (ifindex, reason) = match hook.endpoint(&ip.dst) {
-        None if is_remote(hook, &ip.dst) => return drop(Reason::TunnelInNotLocal),
-        None => (0, Err(Reason::TunnelInNotLocal)),
-        Some(endpoint) => {
-            (endpoint.ifindex, to_pod(hook, &ip, &transport).ok_or(Reason::TunnelInNotExported))
+    let (action, reason) = if to_node {
+        let takes = node_takes(hook, &config, &ip, &transport);
+        (Action::Next, if takes { Ok(Reason::TunnelInNode) } else { Err(Reason::TunnelInNodeNotExported) })
+    } else {
+        match hook.endpoint(&ip.dst) {
+            None if is_remote(hook, &ip.dst) => return drop(Reason::TunnelInNotLocal),
+            None => (Action::Drop, Err(Reason::TunnelInNotLocal)),
+            Some(Endpoint { ifindex, .. }) => (
+                Action::Deliver { ifindex, pod: ip.dst },
+                to_pod(hook, &ip, &transport).ok_or(Reason::TunnelInNotExported),
+            ),
         }
     };
     let reason = match reason {
@@ -305,29 +323,62 @@ pub fn tunnel_in<H: Hook + ?Sized>(hook: &H) -> Verdict {
         }
         Err(reason) => return drop(reason),
     };
-    clamp(hook, &ip, &transport, config.tunnel_mtu);
-    Verdict { action: Action::Deliver { ifindex, pod: ip.dst }, reason }
+    if !to_node {
+        clamp(hook, &ip, &transport, config.tunnel_mtu);
+    }
+    Verdict { action, reason }
 }
 
 #[inline(always)]
-fn is_own_mesh_address(config: &Config, addr: &Addr) -> bool {
+pub(crate) fn is_own_mesh_address(config: &Config, addr: &Addr) -> bool {
     *addr != Addr::UNSPECIFIED && (*addr == config.own_mesh_v4 || *addr == config.own_mesh_v6)
 }
 
-/// This node's mesh address is for the mesh's own traffic and for host-network programs that are exported or answered.
+/// This node's mesh address is for the mesh's own traffic, for host-network programs that are exported, and for what answers them
+/// or the flows that were sent on in this node's name.
 #[inline(always)]
-fn to_node<H: Hook + ?Sized>(hook: &H, config: &Config, ip: &Ip, transport: &Transport) -> Verdict {
-    if ip.proto == IPPROTO_UDP && transport.dst == reflect::PORT {
-        return reflected(hook, config, ip, transport);
-    }
+fn node_takes<H: Hook + ?Sized>(hook: &H, config: &Config, ip: &Ip, transport: &Transport) -> bool {
     let exported = || hook.is_exported(&ServiceKey::new(ip.dst, transport.dst, ip.proto));
-    let admitted = match ip.proto {
-        IPPROTO_UDP => transport.dst == config.probe_port || exported(),
+    let answers = || hook.knows_flow(&flow(ip.dst, ip.src, transport.dst, transport.src, ip.proto));
+    match ip.proto {
+        IPPROTO_UDP => transport.dst == config.probe_port || exported() || answers(),
         IPPROTO_TCP => !transport.is_bare_syn() || exported(),
         IPPROTO_ICMP | IPPROTO_ICMPV6 => true,
         _ => false,
+    }
+}
+
+/// Egress of the tunnel device: what this node's own programs say, in the node's name. So that UDP is answered, its flow is
+/// remembered; what is over ends as a pod's does. What pods and clients outside say was judged where it came in, and is not for here.
+#[inline(always)]
+pub fn tunnel_out<H: Hook + ?Sized>(hook: &H) -> Verdict {
+    let Parsed::Ip(ip) = parse(hook, hook.ethertype()) else { return next(Reason::TunnelOutOther) };
+    let config = hook.config();
+    if ip.fragment || !is_own_mesh_address(&config, &ip.src) {
+        return next(Reason::TunnelOutOther);
+    }
+    let Some(transport) = transport(hook, &ip) else { return next(Reason::TunnelOutOther) };
+    // A probe is asked for its answer by its own port, and there are too many of them to remember.
+    if ip.proto == IPPROTO_UDP && transport.dst == reflect::PORT {
+        return next(Reason::TunnelOutOther);
+    }
+    let Some(to) = hook.ip_entry(&ip.dst).filter(IpEntry::is_remote) else {
+        return next(Reason::TunnelOutOther);
     };
-    if admitted { next(Reason::TunnelInNode) } else { drop(Reason::TunnelInNodeNotExported) }
+    // What is heard so comes by no association: with IPsec in the kernel the sweep ends it.
+    let ends = config.flags & (CONFIG_CUT_OFF | CONFIG_KERNEL_IPSEC) == 0
+        && matches!(transport.kind, Kind::Tcp | Kind::Udp)
+        && reset::ends(hook, &config, &to, &ip, &transport);
+    if ends && turn_into_end(hook, &ip, &transport) {
+        let reason =
+            if transport.kind == Kind::Udp { Reason::TunnelOutRefused } else { Reason::TunnelOutReset };
+        return Verdict { action: Action::Hear { ifindex: hook.ifindex() }, reason };
+    }
+    if ends {
+        return drop(Reason::TunnelOutUnresettable);
+    }
+    remember(hook, &ip, &transport);
+    next(Reason::TunnelOutNode)
 }
 
 /// A probe goes back the way it came, through the tunnel, whether an agent runs or not.

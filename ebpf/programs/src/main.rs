@@ -6,10 +6,14 @@
 //! | `sendmsg4`, `sendmsg6`, `recvmsg4`, `recvmsg6` | cgroup socket addresses, UDP |
 //! | `sock_ops` | cgroup TCP callbacks |
 //! | `pod_from`, `pod_to` | ingress and egress of a pod's host-side interface |
-//! | `tunnel_in` | ingress of the tunnel device |
+//! | `tunnel_in`, `tunnel_out` | ingress and egress of the tunnel device |
 //! | `underlay_in` | ingress of underlay devices |
+//! | `guard_in`, `guard_out` | ingress and egress of devices that are neither the tunnel nor a pod's |
+//! | `uplink_in`, `uplink_out` | ingress and egress of uplinks where traffic from outside is served |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+#[cfg(target_arch = "bpf")]
+mod enter;
 #[cfg(target_arch = "bpf")]
 mod keep_alive;
 #[cfg(target_arch = "bpf")]

@@ -7,9 +7,9 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use hawser_ebpf_abi::{
-    Addr, BLOCK_WORDS, Backend, Config, Endpoint, Exported, Flow, FlowKey, IpEntry, LeftOut, Nat, NatBegun,
-    NatKey, NodeTraffic, Pin, PinKey, Reason, ResetWish, Service, ServiceKey, Slice, SockPeer, SockRev,
-    SockRevKey, TICK_SHIFT, block, size,
+    Addr, BLOCK_WORDS, Backend, Config, Endpoint, EnterBegun, EnterKey, Entered, Exported, Flow, FlowKey,
+    IpEntry, LeftOut, Nat, NatBegun, NatKey, NodeTraffic, Pin, PinKey, Port, Reason, ResetWish, Service,
+    ServiceKey, Slice, SockPeer, SockRev, SockRevKey, TICK_SHIFT, block, size,
 };
 use hawser_ebpf_logic::pin::Client;
 use hawser_ebpf_logic::reset::is_repetition;
@@ -53,6 +53,12 @@ static LEFT_OUT: HashMap<u64, LeftOut, { size::LEFT_OUT as usize }, GROWS> = Has
 static NAT: LruHashMap<NatKey, Nat, { size::NAT as usize }> = LruHashMap::new();
 #[btf_map(name = "nat_begun")]
 static NAT_BEGUN: PerCpuArray<NatBegun, 1> = PerCpuArray::new();
+#[btf_map(name = "frontends")]
+static FRONTENDS: HashMap<ServiceKey, ServiceKey, { size::FRONTENDS as usize }, GROWS> = HashMap::new();
+#[btf_map(name = "entered")]
+static ENTERED: LruHashMap<EnterKey, Entered, { size::ENTERED as usize }> = LruHashMap::new();
+#[btf_map(name = "enter_begun")]
+static ENTER_BEGUN: PerCpuArray<EnterBegun, 1> = PerCpuArray::new();
 #[btf_map(name = "node_traffic")]
 static NODE_TRAFFIC: Array<NodeTraffic, { size::NODES as usize }> = Array::new();
 #[btf_map(name = "counters")]
@@ -61,6 +67,7 @@ static COUNTERS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new
 static CONFIG: Array<Config, 1> = Array::new();
 
 const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
 
 #[inline(always)]
 pub(crate) fn count(reason: Reason) {
@@ -119,10 +126,14 @@ pub(crate) fn node_traffic(slot: u32) -> Option<*mut NodeTraffic> {
 }
 
 #[inline(always)]
+pub(crate) fn may_be_remote(block: u32) -> bool {
+    REMOTE_BLOCKS.get(block / 64).is_none_or(|bits| bits >> (block % 64) & 1 != 0)
+}
+
+#[inline(always)]
 pub(crate) fn ip_entry(addr: &Addr) -> Option<IpEntry> {
-    let block = block(addr);
     // Most packets are between local pods: their addresses lie where nothing is remote.
-    if REMOTE_BLOCKS.get(block / 64).is_some_and(|bits| bits >> (block % 64) & 1 == 0) {
+    if !may_be_remote(block(addr)) {
         return None;
     }
     IPCACHE.get(&Key::new(128, *addr)).copied()
@@ -199,6 +210,71 @@ pub(crate) fn keep(begun: &NatBegun) {
     if let Some(kept) = NAT_BEGUN.get_ptr_mut(0) {
         // SAFETY: the slot is this CPU's own, which runs one packet's program at a time, and the map outlives it.
         unsafe { *kept = *begun };
+    }
+}
+
+#[inline(always)]
+pub(crate) fn frontend(key: &ServiceKey) -> Option<ServiceKey> {
+    // SAFETY: copied out at once; a recycled element is another service's, for one flow.
+    unsafe { FRONTENDS.get(key) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn entered(key: &EnterKey) -> Option<Entered> {
+    // SAFETY: copied out at once; a recycled element sends one packet of one flow where it is not known.
+    unsafe { ENTERED.get(key) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn write_entered(key: &EnterKey, to: &Entered, new: bool) -> bool {
+    ENTERED.insert(key, to, if new { BPF_NOEXIST } else { BPF_ANY }).is_ok()
+}
+
+#[inline(always)]
+pub(crate) fn forget_entered(key: &EnterKey) {
+    // Another CPU may have done so.
+    let _ = ENTERED.remove(key);
+}
+
+/// Written only where something changes: most packets find the tick that the one before them wrote.
+#[inline(always)]
+pub(crate) fn touch_entered(key: &EnterKey, without: u32, with: u32) {
+    let Some(found) = ENTERED.get_ptr_mut(key) else { return };
+    let now = ticks();
+    // SAFETY: the element's memory stays mapped for the life of the program run; of a recycled one the time and state of another
+    // flow are touched, which keeps its port a little longer or shorter.
+    unsafe {
+        if (*found).seen != now {
+            (*found).seen = now;
+        }
+        let state = (*found).state & !without | with;
+        if (*found).state != state {
+            (*found).state = state;
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn begun_entered() -> Option<EnterBegun> {
+    ENTER_BEGUN.get(0).copied()
+}
+
+#[inline(always)]
+pub(crate) fn keep_entered(begun: &EnterBegun) {
+    if let Some(kept) = ENTER_BEGUN.get_ptr_mut(0) {
+        // SAFETY: the slot is this CPU's own, which runs one packet's program at a time, and the map outlives it.
+        unsafe { *kept = *begun };
+    }
+}
+
+#[inline(always)]
+pub(crate) fn send_entered_to(addr: Addr, port: Port) {
+    if let Some(kept) = ENTER_BEGUN.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe {
+            (*kept).to.dst = addr;
+            (*kept).to.dst_port = port;
+        }
     }
 }
 

@@ -1,52 +1,74 @@
 //! The packet programs: a view of the socket buffer for the logic, and what carries its verdicts out.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh, bpf_xfrm_state};
+use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh};
 use aya_ebpf::helpers::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_get_xfrm_state, bpf_skb_load_bytes,
-    bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_abi::{
-    Addr, CONFIG_LEFT_OUT, Config, Endpoint, Exported, FlowKey, IPPROTO_TCP, IpEntry, Nat, NatBegun, NatKey,
-    Plain, Port, Reason, ServiceKey,
+    Addr, CONFIG_GATEWAY, CONFIG_LEFT_OUT, CONFIG_UPLINKS, Config, Endpoint, Exported, FlowKey, IPPROTO_TCP,
+    IpEntry, Nat, NatBegun, NatKey, Port, Reason, ServiceKey, block_v4, block_v6,
 };
 use hawser_ebpf_logic::choice::Choice;
+use hawser_ebpf_logic::gateway;
+use hawser_ebpf_logic::guard;
 use hawser_ebpf_logic::mss::Clamp;
 use hawser_ebpf_logic::nat::{Change, Outcome, Sender};
-use hawser_ebpf_logic::packet::{Ip, Packet, Transport};
+use hawser_ebpf_logic::packet::{ETH_P_IP, ETH_P_IPV6, Ip, Transport};
 use hawser_ebpf_logic::reflect::Control;
 use hawser_ebpf_logic::refuse::{LEN_V4, LEN_V6, Refusal};
 use hawser_ebpf_logic::reset::{Reset, TCP_LEN};
 use hawser_ebpf_logic::verdict::{self, Action, Hook, Verdict};
 
-use crate::{maps, nat};
+use crate::{enter, maps, nat};
+
+mod read;
+mod rewrite;
+
+use read::{association, left_link_header};
+use rewrite::PSEUDO;
 
 /// TC_ACT_UNSPEC and TCX_NEXT: "not mine", so the CNI's programs behind ours run. OK would end the chain.
 const NEXT: i32 = -1;
 /// TC_ACT_SHOT and TCX_DROP.
 const DROP: i32 = 2;
-/// No result that the kernel sees: another step of `pod_from`.
-const TELL_TOO_BIG: i32 = 100;
+/// No result that the kernel sees: another step of the program.
+pub(crate) const TELL_TOO_BIG: i32 = 100;
+/// Nor this one: `tunnel_in` goes on.
+const NOT_CARRIED: u64 = 101;
+
+/// BPF_F_INGRESS.
+const INGRESS: u64 = 1;
 
 const ETHERNET: u32 = 14;
 const NO_LINK_HEADER: u32 = 0;
 /// The device's link header is not known beforehand: read from where the kernel says the network header is.
 const ANY_LINK: u32 = u32::MAX;
+/// None; or Ethernet's, of what IPsec in the kernel opened: see [`left_link_header`].
+const LEFT_LINK: u32 = u32::MAX - 1;
 
-/// enum bpf_hdr_start_off.
-const BPF_HDR_START_NET: u32 = 1;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
+macro_rules! field {
+    ($skb:expr, $field:ident) => {
+        // SAFETY: the context pointer is valid for the whole program, and tc programs may read this field.
+        unsafe { (&raw const (*$skb.0).$field).read_volatile() }
+    };
+}
+
+/// A packet between local pods, which most are, leaves it after two bits.
 #[classifier]
 pub fn pod_from(ctx: TcContext) -> i32 {
     let skb = ctx.as_ptr().cast();
     let translates = maps::config().flags & CONFIG_LEFT_OUT != 0;
+    if !translates && PodSkb::new(skb).is_elsewhere() {
+        maps::count(Reason::PodFromOther);
+        return NEXT;
+    }
     let outcome = if translates { nat::there(skb) } else { Outcome::NotOurs.pack() };
     let result = pod_from_translated(skb, outcome);
     (if result == TELL_TOO_BIG as u64 { pod_from_too_big(skb) } else { result }) as i32
@@ -70,45 +92,126 @@ pub extern "C" fn pod_from_too_big(skb: *mut __sk_buff) -> u64 {
 
 #[classifier]
 pub fn pod_to(ctx: TcContext) -> i32 {
-    let skb = Skb::<ETHERNET>(ctx.as_ptr().cast());
+    let skb = PodSkb::new(ctx.as_ptr().cast());
     skb.carry_out(verdict::pod_to(&skb))
+}
+
+/// At a gateway: what is sent on, or [`NOT_CARRIED`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tunnel_in_carried(skb: *mut __sk_buff) -> u64 {
+    let skb = Skb::<NO_LINK_HEADER>::new(skb);
+    match gateway::carried(&skb) {
+        Some(verdict) => skb.carry_out(verdict) as u64,
+        None => NOT_CARRIED,
+    }
 }
 
 #[classifier]
 pub fn tunnel_in(ctx: TcContext) -> i32 {
-    let skb = Skb::<NO_LINK_HEADER>(ctx.as_ptr().cast());
-    skb.carry_out(verdict::tunnel_in(&skb))
+    if maps::config().flags & CONFIG_GATEWAY != 0 {
+        let result = tunnel_in_carried(ctx.as_ptr().cast());
+        if result != NOT_CARRIED {
+            return result as i32;
+        }
+    }
+    let result = tunnel_in_judged(ctx.as_ptr().cast());
+    (if result == NOT_CARRIED { enter::enter_back(ctx.as_ptr().cast()) } else { result }) as i32
+}
+
+/// Gives [`NOT_CARRIED`] for what the node's mesh address would get where that has clients outside.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tunnel_in_judged(skb: *mut __sk_buff) -> u64 {
+    let skb = TunnelSkb::new(skb);
+    let verdict = verdict::tunnel_in(&skb);
+    if verdict.reason as u32 == Reason::TunnelInNode as u32 && maps::config().flags & CONFIG_UPLINKS != 0 {
+        return NOT_CARRIED;
+    }
+    skb.carry_out(verdict) as u64
+}
+
+/// What came in by a device was judged there, and is most of what leaves here.
+#[classifier]
+pub fn tunnel_out(ctx: TcContext) -> i32 {
+    let skb = Skb::<NO_LINK_HEADER>::new(ctx.as_ptr().cast());
+    if field!(skb, ingress_ifindex) != 0 {
+        return NEXT;
+    }
+    skb.carry_out(verdict::tunnel_out(&skb))
+}
+
+#[classifier]
+pub fn guard_in(ctx: TcContext) -> i32 {
+    let skb = Skb::<ANY_LINK>::new(ctx.as_ptr().cast());
+    skb.carry_out(guard::guard_in(&skb))
+}
+
+#[classifier]
+pub fn guard_out(ctx: TcContext) -> i32 {
+    let skb = Skb::<ANY_LINK>::new(ctx.as_ptr().cast());
+    skb.carry_out(guard::guard_out(&skb))
 }
 
 #[classifier]
 pub fn underlay_in(ctx: TcContext) -> i32 {
-    let skb = Skb::<ANY_LINK>(ctx.as_ptr().cast());
+    let skb = Skb::<ANY_LINK>::new(ctx.as_ptr().cast());
     skb.carry_out(verdict::underlay_in(&skb))
 }
 
-/// A socket buffer on a device with `L2` octets of link header.
-pub(crate) struct Skb<const L2: u32>(*mut __sk_buff);
+/// A socket buffer on a device with `L2` octets of link header; the number counts where that says [`LEFT_LINK`].
+pub(crate) struct Skb<const L2: u32>(*mut __sk_buff, u32);
 
 /// On a pod's interface.
 pub(crate) type PodSkb = Skb<ETHERNET>;
 
-impl PodSkb {
+/// What came out of the tunnel device.
+pub(crate) type TunnelSkb = Skb<LEFT_LINK>;
+
+impl<const L2: u32> Skb<L2> {
     #[inline(always)]
     pub(crate) fn new(skb: *mut __sk_buff) -> Self {
-        Self(skb)
+        Self(skb, if L2 == LEFT_LINK { left_link_header(skb) as u32 } else { L2 })
+    }
+
+    /// Where the network header is.
+    #[inline(always)]
+    fn l2(&self) -> u32 {
+        if L2 == LEFT_LINK { self.1 } else { L2 }
     }
 }
 
-macro_rules! field {
-    ($skb:expr, $field:ident) => {
-        // SAFETY: the context pointer is valid for the whole program, and tc programs may read this field.
-        unsafe { (&raw const (*$skb.0).$field).read_volatile() }
-    };
+impl PodSkb {
+    /// Whether nothing remote can be at either end: where both addresses lie nothing is. Read in place, and false when that cannot be
+    /// told so cheaply.
+    #[inline(always)]
+    fn is_elsewhere(&self) -> bool {
+        const V4_SOURCE: usize = ETHERNET as usize + 12;
+        const V6_SOURCE: usize = ETHERNET as usize + 8;
+        let (data, end) = (field!(self, data) as usize, field!(self, data_end) as usize);
+        // SAFETY: every caller has compared the end of what is read with the end of the packet.
+        let half = |at: usize| u16::from_be(unsafe { ((data + at) as *const u16).read() });
+        match self.ethertype() {
+            ETH_P_IP if data + V4_SOURCE + 8 <= end => {
+                let there = |at| maps::may_be_remote(block_v4(half(at)));
+                !there(V4_SOURCE) && !there(V4_SOURCE + 4)
+            }
+            ETH_P_IPV6 if data + V6_SOURCE + 32 <= end => {
+                let there = |at| {
+                    let (first, second) = (half(at), half(at + 2));
+                    // An IPv4 address in other clothes has another block: not here.
+                    first | second == 0 || maps::may_be_remote(block_v6(first, second))
+                };
+                !there(V6_SOURCE) && !there(V6_SOURCE + 16)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl<const L2: u32> Skb<L2> {
     #[inline(always)]
-    fn carry_out(&self, verdict: Verdict) -> i32 {
+    pub(crate) fn carry_out(&self, verdict: Verdict) -> i32 {
         let result = match verdict.action {
             Action::Next => NEXT,
             Action::Drop => DROP,
@@ -120,6 +223,15 @@ impl<const L2: u32> Skb<L2> {
                 // SAFETY: the helper takes integers only.
                 (unsafe { bpf_redirect(ifindex, 0) }) as i32
             }
+            // SAFETY: as above.
+            Action::Hear { ifindex } => (unsafe { bpf_redirect(ifindex, INGRESS) }) as i32,
+            Action::Leave { ifindex } => match self.leave(ifindex) {
+                Some(result) => result,
+                None => {
+                    maps::count(Reason::TunnelInUnanswerable);
+                    return DROP;
+                }
+            },
             Action::Deliver { ifindex, pod } => match self.deliver(ifindex, pod) {
                 Some(result) => result,
                 None => {
@@ -136,7 +248,16 @@ impl<const L2: u32> Skb<L2> {
     #[inline(always)]
     fn admit(&self) {
         let config = maps::config();
-        let mark = (field!(self, mark) & !config.mark_mask) | config.mark;
+        self.set_mark((field!(self, mark) & !config.mark_mask) | config.mark);
+    }
+
+    #[inline(always)]
+    pub(crate) fn add_mark(&self, mark: u32) {
+        self.set_mark(field!(self, mark) | mark);
+    }
+
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
         // SAFETY: tc programs may write the mark.
         unsafe { (&raw mut (*self.0).mark).write_volatile(mark) };
     }
@@ -145,9 +266,7 @@ impl<const L2: u32> Skb<L2> {
     #[inline(always)]
     fn deliver(&self, ifindex: u32, pod: Addr) -> Option<i32> {
         self.admit();
-        // Without room for a link header `bpf_redirect_neigh` drops what comes from a device that has none.
-        // SAFETY: the helper takes the context; packet pointers it invalidates are not held here.
-        if unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) } != 0 {
+        if !self.has_room_for_a_link_header() {
             return None;
         }
         // struct bpf_redir_neigh: the family, then the next hop in network order.
@@ -164,53 +283,22 @@ impl<const L2: u32> Skb<L2> {
     }
 }
 
-impl<const L2: u32> Packet for Skb<L2> {
+impl<const L2: u32> Skb<L2> {
+    /// As above, by the kernel's own route through that device.
     #[inline(always)]
-    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
-        let mut value = MaybeUninit::<T>::uninit();
-        let (to, len) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
-        // SAFETY: the helpers write exactly `len` octets to `to`, or fail (and then the value is not looked at).
-        let result = unsafe {
-            if L2 != ANY_LINK {
-                bpf_skb_load_bytes(self.0.cast(), L2 + offset, to, len)
-            } else {
-                relative(self.0, offset, to, len)
-            }
-        };
-        // SAFETY: on success all octets were written, and every bit pattern is a value of a Plain type.
-        (result == 0).then(|| unsafe { value.assume_init() })
+    fn leave(&self, ifindex: u32) -> Option<i32> {
+        if !self.has_room_for_a_link_header() {
+            return None;
+        }
+        // SAFETY: the helper takes integers; no next hop is a null pointer of length 0.
+        Some(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) } as i32)
     }
-}
 
-/// Reads relative to the network header. That helper sees the linear part only, so a buffer whose headers are still in
-/// fragments is pulled together once.
-///
-/// # Safety
-/// `to` must be writable for `len` octets.
-#[inline(always)]
-unsafe fn relative(skb: *mut __sk_buff, offset: u32, to: *mut core::ffi::c_void, len: u32) -> i64 {
-    // SAFETY: the caller's promise.
-    let result = unsafe { bpf_skb_load_bytes_relative(skb.cast(), offset, to, len, BPF_HDR_START_NET) };
-    if result == 0 {
-        return result;
-    }
-    // SAFETY: the helper takes the context; 0 means "what is linear already plus nothing", so ask for headers.
-    unsafe {
-        bpf_skb_pull_data(skb, ETHERNET + 40);
-        bpf_skb_load_bytes_relative(skb.cast(), offset, to, len, BPF_HDR_START_NET)
-    }
-}
-
-/// The request id of the state that a packet was decrypted by (`bpf_xfrm_state`), which is the slot of its node; 0 without one.
-/// The helper is in kernels with CONFIG_XFRM, which all that can do IPsec have, and those of all distributions.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn association(skb: *mut __sk_buff) -> u64 {
-    let mut state = MaybeUninit::<bpf_xfrm_state>::uninit();
-    // SAFETY: the helper takes the context, and fills the state whole, or fails; only then is it read.
-    unsafe {
-        let found = bpf_skb_get_xfrm_state(skb, 0, state.as_mut_ptr(), size_of::<bpf_xfrm_state>() as u32, 0);
-        if found == 0 { state.assume_init_ref().reqid.into() } else { 0 }
+    /// Without, `bpf_redirect_neigh` drops what comes from a device that has none.
+    #[inline(always)]
+    fn has_room_for_a_link_header(&self) -> bool {
+        // SAFETY: the helper takes the context; packet pointers it invalidates are not held here.
+        (L2 == LEFT_LINK && self.l2() == ETHERNET) || unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) } == 0
     }
 }
 
@@ -242,7 +330,7 @@ impl<const L2: u32> Hook for Skb<L2> {
 
     #[inline(always)]
     fn packet_len(&self) -> u32 {
-        field!(self, len).wrapping_sub(L2)
+        field!(self, len).wrapping_sub(self.l2())
     }
 
     #[inline(always)]
@@ -307,8 +395,14 @@ impl<const L2: u32> Hook for Skb<L2> {
         // arithmetic of our own would spoil.
         unsafe {
             let value = clamp.new;
-            bpf_skb_store_bytes(self.0, L2 + clamp.at, (&raw const value).cast(), 2, 0);
-            bpf_l4_csum_replace(self.0, L2 + ip.l4 + CHECKSUM, clamp.sum_old.into(), clamp.sum_new.into(), 2);
+            bpf_skb_store_bytes(self.0, self.l2() + clamp.at, (&raw const value).cast(), 2, 0);
+            bpf_l4_csum_replace(
+                self.0,
+                self.l2() + ip.l4 + CHECKSUM,
+                clamp.sum_old.into(),
+                clamp.sum_new.into(),
+                2,
+            );
         }
     }
 
@@ -319,10 +413,10 @@ impl<const L2: u32> Hook for Skb<L2> {
         const MANGLED_0: u64 = 0x20; // BPF_F_MARK_MANGLED_0: no checksum stays none (RFC 768)
         self.swap_addresses(ip);
         let ports = [udp.dst.wire(), udp.src.wire()];
-        let sum = L2 + ip.l4 + CHECKSUM;
+        let sum = self.l2() + ip.l4 + CHECKSUM;
         // SAFETY: the helpers check offsets against the packet, and read values that live until they return.
         unsafe {
-            bpf_skb_store_bytes(self.0, L2 + ip.l4, (&raw const ports).cast(), 4, 0);
+            bpf_skb_store_bytes(self.0, self.l2() + ip.l4, (&raw const ports).cast(), 4, 0);
             for (old, new) in [
                 (asked.head(), answer.head()),
                 (asked.required_min_rx, answer.required_min_rx),
@@ -330,7 +424,7 @@ impl<const L2: u32> Hook for Skb<L2> {
             ] {
                 bpf_l4_csum_replace(self.0, sum, old.into(), new.into(), 4 | MANGLED_0);
             }
-            let at = L2 + ip.l4 + udp.header_len;
+            let at = self.l2() + ip.l4 + udp.header_len;
             bpf_skb_store_bytes(
                 self.0,
                 at,
@@ -349,16 +443,16 @@ impl<const L2: u32> Hook for Skb<L2> {
         const RECOMPUTE: u64 = 1; // BPF_F_RECOMPUTE_CSUM: a device's sum over all of it goes along
         // SAFETY: the helpers check offsets against the packet, and read values that live until they return.
         unsafe {
-            if bpf_skb_change_tail(self.0, L2 + ip.l4 + TCP_LEN, 0) != 0 {
+            if bpf_skb_change_tail(self.0, self.l2() + ip.l4 + TCP_LEN, 0) != 0 {
                 return false;
             }
             let tcp = core::ptr::from_ref(&reset.tcp).cast();
-            bpf_skb_store_bytes(self.0, L2 + ip.l4, tcp, TCP_LEN, RECOMPUTE);
+            bpf_skb_store_bytes(self.0, self.l2() + ip.l4, tcp, TCP_LEN, RECOMPUTE);
             let len = (&raw const reset.ip_len).cast();
-            bpf_skb_store_bytes(self.0, L2 + reset.ip_len_at, len, 2, RECOMPUTE);
+            bpf_skb_store_bytes(self.0, self.l2() + reset.ip_len_at, len, 2, RECOMPUTE);
             if ip.src.is_v4() {
                 let checksum = (&raw const reset.ip_checksum).cast();
-                bpf_skb_store_bytes(self.0, L2 + IP_CHECKSUM, checksum, 2, RECOMPUTE);
+                bpf_skb_store_bytes(self.0, self.l2() + IP_CHECKSUM, checksum, 2, RECOMPUTE);
             }
         }
         self.swap_addresses(ip);
@@ -373,12 +467,12 @@ impl<const L2: u32> Hook for Skb<L2> {
         let words = refusal.words.as_ptr().cast();
         // SAFETY: the helpers check offsets against the packet; the words live until they return, and are that many.
         let done = unsafe {
-            bpf_skb_change_tail(self.0, L2 + ip.l4 + refusal.quoted, 0) == 0
+            bpf_skb_change_tail(self.0, self.l2() + ip.l4 + refusal.quoted, 0) == 0
                 && bpf_skb_adjust_room(self.0, refusal.len as i32, ADJ_ROOM_MAC, 0) == 0
                 && if ip.src.is_v4() {
-                    bpf_skb_store_bytes(self.0, L2, words, LEN_V4, RECOMPUTE) == 0
+                    bpf_skb_store_bytes(self.0, self.l2(), words, LEN_V4, RECOMPUTE) == 0
                 } else {
-                    bpf_skb_store_bytes(self.0, L2, words, LEN_V6, RECOMPUTE) == 0
+                    bpf_skb_store_bytes(self.0, self.l2(), words, LEN_V6, RECOMPUTE) == 0
                 }
         };
         done && (L2 != ETHERNET || self.swap_macs())
@@ -410,11 +504,11 @@ impl<const L2: u32> Hook for Skb<L2> {
         const OF_UDP: u32 = 6;
         const MANGLED_0: u64 = 0x20; // BPF_F_MARK_MANGLED_0: no checksum stays none (RFC 768)
         let (sum, mangled) = if ip.proto == IPPROTO_TCP { (OF_TCP, 0) } else { (OF_UDP, MANGLED_0) };
-        let sum = L2 + ip.l4 + sum;
+        let sum = self.l2() + ip.l4 + sum;
         let (old, port, at) = if change.is_destination {
-            (ip.dst, transport.dst, L2 + ip.l4 + 2)
+            (ip.dst, transport.dst, self.l2() + ip.l4 + 2)
         } else {
-            (ip.src, transport.src, L2 + ip.l4)
+            (ip.src, transport.src, self.l2() + ip.l4)
         };
         let new = change.port.wire();
         self.replace_address(0, &old, change, sum, PSEUDO | mangled)
@@ -427,18 +521,23 @@ impl<const L2: u32> Hook for Skb<L2> {
 
     /// In the quoted packet only the IP header's own checksum goes along: of the rest too little is quoted to be checked.
     #[inline(always)]
-    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, port: Port, change: &Change) -> bool {
-        let sum = L2 + error.l4 + 2;
+    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, port: Port, change: &Change, outer: bool) -> bool {
+        let sum = self.l2() + error.l4 + 2;
         let new = change.port.wire();
+        let (old, outer_old, at) = if change.is_destination {
+            (&quoted.dst, &error.src, quoted.l4 + 2)
+        } else {
+            (&quoted.src, &error.dst, quoted.l4)
+        };
         // SAFETY: as above.
         let done = unsafe {
             bpf_l4_csum_replace(self.0, sum, port.wire().into(), new.into(), 2) == 0
-                && bpf_skb_store_bytes(self.0, L2 + quoted.l4 + 2, (&raw const new).cast(), 2, 0) == 0
+                && bpf_skb_store_bytes(self.0, self.l2() + at, (&raw const new).cast(), 2, 0) == 0
         };
-        let source = Change { is_destination: false, ..*change };
+        let other = Change { is_destination: !change.is_destination, ..*change };
         let pseudo = if error.src.is_v4() { 0 } else { PSEUDO };
-        done && self.replace_address(error.l4 + 8, &quoted.dst, change, sum, 0)
-            && (error.src != quoted.dst || self.replace_address(0, &error.src, &source, sum, pseudo))
+        done && self.replace_address(error.l4 + 8, old, change, sum, 0)
+            && (!outer || self.replace_address(0, outer_old, &other, sum, pseudo))
     }
 
     #[inline(always)]
@@ -449,73 +548,5 @@ impl<const L2: u32> Hook for Skb<L2> {
     #[inline(always)]
     fn begun(&self) -> Option<NatBegun> {
         maps::begun()
-    }
-}
-
-/// BPF_F_PSEUDO_HDR: the checksum covers the address through its pseudo-header, which a device does not sum up.
-const PSEUDO: u64 = 0x10;
-
-impl<const L2: u32> Skb<L2> {
-    /// One address of the IP header at `header`, and the checksums that cover it: IPv4's own, and the transport's at `sum`. An
-    /// ICMP checksum does not cover IPv4 addresses, its own packet's or (with the header's checksum) the quoted one's.
-    #[inline(always)]
-    fn replace_address(&self, header: u32, old: &Addr, change: &Change, sum: u32, flags: u64) -> bool {
-        const V4_SOURCE: u32 = 12;
-        const V4_CHECKSUM: u32 = 10;
-        const V6_SOURCE: u32 = 8;
-        const RECOMPUTE: u64 = 1; // a device's sum over all of it goes along, as the transport's checksum takes it back
-        let header = L2 + header;
-        let (old, new) = (old.words(), change.addr.words());
-        // SAFETY: the helpers check offsets against the packet, and read values that live until they return.
-        unsafe {
-            if change.addr.is_v4() {
-                let at = header + if change.is_destination { V4_SOURCE + 4 } else { V4_SOURCE };
-                let (old, new) = (old[3], new[3]);
-                return bpf_l3_csum_replace(self.0, header + V4_CHECKSUM, old.into(), new.into(), 4) == 0
-                    && (flags & PSEUDO == 0
-                        || bpf_l4_csum_replace(self.0, sum, old.into(), new.into(), 4 | flags) == 0)
-                    && bpf_skb_store_bytes(self.0, at, (&raw const new).cast(), 4, 0) == 0;
-            }
-            let at = header + if change.is_destination { V6_SOURCE + 16 } else { V6_SOURCE };
-            let stored = if flags & PSEUDO != 0 { RECOMPUTE } else { 0 };
-            bpf_l4_csum_replace(self.0, sum, old[0].into(), new[0].into(), 4 | flags) == 0
-                && bpf_l4_csum_replace(self.0, sum, old[1].into(), new[1].into(), 4 | flags) == 0
-                && bpf_l4_csum_replace(self.0, sum, old[2].into(), new[2].into(), 4 | flags) == 0
-                && bpf_l4_csum_replace(self.0, sum, old[3].into(), new[3].into(), 4 | flags) == 0
-                && bpf_skb_store_bytes(self.0, at, (&raw const new).cast(), 16, stored) == 0
-        }
-    }
-
-    /// Sums over both stay what they are.
-    #[inline(always)]
-    fn swap_addresses(&self, ip: &Ip) {
-        const V4_SOURCE: u32 = 12; // in the IPv4 header; the destination follows
-        const V6_SOURCE: u32 = 8;
-        let (from, to) = (ip.src.words(), ip.dst.words());
-        // SAFETY: the helper checks offsets against the packet, and reads values that live until it returns.
-        unsafe {
-            if ip.src.is_v4() {
-                let swapped = [ip.dst.v4_word(), ip.src.v4_word()];
-                bpf_skb_store_bytes(self.0, L2 + V4_SOURCE, (&raw const swapped).cast(), 8, 0);
-            } else {
-                bpf_skb_store_bytes(self.0, L2 + V6_SOURCE, (&raw const to).cast(), 16, 0);
-                bpf_skb_store_bytes(self.0, L2 + V6_SOURCE + 16, (&raw const from).cast(), 16, 0);
-            }
-        }
-    }
-
-    /// Of the link header: it goes back to who sent it.
-    #[inline(always)]
-    fn swap_macs(&self) -> bool {
-        let mut macs = MaybeUninit::<[u16; 6]>::uninit();
-        // SAFETY: the helpers write and read exactly the 12 octets, which are looked at only when they were written.
-        unsafe {
-            if bpf_skb_load_bytes(self.0.cast(), 0, macs.as_mut_ptr().cast(), 12) != 0 {
-                return false;
-            }
-            let [a, b, c, d, e, f] = macs.assume_init();
-            let swapped = [d, e, f, a, b, c];
-            bpf_skb_store_bytes(self.0, 0, (&raw const swapped).cast(), 12, 0) == 0
-        }
     }
 }

@@ -1,9 +1,9 @@
-//! The bits that say where anything remote can be at all: set before the first entry of a block, cleared after the last.
+//! The bits that say where anything remote or guarded can be at all: set before the first entry of a block, cleared after the last.
 
 use std::collections::BTreeMap;
 
 use aya::maps::{Array, MapData};
-use hawser_ebpf_abi::{BLOCK_WORDS, IpEntry, PrefixKey, blocks, map};
+use hawser_ebpf_abi::{BLOCK_WORDS, IP_CARRIED, IpEntry, PrefixKey, blocks, map};
 
 use super::{SyncReport, kernel};
 use crate::error::MapError;
@@ -47,7 +47,8 @@ impl Blocks {
 
 fn wanted(ipcache: &BTreeMap<PrefixKey, IpEntry>) -> Vec<u64> {
     let mut words = vec![0_u64; BLOCK_WORDS as usize];
-    for (prefix, _) in ipcache.iter().filter(|(_, entry)| entry.is_remote()) {
+    let looked_for = |entry: &IpEntry| entry.is_guarded() || entry.flags & IP_CARRIED != 0;
+    for (prefix, _) in ipcache.iter().filter(|(_, entry)| looked_for(entry)) {
         for block in blocks(prefix) {
             words[(block / 64) as usize] |= 1 << (block % 64);
         }

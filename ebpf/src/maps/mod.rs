@@ -5,6 +5,7 @@ mod cell;
 mod over;
 mod services;
 mod table;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,9 +13,9 @@ use std::fmt;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray};
 use hawser_ebpf_abi::{
-    Addr, Config, DesiredDatapath, Endpoint, Exported, Flow, FlowKey, HEALTH_RESET, HEALTH_SINCE_SHIFT,
-    IpEntry, LeftOut, Nat, NatKey, NodeTraffic, PrefixKey, Reason, ResetWish, ServiceKey, ServiceSpec,
-    TICKS_MASK, map, size,
+    Addr, CONFIG_OWN_STALE, CONFIG_STOPPED, Config, DesiredDatapath, Endpoint, Exported, Flow, FlowKey,
+    IP_GUARDED, IpEntry, LeftOut, Nat, NatKey, NodeTraffic, PrefixKey, Reason, ResetWish, ServiceKey,
+    ServiceSpec, map, size,
 };
 use hawser_ebpf_logic::users;
 use hawser_model::Time;
@@ -27,6 +28,7 @@ use services::Services;
 use table::Table;
 
 pub use over::Connection;
+pub use words::Words;
 
 /// What a sync did. A failed write is retried by the next sync, because it only remembers what succeeded.
 #[derive(Debug, Default)]
@@ -56,10 +58,10 @@ pub struct Maps {
     exported: Table<ServiceKey, Exported, HashMap<MapData, Cell<ServiceKey>, Cell<Exported>>>,
     reset_wishes: Table<ServiceKey, ResetWish, HashMap<MapData, Cell<ServiceKey>, Cell<ResetWish>>>,
     left_out: Table<u64, LeftOut, HashMap<MapData, Cell<u64>, Cell<LeftOut>>>,
+    frontends: Table<ServiceKey, ServiceKey, HashMap<MapData, Cell<ServiceKey>, Cell<ServiceKey>>>,
     flows: HashMap<MapData, Cell<FlowKey>, Cell<Flow>>,
     nat: HashMap<MapData, Cell<NatKey>, Cell<Nat>>,
-    cluster_health: Array<MapData, u32>,
-    node_health: Array<MapData, u32>,
+    words: Words,
     node_traffic: Array<MapData, Cell<NodeTraffic>>,
     counters: PerCpuArray<MapData, u64>,
     cluster_words: u64,
@@ -93,10 +95,10 @@ impl Maps {
                 take(object, map::RESET_WISHES)?,
             )?,
             left_out: Table::adopt(map::LEFT_OUT, size::LEFT_OUT, take(object, map::LEFT_OUT)?)?,
+            frontends: Table::adopt(map::FRONTENDS, size::FRONTENDS, take(object, map::FRONTENDS)?)?,
             flows: take(object, map::FLOWS)?,
             nat: take(object, map::NAT)?,
-            cluster_health: take(object, map::CLUSTER_HEALTH)?,
-            node_health: take(object, map::NODE_HEALTH)?,
+            words: Words::new(take(object, map::CLUSTER_HEALTH)?, take(object, map::NODE_HEALTH)?),
             node_traffic: take(object, map::NODE_TRAFFIC)?,
             counters: take(object, map::COUNTERS)?,
             cluster_words: 0,
@@ -117,6 +119,8 @@ impl Maps {
         // A pod is translated before its sockets are left alone, and as long as they are.
         self.left_out.add(&desired.left_out, &mut report);
         self.services.add(&desired.services, now, &mut report);
+        self.frontends.add(&desired.frontends, &mut report);
+        self.frontends.remove(&desired.frontends, &mut report);
         self.services.remove(&desired.services, now, &mut report);
         self.left_out.remove(&desired.left_out, &mut report);
         self.reset_wishes.remove(&desired.reset_wishes, &mut report);
@@ -127,17 +131,57 @@ impl Maps {
         report
     }
 
-    /// Of a sync the additions of a few services, and of what they lead to. One system call per difference.
+    /// Of a sync the additions of a few services and addresses, and of what they lead to. One system call per difference.
     pub fn flip(
         &mut self,
+        ipcache: &BTreeMap<PrefixKey, IpEntry>,
         services: &BTreeMap<ServiceKey, ServiceSpec>,
         exported: &BTreeMap<ServiceKey, Exported>,
         now: Time,
     ) -> SyncReport {
         let mut report = SyncReport::default();
+        if !ipcache.is_empty() {
+            self.blocks.add(ipcache, &mut report);
+            self.ipcache.add(ipcache, &mut report);
+        }
         self.exported.add(exported, &mut report);
         self.services.add(services, now, &mut report);
         report
+    }
+
+    /// What is for these leaves this node through the tunnel or not at all, as far as nothing better is known of them.
+    pub fn guard(&mut self, prefixes: impl Iterator<Item = PrefixKey>) -> SyncReport {
+        let mut report = SyncReport::default();
+        let guarded = IpEntry { flags: IP_GUARDED, ..IpEntry::default() };
+        let unknown =
+            prefixes.filter(|prefix| !self.ipcache.contains(prefix)).map(|prefix| (prefix, guarded));
+        let unknown = unknown.collect();
+        self.blocks.add(&unknown, &mut report);
+        self.ipcache.add(&unknown, &mut report);
+        report
+    }
+
+    /// The agent stops on purpose: whoever asks after this node is told so, until the next [`Maps::sync`].
+    pub fn say_stopped(&mut self) -> Result<(), MapError> {
+        let config = self.found_config()?;
+        self.set_config(Config { flags: config.flags | CONFIG_STOPPED, ..config }).map(drop)
+    }
+
+    /// As it was written last, if by an earlier run.
+    fn found_config(&self) -> Result<Config, MapError> {
+        match self.written_config {
+            Some(config) => Ok(config),
+            None => Ok(self.config.get(&0, 0).map_err(|source| kernel(map::CONFIG, source))?.0),
+        }
+    }
+
+    /// Before the first [`Maps::sync`]: what an earlier run wrote of the own cluster is old by now.
+    pub fn say_own_stale(&mut self) -> Result<(), MapError> {
+        if self.written_config.is_some() {
+            return Ok(());
+        }
+        let config = self.found_config()?;
+        self.set_config(Config { flags: config.flags | CONFIG_OWN_STALE, ..config }).map(drop)
     }
 
     fn set_config(&mut self, config: Config) -> Result<u64, MapError> {
@@ -149,28 +193,25 @@ impl Maps {
         Ok(1)
     }
 
-    /// One map write: how a cluster fails over, whatever it serves. A word with *reset* is stamped with this moment.
+    /// See [`Words`].
     pub fn set_cluster_health(&mut self, cluster: u16, word: u32) -> Result<(), MapError> {
-        self.cluster_health
-            .set(u32::from(cluster), stamped(word), 0)
-            .map_err(|source| kernel(map::CLUSTER_HEALTH, source))?;
+        self.words.set_cluster(cluster, word)?;
         self.cluster_words += 1;
         Ok(())
     }
 
-    /// One map write, as above.
     pub fn set_node_health(&mut self, slot: u32, word: u32) -> Result<(), MapError> {
-        self.node_health.set(slot, stamped(word), 0).map_err(|source| kernel(map::NODE_HEALTH, source))?;
+        self.words.set_node(slot, word)?;
         self.node_words += 1;
         Ok(())
     }
 
     pub fn cluster_health(&self, cluster: u16) -> Result<u32, MapError> {
-        self.cluster_health.get(&u32::from(cluster), 0).map_err(|source| kernel(map::CLUSTER_HEALTH, source))
+        self.words.cluster(cluster)
     }
 
     pub fn node_health(&self, slot: u32) -> Result<u32, MapError> {
-        self.node_health.get(&slot, 0).map_err(|source| kernel(map::NODE_HEALTH, source))
+        self.words.node(slot)
     }
 
     /// What became of users' connections to a node, since the maps were made. One system call.
@@ -198,13 +239,6 @@ impl Maps {
         };
         Reason::ALL.iter().map(count).collect()
     }
-}
-
-fn stamped(word: u32) -> u32 {
-    if word & HEALTH_RESET == 0 {
-        return word;
-    }
-    word & !(TICKS_MASK << HEALTH_SINCE_SHIFT) | (sys::ticks() & TICKS_MASK) << HEALTH_SINCE_SHIFT
 }
 
 fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, LoadError>

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use aya::maps::{Array, HashMap, MapData};
 use hawser_ebpf_abi::{
-    BACKEND_DRAINING, Backend, BackendSpec, HEALTH_FULL_WEIGHT, SERVICE_MAGLEV, Service, ServiceKey,
+    BACKEND_DRAINING, Backend, BackendSpec, FewMap, HEALTH_FULL_WEIGHT, SERVICE_MAGLEV, Service, ServiceKey,
     ServiceSpec, Slice, SliceSpec, TIERS, map, size,
 };
 use hawser_model::Time;
@@ -27,7 +27,7 @@ struct Held {
     spec: Option<ServiceSpec>,
     slices: Run,
     /// By cluster and group.
-    backends: BTreeMap<(u16, u8), HeldSlice>,
+    backends: FewMap<(u16, u8), HeldSlice>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,15 +78,15 @@ impl Services {
         self.slice_runs.reserve(run);
         self.next_id = self.next_id.max(service.id.wrapping_add(1));
         self.next_generation = self.next_generation.max(service.generation.wrapping_add(1));
-        let mut backends = BTreeMap::new();
+        let mut backends = Vec::new();
         for (at, group) in (run.at..run.at.saturating_add(run.len)).zip((0..=u8::MAX).cycle()) {
             let slice = self.slices.get(&at, 0).map_err(|source| kernel(map::SLICES, source))?.0;
             let run = Run { at: slice.backends_at, len: slice.backends_len };
             self.backend_runs.reserve(run);
             // Whichever group it is: runs of an earlier agent are never pointed at again.
-            backends.insert((slice.cluster, group), HeldSlice { run, generation: slice.backends_generation });
+            backends.push(((slice.cluster, group), HeldSlice { run, generation: slice.backends_generation }));
         }
-        Ok(Held { id: service.id, spec: None, slices: run, backends })
+        Ok(Held { id: service.id, spec: None, slices: run, backends: backends.into_iter().collect() })
     }
 
     pub(super) fn add(
@@ -172,7 +172,7 @@ impl Services {
         let len = u32::try_from(spec.slices.len()).unwrap_or(u32::MAX);
         let slices = self.slice_runs.take(len, now).ok_or_else(|| full(map::SLICES, &self.slice_runs))?;
         fresh.push(slices);
-        let mut held = Held { id, spec: Some(spec.clone()), slices, backends: BTreeMap::new() };
+        let mut runs = Vec::with_capacity(spec.slices.len());
         let mut writes = 0;
         for (at, (of, slice)) in (slices.at..).zip(&spec.slices) {
             let backends = match unchanged(old, *of, spec, slice) {
@@ -204,7 +204,7 @@ impl Services {
             };
             self.slices.set(at, Cell(value), 0).map_err(|source| kernel(map::SLICES, source))?;
             writes += 1;
-            held.backends.insert(*of, backends);
+            runs.push((*of, backends));
         }
         let entry = Service {
             check: key.check(),
@@ -218,7 +218,8 @@ impl Services {
         self.services
             .insert(Cell(key), Cell(entry), 0)
             .map_err(|source| full_or(map::SERVICES, size::SERVICES, source))?;
-        Ok((held, writes + 1))
+        let backends = runs.into_iter().collect();
+        Ok((Held { id, spec: Some(spec.clone()), slices, backends }, writes + 1))
     }
 
     fn write_backends(

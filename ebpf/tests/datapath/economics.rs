@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::maps::MapData;
-use hawser_ebpf::{Datapath, LoadConfig};
+use hawser_ebpf::{Datapath, LoadConfig, LruSizes};
 use hawser_ebpf_abi::{
     BackendSpec, Config, DesiredDatapath, Endpoint, Port, ServiceKey, ServiceSpec, SliceSpec, map, size,
 };
@@ -56,6 +56,9 @@ fn memory(config: &LoadConfig) -> u64 {
 #[test]
 fn thirty_thousand_services_fit_in_60_mib_and_one_endpoint_is_a_handful_of_writes() {
     in_a_namespace(|config| {
+        // As the agent has it where no traffic from outside is served.
+        let lru = LruSizes { entered: LruSizes::LEAST, ..config.lru };
+        let config = &LoadConfig { lru, ..config.clone() };
         let mut datapath = Datapath::load(config).unwrap();
         let empty = memory(config);
         let mut desired = desired(30_000);

@@ -22,18 +22,18 @@ use crate::sockets::{SERVICE, World};
 use crate::world::{in_a_namespace, ip, root, run, sysctl};
 
 /// By family: the service, and its backends here and there.
-const SERVICES: [&str; 2] = ["172.20.0.1", "fd20::1"];
-const HERE: [&str; 2] = ["10.1.0.6", "fd01::6"];
-const THERE: [&str; 2] = ["10.2.0.9", "fd02::9"];
+pub(crate) const SERVICES: [&str; 2] = ["172.20.0.1", "fd20::1"];
+pub(crate) const HERE: [&str; 2] = ["10.1.0.6", "fd01::6"];
+pub(crate) const THERE: [&str; 2] = ["10.2.0.9", "fd02::9"];
 const POD: [&str; 2] = ["10.1.0.5", "fd01::5"];
-const PORT: u16 = 80;
-const SERVED: u16 = 8080;
+pub(crate) const PORT: u16 = 80;
+pub(crate) const SERVED: u16 = 8080;
 
 /// A network namespace of its own, and the thread that is in it.
-struct Place(Sender<Box<dyn FnOnce() + Send>>, nix::unistd::Pid);
+pub(crate) struct Place(Sender<Box<dyn FnOnce() + Send>>, pub(crate) nix::unistd::Pid);
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (tell, told) = channel::<Box<dyn FnOnce() + Send>>();
         let (say, said) = channel();
         std::thread::spawn(move || {
@@ -48,14 +48,14 @@ impl Place {
     }
 
     /// Panics of `act` are this thread's.
-    fn does<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn does<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
         let (say, said) = channel();
         self.0.send(Box::new(move || drop(say.send(act())))).unwrap();
         said.recv().expect("it came to its end")
     }
 
     /// A pod on this thread's node, by an interface of its own.
-    fn is_a_pod(&self, name: &str, addresses: [&'static str; 2]) -> u32 {
+    pub(crate) fn is_a_pod(&self, name: &str, addresses: [&'static str; 2]) -> u32 {
         run(&format!("ip link add {name} type veth peer name eth0 netns {}", self.1));
         run(&format!("ip address add 10.1.255.254/32 dev {name}"));
         run(&format!("ip address add fd01::ffff/128 dev {name} nodad"));
@@ -75,8 +75,22 @@ impl Place {
         nix::net::if_::if_nametoindex(name).unwrap()
     }
 
+    pub(crate) fn connects(&self, to: &str, port: u16) -> Connection {
+        let to: SocketAddr = (to.parse::<IpAddr>().unwrap(), port).into();
+        let stream = self.does(move || TcpStream::connect_timeout(&to, Duration::from_secs(5)));
+        let stream = stream.unwrap_or_else(|error| panic!("{to}: {error}"));
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), to);
+        let mut connection = Connection { stream, who: String::new() };
+        let mut octet = [0];
+        while connection.stream.read_exact(&mut octet).is_ok() && octet != *b"\n" {
+            connection.who.push(octet[0].into());
+        }
+        connection
+    }
+
     /// Echoes, and says first who it is.
-    fn serves(&self, addresses: [&'static str; 2]) {
+    pub(crate) fn serves(&self, addresses: [&'static str; 2]) {
         for address in addresses {
             let at: SocketAddr = (address.parse::<IpAddr>().unwrap(), SERVED).into();
             let (tcp, udp) =
@@ -102,7 +116,7 @@ impl Place {
 }
 
 /// No duplicate address detection: addresses are there at once.
-fn no_waiting() {
+pub(crate) fn no_waiting() {
     for family in ["all", "default"] {
         sysctl(&format!("net/ipv6/conf/{family}/accept_dad"), "0");
     }
@@ -111,7 +125,7 @@ fn no_waiting() {
 /// A node with a left-out pod and one that serves; and a tunnel, at whose other end a host is that serves too.
 struct Node {
     client: Place,
-    _others: [Place; 2],
+    others: [Place; 2],
     datapath: Datapath,
     desired: DesiredDatapath,
     config: LoadConfig,
@@ -138,15 +152,19 @@ impl Node {
         here.serves(HERE);
         there.serves(THERE);
         let desired = desired(pods, tunnel.ifindex);
-        let wanted =
-            Attachments { tunnel: Some(tunnel.ifindex), pods: pods.into(), ..Attachments::default() };
+        let wanted = Attachments {
+            tunnel: Some(tunnel.ifindex),
+            pods: pods.into(),
+            translated: [pods[0]].into(),
+            ..Attachments::default()
+        };
         let done = Arc::new(AtomicBool::new(false));
         carry(tunnel, far, &done);
         let mut datapath = Datapath::load(config).unwrap();
         let problems = datapath.attach(&wanted);
         assert!(problems.is_empty(), "{problems:?}");
         let config = config.clone();
-        let mut node = Self { client, _others: [here, there], datapath, desired, config, done };
+        let mut node = Self { client, others: [here, there], datapath, desired, config, done };
         node.sync();
         node
     }
@@ -167,17 +185,7 @@ impl Node {
     }
 
     fn connects(&self, family: usize) -> Connection {
-        let to: SocketAddr = (SERVICES[family].parse::<IpAddr>().unwrap(), PORT).into();
-        let stream = self.client.does(move || TcpStream::connect_timeout(&to, Duration::from_secs(5)));
-        let stream = stream.unwrap_or_else(|error| panic!("{to}: {error}"));
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        assert_eq!(stream.peer_addr().unwrap(), to);
-        let mut connection = Connection { stream, who: String::new() };
-        let mut octet = [0];
-        while connection.stream.read_exact(&mut octet).is_ok() && octet != *b"\n" {
-            connection.who.push(octet[0].into());
-        }
-        connection
+        self.client.connects(SERVICES[family], PORT)
     }
 
     fn binds(&self, family: usize) -> UdpSocket {
@@ -202,15 +210,15 @@ impl Drop for Node {
     }
 }
 
-struct Connection {
-    stream: TcpStream,
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
     /// Who answered.
-    who: String,
+    pub(crate) who: String,
 }
 
 impl Connection {
     /// More than a segment: the device is given them uncut, and their checksum unfinished.
-    fn echoes(&mut self) {
+    pub(crate) fn echoes(&mut self) {
         let said: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
         let mut writer = self.stream.try_clone().unwrap();
         let sent = said.clone();
@@ -224,7 +232,12 @@ impl Connection {
 
 /// Who answers this socket's message, which must seem to come from the service.
 fn asks(socket: &UdpSocket, family: usize) -> String {
-    let to: SocketAddr = (SERVICES[family].parse::<IpAddr>().unwrap(), PORT).into();
+    asks_at(socket, SERVICES[family], PORT)
+}
+
+/// The same, of whoever is entered there.
+pub(crate) fn asks_at(socket: &UdpSocket, to: &str, port: u16) -> String {
+    let to: SocketAddr = (to.parse::<IpAddr>().unwrap(), port).into();
     socket.send_to(b"who?", to).unwrap();
     let mut buffer = [0; 100];
     let (len, from) = socket.recv_from(&mut buffer).unwrap();
@@ -233,7 +246,7 @@ fn asks(socket: &UdpSocket, family: usize) -> String {
 }
 
 /// Packets from one end of the tunnel to the other and back.
-fn carry(tunnel: Device, far: Device, done: &Arc<AtomicBool>) {
+pub(crate) fn carry(tunnel: Device, far: Device, done: &Arc<AtomicBool>) {
     let ends = Arc::new([tunnel, far]);
     for (from, to) in [(0, 1), (1, 0)] {
         let (ends, done) = (ends.clone(), done.clone());
@@ -264,7 +277,11 @@ fn desired([client, here]: [u32; 2], tunnel: u32) -> DesiredDatapath {
     desired
 }
 
-fn services(first: u16, others: bool, port: u16) -> std::collections::BTreeMap<ServiceKey, ServiceSpec> {
+pub(crate) fn services(
+    first: u16,
+    others: bool,
+    port: u16,
+) -> std::collections::BTreeMap<ServiceKey, ServiceSpec> {
     let mut services = std::collections::BTreeMap::new();
     for (family, service) in SERVICES.into_iter().enumerate() {
         let slice = |cluster: u16, address: &str| {
@@ -354,6 +371,29 @@ fn a_connection_to_a_lost_cluster_is_reset_in_the_services_name() {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
             assert_eq!(node.connects(family).who, HERE[family]);
             node.datapath.maps.set_cluster_health(2, 256).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_backend_hears_that_a_left_out_pod_takes_its_answer_no_more() {
+    in_a_namespace(|config| {
+        let mut node = Node::new(config);
+        node.desired.services = services(2, false, SERVED + 1);
+        node.sync();
+        for family in [0, 1] {
+            let server = node.others[1].does(move || UdpSocket::bind((THERE[family], SERVED + 1)).unwrap());
+            server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let socket = node.binds(family);
+            socket.send_to(b"who?", (SERVICES[family].parse::<IpAddr>().unwrap(), PORT)).unwrap();
+            let (_, from) = server.recv_from(&mut [0; 9]).unwrap();
+            server.connect(from).unwrap();
+            server.send(b"me").unwrap();
+            socket.recv(&mut [0; 9]).unwrap();
+            drop(socket);
+            server.send(b"and more").unwrap();
+            let error = server.recv(&mut [0; 9]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{from}");
         }
     });
 }

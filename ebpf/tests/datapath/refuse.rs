@@ -3,7 +3,7 @@
 use hawser_ebpf_abi::{HEALTH_NO_NEW, HEALTH_RESET, Reason};
 
 use crate::packet::{checksum, frame, udp};
-use crate::wire::{POD, REMOTE, on_a_node};
+use crate::wire::{NODE, POD, REMOTE, on_a_node};
 
 const UNREACHABLE_PORT: [u8; 2] = [3, 3];
 
@@ -17,9 +17,9 @@ fn assert_refusal(packet: &[u8], from: [u8; 4], to: [u8; 4], sent: &[u8]) {
 }
 
 #[test]
-fn a_message_for_a_port_or_a_pod_that_is_withdrawn_is_answered_through_the_tunnel() {
+fn a_message_for_a_port_a_pod_or_a_program_of_the_node_that_is_withdrawn_is_answered_through_the_tunnel() {
     on_a_node(|mut node| {
-        for (to, octets) in [(POD, [10, 1, 0, 5]), ("10.1.0.77", [10, 1, 0, 77])] {
+        for (to, octets) in [(POD, [10, 1, 0, 5]), ("10.1.0.77", [10, 1, 0, 77]), (NODE, [240, 1, 0, 1])] {
             for payload in [&b"x"[..], &[7; 1_300]] {
                 let asks = udp(REMOTE, 4000, to, 53, payload);
                 assert_eq!(node.reasons(|| node.tunnel.sends(&asks)), [Reason::TunnelInRefused]);

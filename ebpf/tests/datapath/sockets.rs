@@ -76,7 +76,10 @@ impl World {
     /// As affinity `local` is planned.
     fn prefer_home(&mut self) {
         for service in self.desired.services.values_mut() {
-            service.slices.iter_mut().for_each(|(of, slice)| slice.tier = u8::from(of.0 != 1));
+            let slices = std::mem::take(&mut service.slices).into_iter();
+            let tiered =
+                |(of, slice): ((u16, u8), SliceSpec)| (of, SliceSpec { tier: u8::from(of.0 != 1), ..slice });
+            service.slices = slices.map(tiered).collect();
         }
         self.sync();
     }
@@ -213,7 +216,7 @@ fn affinity_local_stays_home_and_a_stale_own_cluster_is_left_to_kube_proxy() {
         );
         assert_eq!(world.count(Reason::ConnectOwnStale), 1);
         for service in world.desired.services.values_mut() {
-            service.slices.clear();
+            service.slices = Default::default();
         }
         world.sync();
         assert_eq!(world.connects(SERVICE, AddressFamily::Inet).answered, SERVICE);
@@ -236,6 +239,12 @@ fn a_killed_or_restarted_agent_changes_nothing_for_a_connection() {
             world.connects(SERVICE, AddressFamily::Inet),
             expected,
             "adopted, before anything was said"
+        );
+        world.datapath.maps.say_own_stale().unwrap();
+        assert_eq!(
+            world.connects(SERVICE, AddressFamily::Inet).answered,
+            SERVICE,
+            "nor does it know who is at home"
         );
         world.sync();
         assert_eq!(world.connects(SERVICE, AddressFamily::Inet), expected);

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hawser_ebpf::{Attachments, Datapath, LoadConfig, TcKind};
 use hawser_ebpf_abi::{
-    Config, DesiredDatapath, Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, Port, PrefixKey,
-    Reason, ServiceKey,
+    CONFIG_KERNEL_IPSEC, Config, DesiredDatapath, Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry,
+    Port, PrefixKey, Reason, ServiceKey,
 };
 use hawser_model::Time;
 
@@ -18,17 +18,17 @@ use crate::world::{in_a_namespace, ip, run, sysctl};
 pub(crate) const POD: &str = "10.1.0.5";
 const OTHER_POD: &str = "10.1.0.6";
 pub(crate) const REMOTE: &str = "10.2.0.9";
-const NODE: &str = "240.1.0.1";
+pub(crate) const NODE: &str = "240.1.0.1";
 const REMOTE_NODE: &str = "240.2.0.1";
 
 /// A node with one pod, the tunnel and the underlay.
 pub(crate) struct Node {
     pub(crate) pod: Device,
     pub(crate) tunnel: Device,
-    underlay: Device,
+    pub(crate) underlay: Device,
     pub(crate) datapath: Datapath,
     pub(crate) desired: DesiredDatapath,
-    wanted: Attachments,
+    pub(crate) wanted: Attachments,
 }
 
 impl Node {
@@ -46,7 +46,9 @@ impl Node {
         let wanted = Attachments {
             tunnel: Some(tunnel.ifindex),
             pods: [pod.ifindex].into(),
+            translated: [pod.ifindex].into(),
             underlay: [underlay.ifindex].into(),
+            ..Attachments::default()
         };
         let desired = desired(&pod, &tunnel);
         let datapath = Datapath::load(config).unwrap();
@@ -205,7 +207,6 @@ fn the_tunnel_passes_nothing_that_is_not_local_and_nobody_unknown() {
         tunnel(fragment(udp(REMOTE, 1, POD, 2, b"x")), Reason::TunnelInFragment);
         tunnel(ipv4(REMOTE, POD, 6, &[0; 12]), Reason::TunnelInMalformed);
         tunnel(tcp(REMOTE_NODE, 1, NODE, 22, SYN), Reason::TunnelInNodeNotExported);
-        tunnel(udp(REMOTE_NODE, 51872, NODE, 53, b"x"), Reason::TunnelInNodeNotExported);
     });
 }
 
@@ -313,4 +314,22 @@ pub(crate) fn arp_request(target: &str) -> Vec<u8> {
     request.extend([0; 6]);
     request.extend(target.parse::<std::net::Ipv4Addr>().unwrap().octets());
     ethernet(0x0806, &request)
+}
+
+/// As the kernel's IPsec leaves it there. This kernel has none, so every sender that is known is refused for coming by no association.
+#[test]
+fn what_comes_out_of_ipsec_in_the_kernel_is_read_behind_a_link_header_or_without_one() {
+    on_a_node(|mut node| {
+        node.desired.config.flags |= CONFIG_KERNEL_IPSEC;
+        node.sync();
+        let with_header = Device::tap("ipsec0");
+        node.datapath.attach_tunnel(with_header.ifindex).unwrap();
+        for (from, reason) in
+            [(REMOTE, Reason::TunnelInOtherNode), ("203.0.113.9", Reason::TunnelInUnknownSource)]
+        {
+            let packet = udp(from, 53, POD, 5_353, b"x");
+            node.dies(&with_header, &frame(&packet), reason);
+            node.dies(&node.tunnel, &packet, reason);
+        }
+    });
 }

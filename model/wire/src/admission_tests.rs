@@ -93,6 +93,8 @@ fn tunnel_node(index: u32, mesh: MeshAddresses) -> Entry {
         mesh,
         boot_id: None,
         wireguard: None,
+        public_endpoint: None,
+        gateway: false,
     })
 }
 
@@ -148,6 +150,7 @@ fn nobody_speaks_for_another_cluster() {
         cached: false,
         service_exports: None,
         endpoint_slices: ExportMode::ServicesOnly,
+        path: hawser_model::NodePath::Direct,
     };
     assert_eq!(refused(Entry::ClusterConfig(config)), "foreign_cluster");
 }
@@ -218,6 +221,7 @@ fn local_keys_never_come_from_a_peer() {
         backends: BTreeMap::new(),
         draining: Default::default(),
         zones: BTreeMap::new(),
+        outside: Default::default(),
     });
     assert_eq!(refused(local), "foreign_key");
     let peer = Entry::LocalPeer(Peer {

@@ -1,7 +1,7 @@
 //! `cluster-config`: what a cluster says about its keyspace (cilium-facts §1.3).
 
 use bytes::Bytes;
-use hawser_model::{ClusterConfig, ClusterId, ClusterIdWidth, ClusterRef, ExportMode};
+use hawser_model::{ClusterConfig, ClusterId, ClusterIdWidth, ClusterRef, ExportMode, NodePath};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Context, same};
@@ -25,6 +25,8 @@ struct CapabilitiesIn<'a> {
     service_exports_enabled: Option<bool>,
     #[serde(borrow)]
     endpoint_slices_export_mode: Option<Text<'a>>,
+    #[serde(borrow)]
+    hawser_path: Option<Text<'a>>,
 }
 
 #[derive(Serialize)]
@@ -45,6 +47,8 @@ struct CapabilitiesOut {
     service_exports_enabled: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint_slices_export_mode: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hawser_path: Option<&'static str>,
 }
 
 const BOTH: &str = "services-and-endpointslices";
@@ -75,6 +79,10 @@ pub(crate) fn decode(value: &[u8], cx: &Context) -> Result<ClusterConfig, Fault>
             return Err(reason.at(field("endpointSlicesExportMode")));
         }
     };
+    let path = capabilities.hawser_path.as_deref().map_or(Ok(NodePath::Direct), |text| {
+        let odd = |_| Reason::Word { text: short(text), of: "direct, gateways" }.at(field("hawserPath"));
+        NodePath::parse(text).map_err(odd)
+    })?;
     Ok(ClusterConfig {
         cluster: ClusterRef { name: cx.cluster.name.clone(), id },
         width,
@@ -82,6 +90,7 @@ pub(crate) fn decode(value: &[u8], cx: &Context) -> Result<ClusterConfig, Fault>
         cached: capabilities.cached,
         service_exports: capabilities.service_exports_enabled,
         endpoint_slices,
+        path,
     })
 }
 
@@ -98,6 +107,7 @@ pub fn encode(config: &ClusterConfig) -> Bytes {
                 ExportMode::ServicesAndSlices => Some(BOTH),
                 ExportMode::SlicesOnly => Some(SLICES),
             },
+            hawser_path: (config.path != NodePath::Direct).then(|| config.path.as_str()),
         },
     })
 }

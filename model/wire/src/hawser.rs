@@ -1,15 +1,15 @@
 //! What only Hawser writes: tunnel nodes for everyone, global services for the own cluster (contracts.md).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hawser_model::{
-    Affinity, Algorithm, BootId, ClusterName, Epoch, Fallback, GlobalService, MeshAddresses, MinHealthy,
-    NodeIndex, NodeName, OnLoss, ParseRoutingError, PortName, Protocol, ResetAfter, Routing, ServiceKey,
-    ServicePort, TunnelEnd, TunnelNode, ZoneAffinity,
+    Affinity, Algorithm, BootId, ClusterName, Epoch, EspEnd, Fallback, Generation, GlobalService,
+    MeshAddresses, MinHealthy, MorePorts, NodeIndex, NodeName, OnLoss, Outside, ParseRoutingError, PortName,
+    Protocol, ResetAfter, Routing, ServiceKey, ServicePort, TunnelEnd, TunnelNode, ZoneAffinity,
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,10 @@ struct NodeIn<'a> {
     boot_id: Option<Text<'a>>,
     #[serde(borrow, default)]
     wireguard: Option<EndIn<'a>>,
+    #[serde(rename = "publicEndpoint", borrow, default)]
+    public_endpoint: Option<Text<'a>>,
+    #[serde(default)]
+    gateway: bool,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +51,30 @@ struct EndIn<'a> {
     public_key: Text<'a>,
     port: u16,
     mtu: u16,
+    #[serde(default)]
+    more_ports: List<u16, { MorePorts::MOST }>,
+    #[serde(default)]
+    esp: Option<EspIn>,
+}
+
+#[derive(Deserialize)]
+struct EspIn {
+    receives: List<GenerationText, { EspEnd::MOST }>,
+    #[serde(rename = "inUDP", default)]
+    in_udp: bool,
+}
+
+#[derive(Serialize)]
+struct EspOut {
+    receives: Vec<GenerationText>,
+    #[serde(rename = "inUDP", skip_serializing_if = "std::ops::Not::not")]
+    in_udp: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct GenerationText {
+    epoch: u32,
+    turn: u32,
 }
 
 #[derive(Serialize)]
@@ -64,6 +92,10 @@ struct NodeOut<'a> {
     boot_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     wireguard: Option<EndOut>,
+    #[serde(rename = "publicEndpoint", skip_serializing_if = "Option::is_none")]
+    public_endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    gateway: bool,
 }
 
 #[derive(Serialize)]
@@ -73,6 +105,10 @@ struct EndOut {
     public_key: String,
     port: u16,
     mtu: u16,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    more_ports: Vec<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    esp: Option<EspOut>,
 }
 
 pub(crate) fn decode_node(key: &NodeName, value: &[u8], cx: &Context) -> Result<TunnelNode, Fault> {
@@ -96,7 +132,13 @@ pub(crate) fn decode_node(key: &NodeName, value: &[u8], cx: &Context) -> Result<
             let reason = Reason::OutOfRange { number: end.mtu.into(), min: MIN_MTU.into(), max: 65_535 };
             return Err(reason.at("wireguard.mtu"));
         }
-        Ok(TunnelEnd { epoch, public_key, port, mtu: end.mtu })
+        let esp = end.esp.as_ref().map(decode_esp).transpose()?;
+        let more_ports = MorePorts::new(&end.more_ports.0).filter(|more| !more.as_slice().contains(&port));
+        let more_ports = more_ports.ok_or_else(|| {
+            let ports = end.more_ports.0.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+            Reason::Duplicate { text: short(&ports) }.at("wireguard.morePorts")
+        })?;
+        Ok(TunnelEnd { epoch, public_key, port, mtu: end.mtu, more_ports, esp })
     });
     Ok(TunnelNode {
         cluster: cx.cluster.clone(),
@@ -105,7 +147,30 @@ pub(crate) fn decode_node(key: &NodeName, value: &[u8], cx: &Context) -> Result<
         mesh: MeshAddresses { ipv4, ipv6 },
         boot_id: boot_id(raw.boot_id.as_ref(), "bootID")?,
         wireguard: wireguard.transpose()?,
+        public_endpoint: raw.public_endpoint.as_deref().map(public_endpoint).transpose()?,
+        gateway: raw.gateway,
     })
+}
+
+fn decode_esp(esp: &EspIn) -> Result<EspEnd, Fault> {
+    let epoch = |number| {
+        let reason = Reason::OutOfRange { number: u64::from(number), min: 1, max: u32::MAX.into() };
+        Epoch::new(number).ok_or_else(|| reason.at("wireguard.esp.receives.epoch"))
+    };
+    let generations =
+        esp.receives.0.iter().map(|text| Ok(Generation { epoch: epoch(text.epoch)?, turn: text.turn }));
+    let generations = generations.collect::<Result<Vec<_>, _>>()?;
+    EspEnd::new(generations, esp.in_udp).ok_or_else(|| Reason::Missing.at("wireguard.esp.receives"))
+}
+
+fn encode_esp(esp: &EspEnd) -> EspOut {
+    let text = |of: Generation| GenerationText { epoch: of.epoch.get(), turn: of.turn };
+    EspOut { receives: esp.receives().map(text).collect(), in_udp: esp.in_udp }
+}
+
+fn public_endpoint(text: &str) -> Result<SocketAddr, Fault> {
+    let endpoint = text.parse::<SocketAddr>().ok().filter(|endpoint| endpoint.port() != 0);
+    endpoint.ok_or_else(|| Reason::Address { text: short(text) }.at("publicEndpoint"))
 }
 
 /// The smallest link that carries IPv4 hosts' packets whole (RFC 791); IPv6 asks for 1280 and checks that itself.
@@ -125,7 +190,11 @@ pub fn encode_node(node: &TunnelNode) -> Bytes {
             public_key: STANDARD.encode(end.public_key.as_bytes()),
             port: end.port,
             mtu: end.mtu,
+            more_ports: end.more_ports.as_slice().to_vec(),
+            esp: end.esp.as_ref().map(encode_esp),
         }),
+        public_endpoint: node.public_endpoint,
+        gateway: node.gateway,
     })
 }
 
@@ -175,6 +244,10 @@ struct ServiceIn<'a> {
     draining: List<Text<'a>, { limits::BACKENDS }>,
     #[serde(borrow, default)]
     zones: Pairs<'a, Text<'a>, { limits::BACKENDS }>,
+    #[serde(rename = "externalIPs", borrow, default)]
+    external_ips: List<Text<'a>, { limits::ADDRESSES }>,
+    #[serde(borrow, default)]
+    node_ports: Pairs<'a, u16, { limits::PORTS }>,
 }
 
 #[derive(Deserialize)]
@@ -226,6 +299,10 @@ struct ServiceOut<'a> {
     draining: &'a BTreeSet<IpAddr>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     zones: &'a BTreeMap<IpAddr, String>,
+    #[serde(rename = "externalIPs", skip_serializing_if = "BTreeSet::is_empty")]
+    external_ips: &'a BTreeSet<IpAddr>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    node_ports: BTreeMap<&'a str, u16>,
 }
 
 #[derive(Serialize)]
@@ -260,8 +337,19 @@ pub(crate) fn decode_service(key: &ServiceKey, value: &[u8], cx: &Context) -> Re
         shared: raw.shared,
         backends: port_map(raw.backends, "backends")?,
         draining: addresses(&raw.draining.0, "draining")?,
+        outside: outside(&raw.external_ips.0, &raw.node_ports.0)?,
         zones: by_address(raw.zones.0, "zones")?,
     })
+}
+
+fn outside(ips: &[Text<'_>], node_ports: &[(Text<'_>, u16)]) -> Result<Outside, Fault> {
+    let mut outside = Outside { ips: addresses(ips, "externalIPs")?, node_ports: BTreeMap::new() };
+    for (name, number) in node_ports {
+        let at = |why: Reason| why.at("nodePorts");
+        let name = PortName::parse(name).map_err(|why| at(why.into()))?;
+        outside.node_ports.insert(name, port(*number).map_err(at)?);
+    }
+    Ok(outside)
 }
 
 /// What is not there is the default, so that agents and API servers of different ages understand each other.
@@ -360,5 +448,7 @@ pub fn encode_service(service: &GlobalService) -> Bytes {
         backends: port_map_out(&service.backends),
         draining: &service.draining,
         zones: &service.zones,
+        external_ips: &service.outside.ips,
+        node_ports: service.outside.node_ports.iter().map(|(name, port)| (name.as_str(), *port)).collect(),
     })
 }

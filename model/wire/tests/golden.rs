@@ -9,10 +9,10 @@ use hawser_model::{
     AddressFamily, AddressKind, Affinity, Algorithm, BootId, CiliumPeer, ClusterConfig, ClusterId,
     ClusterIdWidth, ClusterName, ClusterRef, Endpoint, EndpointSlice, Epoch, ExportMode, ExportedPort,
     Fallback, GlobalService, Identity, IdentityId, ImportKind, InternalTrafficPolicy, Labels, MeshPlan,
-    MinHealthy, Node, NodeAddress, NodeIndex, NodeName, OnLoss, Peer, PeerKind, PortName, Protocol,
-    PublicKey, ResetAfter, Routing, ServerUrl, ServiceExport, ServiceKey, ServicePort, SessionAffinity,
-    SharedService, SliceEndpoint, SliceKey, SlicePort, Timestamp, TrafficDistribution, TunnelEnd, TunnelNode,
-    ZoneAffinity,
+    MinHealthy, MorePorts, Node, NodeAddress, NodeIndex, NodeName, NodePath, OnLoss, Outside, Peer, PeerKind,
+    PortName, Protocol, PublicKey, ResetAfter, Routing, ServerUrl, ServiceExport, ServiceKey, ServicePort,
+    SessionAffinity, SharedService, SliceEndpoint, SliceKey, SlicePort, Timestamp, TrafficDistribution,
+    TunnelEnd, TunnelNode, ZoneAffinity,
 };
 use hawser_wire::{Context, Entry, Key, Resource, decode};
 
@@ -199,16 +199,18 @@ fn a_cluster_config() {
         cached: false,
         service_exports: Some(false),
         endpoint_slices: ExportMode::ServicesAndSlices,
+        path: NodePath::Gateways,
     };
     golden(
         Entry::ClusterConfig(config.clone()),
         "cilium/cluster-config/hawser-a",
-        r#"{"id":7,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices"}}"#,
+        r#"{"id":7,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":false,"endpointSlicesExportMode":"services-and-endpointslices","hawserPath":"gateways"}}"#,
     );
     let least = ClusterConfig {
         synced_canaries: false,
         service_exports: None,
         endpoint_slices: ExportMode::ServicesOnly,
+        path: NodePath::Direct,
         ..config
     };
     golden(
@@ -296,6 +298,8 @@ fn a_tunnel_node() {
         public_key: PublicKey::new([1; 32]).unwrap(),
         port: 51871,
         mtu: 1420,
+        more_ports: MorePorts::new(&[51880, 51881]).unwrap(),
+        esp: None,
     };
     let node = TunnelNode {
         cluster: cx().cluster,
@@ -304,17 +308,20 @@ fn a_tunnel_node() {
         mesh,
         boot_id: Some(BootId::parse("6c1f0c1e-1111-4222-8333-444455556666").unwrap()),
         wireguard: Some(end),
+        public_endpoint: Some("203.0.113.7:4500".parse().unwrap()),
+        gateway: true,
     };
     let v6 = mesh.ipv6;
     golden(
         Entry::TunnelNode(node.clone()),
         "hawser/state/nodes/v1/hawser-a/node-1",
         &format!(
-            r#"{{"name":"node-1","cluster":"hawser-a","clusterID":7,"index":1,"meshIPv4":"240.7.0.1","meshIPv6":"{v6}","bootID":"6c1f0c1e-1111-4222-8333-444455556666","wireguard":{{"epoch":1,"publicKey":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","port":51871,"mtu":1420}}}}"#
+            r#"{{"name":"node-1","cluster":"hawser-a","clusterID":7,"index":1,"meshIPv4":"240.7.0.1","meshIPv6":"{v6}","bootID":"6c1f0c1e-1111-4222-8333-444455556666","wireguard":{{"epoch":1,"publicKey":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","port":51871,"mtu":1420,"morePorts":[51880,51881]}},"publicEndpoint":"203.0.113.7:4500","gateway":true}}"#
         ),
     );
+    let least = TunnelNode { boot_id: None, wireguard: None, public_endpoint: None, gateway: false, ..node };
     golden(
-        Entry::TunnelNode(TunnelNode { boot_id: None, wireguard: None, ..node }),
+        Entry::TunnelNode(least),
         "hawser/state/nodes/v1/hawser-a/node-1",
         &format!(
             r#"{{"name":"node-1","cluster":"hawser-a","clusterID":7,"index":1,"meshIPv4":"240.7.0.1","meshIPv6":"{v6}"}}"#
@@ -334,6 +341,7 @@ fn a_local_service() {
         backends: BTreeMap::from([(ip("10.4.3.9"), port("http", 8080))]),
         draining: BTreeSet::new(),
         zones: BTreeMap::new(),
+        outside: Outside::default(),
     };
     let wishes = Routing {
         affinity: Affinity::None,
@@ -355,10 +363,14 @@ fn a_local_service() {
             backends: BTreeMap::new(),
             draining: BTreeSet::from([ip("10.4.3.9")]),
             zones: BTreeMap::from([(ip("10.4.3.9"), "z1".into())]),
+            outside: Outside {
+                ips: BTreeSet::from([ip("198.51.100.7")]),
+                node_ports: BTreeMap::from([(PortName::parse("http").unwrap(), 30_080)]),
+            },
             ..service.clone()
         }),
         "hawser/local/services/v1/hawser-a/shop/cart",
-        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","resetAfter":"never","onControlPlaneLoss":"drain","drainGraceSeconds":30,"zoneAffinity":"local","algorithm":"maglev","shared":true,"backends":{},"draining":["10.4.3.9"],"zones":{"10.4.3.9":"z1"}}"#,
+        r#"{"cluster":"hawser-a","clusterID":7,"namespace":"shop","name":"cart","clusterIPs":["172.30.8.4"],"ports":[{"name":"http","protocol":"TCP","port":80}],"affinity":"none","minHealthy":"50%","clusterWeights":{"eu-west":20,"hawser-a":80},"clusterOrder":["eu-west","hawser-a"],"fallback":"none","sessionSeconds":600,"onDataPlaneLoss":"keep","resetAfter":"never","onControlPlaneLoss":"drain","drainGraceSeconds":30,"zoneAffinity":"local","algorithm":"maglev","shared":true,"backends":{},"draining":["10.4.3.9"],"zones":{"10.4.3.9":"z1"},"externalIPs":["198.51.100.7"],"nodePorts":{"http":30080}}"#,
     );
     golden(
         Entry::LocalService(service),

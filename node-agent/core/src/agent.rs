@@ -2,7 +2,9 @@
 //!
 //! A plan is made from the whole view [`GATHER`] after the first change that was not planned yet, and [`DEBOUNCE`] after the last
 //! plan: O(view) per plan, so at most twenty plans a second however many events come. A change of one service's backends is
-//! flipped at once ([`crate::flips`]) and planned later. Health never waits for a plan.
+//! flipped at once ([`crate::flips`]) and planned later, and so is a remote pod that comes. Health never waits for a plan.
+
+mod planning;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -10,24 +12,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_discovery::{About, Greyness, NodeId, Transition};
-use hawser_ebpf_abi::CONFIG_OWN_STALE;
 use hawser_model::{ClusterHealth, ClusterName, HealthWord, Peer, ServiceKey, Time};
 
-use crate::budget::limit_backends;
 use crate::config::AgentConfig;
-use crate::drains::Drains;
+use crate::drains::{Draining, Drains};
 use crate::endpoints::Endpoints;
-use crate::flips::{Flips, World};
+use crate::flips::{Flip, Flips, World};
+use crate::gateways::Gateways;
 use crate::guards::Guards;
 use crate::health::{HealthWords, WordCounts, WordPlace, WordWrite};
 use crate::output::{Deadline, Output, Plan, Timer};
-use crate::plan_datapath::{Interfaces, local_pods, plan_datapath};
-use crate::plan_tunnels::plan_tunnels;
-use crate::resets::{Sweeps, is_cut_off, plan_resets};
-use crate::services::{MergedService, merge_services};
+use crate::plan_datapath::{Interfaces, local_pods};
+use crate::resets::{CutOff, Sweeps};
+use crate::services::MergedService;
 use crate::slots::NodeSlots;
-use crate::status::ControlPlane;
-use crate::topology::remotes;
+use crate::status::{ControlPlane, Noted};
 use crate::view::{Changed, ClusterView, MeshView, QUIET};
 
 /// From one plan to the next, at least.
@@ -40,6 +39,8 @@ pub const GATHER: Duration = Duration::from_millis(2);
 pub const FIRST_PLAN: Duration = Duration::from_secs(30);
 /// Nothing heard of the own keyspace for this long: its data is stale (decision 8).
 pub const OWN_STALE: Duration = Duration::from_secs(15);
+/// And for this long after its API server was lost in so many words: a connection that ended, one that was refused.
+pub const OWN_LOST: Duration = Duration::from_secs(1);
 /// What is there is compared with what should be at least this often.
 pub const RESYNC: Duration = Duration::from_secs(30);
 /// A cluster that was disconnected keeps its tunnels for this long after it lost its services, for what is under way.
@@ -76,6 +77,7 @@ pub struct Agent {
     drains: Drains,
     pub(crate) guards: Guards,
     pub(crate) endpoints: Endpoints,
+    pub(crate) gateways: Gateways,
     flips: Flips,
     last_plan: Option<Time>,
     /// What the last plan took until it was carried out.
@@ -90,9 +92,9 @@ pub struct Agent {
     pub(crate) verdicts: BTreeMap<About, Transition>,
     /// Nodes that are up and weigh less than they could, and why.
     pub(crate) greys: BTreeMap<NodeId, Greyness>,
-    pub(crate) transitions: VecDeque<Transition>,
+    pub(crate) transitions: VecDeque<Noted>,
     sweeps: Sweeps,
-    cut_off: bool,
+    cut_off: CutOff,
 }
 
 impl Agent {
@@ -120,6 +122,7 @@ impl Agent {
             drains: Drains::default(),
             guards: Guards::default(),
             endpoints: Endpoints::default(),
+            gateways: Gateways::default(),
             flips: Flips::default(),
             last_plan: None,
             plan_took: Duration::ZERO,
@@ -134,13 +137,16 @@ impl Agent {
             greys: BTreeMap::new(),
             transitions: VecDeque::new(),
             sweeps: Sweeps::default(),
-            cut_off: false,
+            cut_off: CutOff::default(),
         }
     }
 
     pub fn handle_put(&mut self, cluster: &ClusterName, key: &[u8], value: &[u8], now: Time) {
-        let changed = self.view.upsert(cluster, key, value);
-        self.changed(changed, now);
+        match self.view.upsert(cluster, key, value) {
+            Changed::Pod(ip) if self.flip_pod(cluster, ip, now) => {}
+            Changed::Pod(_) => self.changed(Changed::Data, now),
+            changed => self.changed(changed, now),
+        }
     }
 
     pub fn handle_delete(&mut self, cluster: &ClusterName, key: &[u8], now: Time) {
@@ -164,8 +170,8 @@ impl Agent {
     }
 
     /// Its keyspace cannot be read for now. State is kept.
-    pub fn handle_interrupted(&mut self, cluster: &ClusterName, reason: String) {
-        self.view.interrupted(cluster, reason);
+    pub fn handle_interrupted(&mut self, cluster: &ClusterName, reason: String, now: Time) {
+        self.view.interrupted(cluster, reason, now);
     }
 
     fn place(&self, about: About) -> Option<WordPlace> {
@@ -173,6 +179,12 @@ impl Agent {
             About::Cluster(cluster) => Some(WordPlace::Cluster(cluster)),
             About::Node(node) => Some(self.slots.get(node)).filter(|slot| *slot != 0).map(WordPlace::Node),
         }
+    }
+
+    /// What the kernel holds about these nodes and their clusters: where probing begins, it goes on so.
+    pub fn words_of(&self, nodes: impl IntoIterator<Item = NodeId>) -> BTreeMap<About, HealthWord> {
+        let about = nodes.into_iter().flat_map(|node| [About::Cluster(node.cluster), About::Node(node)]);
+        about.filter_map(|about| Some((about, self.health.found(self.place(about)?)?))).collect()
     }
 
     /// What is up takes a step on its slow way back to all of its weight.
@@ -189,10 +201,12 @@ impl Agent {
         if self.verdicts.get(&about).is_none_or(|verdict| verdict.to != ClusterHealth::Up) {
             return;
         }
-        match grey.weight {
-            HealthWord::FULL_WEIGHT => drop(self.greys.remove(&grey.node)),
-            _ => drop(self.greys.insert(grey.node, grey)),
-        }
+        let before = match grey.weight {
+            HealthWord::FULL_WEIGHT => self.greys.remove(&grey.node),
+            _ => self.greys.insert(grey.node, grey),
+        };
+        let before = before.map_or(HealthWord::FULL_WEIGHT, |grey| grey.weight);
+        self.remark(Noted::Grey { grey, before });
         self.handle_weight(about, grey.weight);
     }
 
@@ -207,19 +221,33 @@ impl Agent {
             self.greys.remove(&node);
         }
         self.verdicts.insert(transition.about, transition);
-        if self.transitions.len() == TRANSITIONS_KEPT {
-            self.transitions.pop_front();
-        }
-        self.transitions.push_back(transition);
+        self.remark(Noted::Verdict(transition));
         if transition.to == ClusterHealth::Down {
             self.sweeps.note_down(&self.plan.datapath, self.config.reset_after, transition.at);
         }
-        let clusters = self.following.values().map(|peer| About::Cluster(peer.cluster.id));
-        let verdicts = clusters.map(|about| self.verdicts.get(&about).map(|verdict| verdict.to));
-        let cut_off = is_cut_off(verdicts.map(Option::unwrap_or_default));
-        if std::mem::replace(&mut self.cut_off, cut_off) != cut_off {
+        if self.judge_cut_off(transition.at) {
             self.changed(Changed::Data, transition.at);
         }
+    }
+
+    /// By the verdicts of the clusters that are followed now. O(clusters).
+    fn judge_cut_off(&mut self, now: Time) -> bool {
+        let clusters = self.following.values().map(|peer| About::Cluster(peer.cluster.id));
+        let verdicts = clusters.map(|about| self.verdicts.get(&about).map(|verdict| verdict.to));
+        let verdicts: Vec<_> = verdicts.map(Option::unwrap_or_default).collect();
+        let changed = self.cut_off.judge(&verdicts, now);
+        if changed && !self.cut_off.is() && verdicts.contains(&ClusterHealth::Down) {
+            // What did not come back is down like any other, from now on.
+            self.sweeps.note_down(&self.plan.datapath, self.config.reset_after, now);
+        }
+        changed
+    }
+
+    fn remark(&mut self, noted: Noted) {
+        if self.transitions.len() == TRANSITIONS_KEPT {
+            self.transitions.pop_front();
+        }
+        self.transitions.push_back(noted);
     }
 
     /// What the shell found in the kernel for [`Agent::local_pods`] and the tunnel device.
@@ -285,10 +313,12 @@ impl Agent {
     }
 
     pub fn handle_time(&mut self, now: Time) {
-        let heard = self.view.own().heard.unwrap_or(self.started);
-        let stale = now.since(heard) >= OWN_STALE;
+        let stale = now >= self.stale_at();
         if stale != self.own_stale {
             self.own_stale = stale;
+            if stale && !self.planned {
+                self.ask_once(Output::OwnStale);
+            }
             self.changed(Changed::Data, now);
         }
         let unread = self.unread_clusters(now);
@@ -297,6 +327,9 @@ impl Agent {
             self.changed(Changed::Data, now);
         }
         if self.drains.is_due(now) {
+            self.changed(Changed::Data, now);
+        }
+        if self.cut_off.deadline().is_some_and(|at| at <= now) && self.judge_cut_off(now) {
             self.changed(Changed::Data, now);
         }
         if self.sweeps.take_due(now) {
@@ -318,14 +351,6 @@ impl Agent {
         }
     }
 
-    fn plan_at(&self) -> Option<Time> {
-        let dirty = self.dirty.map(|since| since + GATHER);
-        let due = [dirty, self.flips.deadline()].into_iter().flatten().min();
-        // Half of the time is for events, however large the view: a list of it would else come in one by one.
-        let rested = self.last_plan.map(|at| at + DEBOUNCE.max(self.plan_took * 2));
-        due.filter(|_| self.ready).map(|at| rested.map_or(at, |rested| at.max(rested)))
-    }
-
     /// Words come first: what a plan points at has its word before it is pointed at.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.health.poll().map(Output::Word).or_else(|| self.outputs.pop_front())
@@ -334,18 +359,19 @@ impl Agent {
     pub fn poll_deadline(&self) -> Option<Deadline> {
         let timer = |timer, at| Deadline { at, timer };
         let first = self.view.own().is_synced().then_some(self.started + FIRST_PLAN);
-        let heard = self.view.own().heard.unwrap_or(self.started);
         [
             self.plan_at().map(|at| timer(Timer::Debounce, at)),
             first.filter(|_| !self.ready).map(|at| timer(Timer::FirstPlan, at)),
-            (!self.own_stale).then(|| timer(Timer::OwnStale, heard + OWN_STALE)),
+            (!self.own_stale).then(|| timer(Timer::OwnStale, self.stale_at())),
             self.draining.values().map(|(_, at)| timer(Timer::Drained, *at)).min(),
             self.drains.deadline().map(|at| timer(Timer::Withdrawn, at)),
             self.next_unread().map(|at| timer(Timer::Unread, at)),
             self.retry_at.map(|at| timer(Timer::Retry, at)),
             self.resync_at().map(|at| timer(Timer::Resync, at)),
             self.sweeps.deadline().map(|at| timer(Timer::Sweep, at)),
-            self.endpoints.deadline().map(|at| timer(Timer::Endpoint, at)),
+            self.cut_off.deadline().map(|at| timer(Timer::Rejoined, at)),
+            self.endpoints.choices.deadline().map(|at| timer(Timer::Endpoint, at)),
+            self.gateways.choices.deadline().map(|at| timer(Timer::Gateway, at)),
             self.guards.deadline().filter(|_| self.dirty.is_none()).map(|at| timer(Timer::Guard, at)),
         ]
         .into_iter()
@@ -361,6 +387,16 @@ impl Agent {
     /// Whether there is a plan: nothing may be removed before.
     pub fn has_plan(&self) -> bool {
         self.planned
+    }
+
+    /// Backends that an earlier run served in their grace: it goes on.
+    pub fn remember_draining(&mut self, earlier: impl IntoIterator<Item = Draining>, now: Time) {
+        self.drains.restore(earlier, now);
+    }
+
+    /// To be kept over a restart.
+    pub fn draining(&self, now: Time) -> impl Iterator<Item = Draining> {
+        self.drains.all(now)
     }
 
     /// Pods whose interfaces the shell should find.
@@ -390,9 +426,9 @@ impl Agent {
         self.health.counts()
     }
 
-    /// Every other cluster is down, and there are several: then nothing is ended.
+    /// Every other cluster is down, and there are several, or was a moment ago: then nothing is ended.
     pub fn is_cut_off(&self) -> bool {
-        self.cut_off
+        self.cut_off.is()
     }
 
     pub fn is_own_stale(&self) -> bool {
@@ -414,8 +450,16 @@ impl Agent {
         }
     }
 
-    /// Only what changes alone: a flip knows the nodes and pods of the last plan.
     fn flip(&mut self, key: &ServiceKey, now: Time) -> bool {
+        self.flip_if_alone(|flips, world| flips.flip(world, key, now))
+    }
+
+    fn flip_pod(&mut self, cluster: &ClusterName, ip: IpAddr, now: Time) -> bool {
+        self.flip_if_alone(|flips, world| flips.pod(world, cluster, ip, now))
+    }
+
+    /// Only what changes alone: a flip knows the nodes and pods of the last plan.
+    fn flip_if_alone(&mut self, flip: impl FnOnce(&mut Flips, World<'_>) -> Option<Flip>) -> bool {
         if !self.planned || self.dirty.is_some() || !self.draining.is_empty() {
             return false;
         }
@@ -427,7 +471,7 @@ impl Agent {
             services: &self.services,
             pods: &self.pods,
         };
-        let Some(flip) = self.flips.flip(world, key, now) else { return false };
+        let Some(flip) = flip(&mut self.flips, world) else { return false };
         if !flip.is_empty() {
             self.outputs.push_back(Output::Flip(flip));
         }
@@ -490,6 +534,13 @@ impl Agent {
         unread.map(|(view, _)| view.name.clone()).collect()
     }
 
+    /// When local picks are left to kube-proxy, unless the own keyspace is heard before.
+    fn stale_at(&self) -> Time {
+        let own = self.view.own();
+        let silent = own.heard.unwrap_or(self.started) + OWN_STALE;
+        own.interrupted_since.map_or(silent, |lost| silent.min(lost + OWN_LOST))
+    }
+
     fn is_blind(&self) -> bool {
         self.own_stale || self.view.own().interrupted.is_some()
     }
@@ -515,83 +566,5 @@ impl Agent {
         if !self.outputs.contains(&output) {
             self.outputs.push_back(output);
         }
-    }
-
-    fn make_plan(&mut self, now: Time) {
-        self.dirty = None;
-        self.last_plan = Some(now);
-        self.find_pods();
-        let mut notes = Vec::new();
-        let leaving = self.draining.values().map(|(peer, _)| peer);
-        let mut remotes = remotes(&self.view, leaving, &self.config, &mut notes);
-        self.endpoints.settle(&mut remotes, now);
-        for remote in &remotes {
-            // At the first plan a word of an earlier run goes on; later, the place is a new one.
-            self.health.begin(WordPlace::Cluster(remote.peer.cluster.id), self.planned);
-            let nodes = || remote.nodes.iter().map(|node| node.id);
-            let new: BTreeSet<u32> = self.slots.assign(nodes(), now).iter().map(|(_, slot)| *slot).collect();
-            for slot in nodes().map(|node| self.slots.get(node)).filter(|slot| *slot != 0) {
-                self.health.begin(WordPlace::Node(slot), new.contains(&slot));
-            }
-        }
-        let nodes = || remotes.iter().flat_map(|remote| &remote.nodes);
-        let mut services = merge_services(&self.config, &self.view, &remotes, &self.slots, &self.unread);
-        let staying = remotes.iter().filter(|remote| !remote.leaving).map(|remote| &remote.peer.cluster);
-        let connected: BTreeSet<_> = staying.chain([&self.config.cluster]).cloned().collect();
-        let own = &self.config.cluster;
-        let closing = self.drains.apply(own, &self.services, &mut services, &connected, &self.slots, now);
-        self.services = services;
-        let used = limit_backends(&self.config.cluster, &mut self.services, &mut notes);
-        let (mut datapath, over) = plan_datapath(
-            &self.config,
-            &self.view,
-            &remotes,
-            &self.services,
-            &closing,
-            &self.slots,
-            &self.interfaces,
-        );
-        if self.own_stale {
-            datapath.config.flags |= CONFIG_OWN_STALE;
-        }
-        notes.extend(over);
-        let (after, cut_off) = (self.config.reset_after, self.cut_off);
-        plan_resets(&self.config.cluster, &self.services, after, cut_off, &mut datapath, &mut notes);
-        self.plan = Arc::new(Plan {
-            tunnels: Some(
-                self.guards.settle(plan_tunnels(&self.config, &self.view, &remotes, &self.slots), now),
-            ),
-            datapath,
-            probed: nodes().map(|node| (node.id, node.mesh.ipv4)).collect(),
-            notes,
-        });
-        let staying = remotes.into_iter().filter(|remote| !remote.leaving);
-        let ends = staying.map(|remote| (remote.view.name.clone(), remote.ends)).collect();
-        self.flips.planned(ends, used);
-        self.planned = true;
-        self.reconcile();
-    }
-
-    /// Never to a plan that a flip has overtaken.
-    fn reconcile_again(&mut self, now: Time) {
-        match self.flips.deadline() {
-            Some(_) => self.make_plan(now),
-            None => self.reconcile(),
-        }
-    }
-
-    fn reconcile(&mut self) {
-        if self.planned && !self.outputs.contains(&Output::Reconcile) {
-            self.outputs.push_back(Output::Reconcile);
-        }
-    }
-
-    fn retry_later(&mut self, now: Time) {
-        self.retry_at = Some(now + self.retry_wait);
-        self.retry_wait = (self.retry_wait * 2).min(RESYNC);
-    }
-
-    fn resync_at(&self) -> Option<Time> {
-        self.last_reconcile.map(|at| at + RESYNC)
     }
 }

@@ -14,8 +14,8 @@ use crate::services::MergedService;
 /// 262,144 / 8 = 32,768 slots. A slice that changes is written beside the old one, which rests for a while: a cluster that
 /// changes everything at once takes twice its share, a quarter of the map.
 pub(crate) const BACKENDS_SHARE: usize = size::BACKENDS as usize / 8;
-/// 262,144 / 4 = 65,536 entries: a full /16 of pods. Entries are replaced in place, so this is all a cluster takes.
-pub(crate) const IPCACHE_SHARE: usize = size::IPCACHE as usize / 4;
+/// 524,288 / 8 = 65,536 entries: a full /16 of pods. Entries are replaced in place, so this is all a cluster takes.
+pub(crate) const IPCACHE_SHARE: usize = size::IPCACHE as usize / 8;
 
 /// Leaves out what is over a remote cluster's share of `backends`: whole services, the later ones by namespace and name.
 /// Gives what each cluster takes. O(backends).

@@ -19,11 +19,11 @@ pub struct AgentConfig {
     pub encryption: Encryption,
     /// The kernel's IPsec: what comes in says by its request id which node sent it.
     pub kernel_ipsec: bool,
+    /// By which netfilter hides clients outside behind this node's address; 0 = it does not.
+    pub masquerade_mark: u32,
     pub port: u16,
     pub mtu: u16,
     pub mark: Mark,
-    pub table: u32,
-    pub rule_priority: u32,
     /// Liveness probes leave from here.
     pub probe_port: u16,
     /// Established connections to what is down are ended so long after the verdict, unless their service wishes otherwise.

@@ -4,13 +4,14 @@
 //! node lets established connections in for [`CLOSING`] at least: what the pod answers meanwhile is remembered as a flow, and
 //! goes on after it.
 //!
-//! Cost: one look at every backend per plan. An agent that starts anew has forgotten them: their grace ends early.
+//! Cost: one look at every backend per plan. An agent that starts anew is told of them ([`Draining`]): their grace goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hawser_model::{ClusterRef, PortName, Protocol, ServiceKey, Time};
+use hawser_discovery::NodeId;
+use hawser_model::{ClusterRef, NodeName, PortName, Protocol, ServiceKey, Time};
 
 use crate::services::{MergedBackend, MergedService, State};
 use crate::slots::NodeSlots;
@@ -33,7 +34,31 @@ struct Place {
 #[derive(Clone, Debug)]
 struct Withdrawn {
     at: Time,
+    /// For how long it had been so by then: in an earlier run.
+    before: Duration,
     backend: MergedBackend,
+}
+
+impl Withdrawn {
+    /// Until when clients keep it, and until when its node lets them in.
+    fn ends(&self, service: &MergedService, here: bool) -> [Time; 2] {
+        graces(service, here).map(|grace| self.at + grace.saturating_sub(self.before))
+    }
+}
+
+/// A withdrawn backend in its grace, as the next run is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draining {
+    pub service: ServiceKey,
+    pub name: PortName,
+    pub protocol: Protocol,
+    pub cluster: ClusterRef,
+    pub ip: IpAddr,
+    pub port: u16,
+    pub node: Option<(NodeId, NodeName)>,
+    pub elsewhere: bool,
+    /// Since it was withdrawn.
+    pub age: Duration,
 }
 
 /// Of the own cluster: address, port, protocol.
@@ -46,6 +71,30 @@ pub(crate) struct Drains {
 }
 
 impl Drains {
+    /// Of an earlier run. O(what it gives).
+    pub(crate) fn restore(&mut self, earlier: impl IntoIterator<Item = Draining>, now: Time) {
+        for known in earlier.into_iter().take(MOST) {
+            let Draining { service, name, protocol, cluster, ip, port, node, elsewhere, age } = known;
+            let backend = MergedBackend { ip, port, node, slot: 0, state: State::Ready, elsewhere };
+            let place = Place { service, name, protocol, cluster, ip, port };
+            self.withdrawn.insert(place, Withdrawn { at: now, before: age, backend });
+        }
+    }
+
+    pub(crate) fn all(&self, now: Time) -> impl Iterator<Item = Draining> {
+        self.withdrawn.iter().map(move |(place, withdrawn)| Draining {
+            service: place.service.clone(),
+            name: place.name.clone(),
+            protocol: place.protocol,
+            cluster: place.cluster.clone(),
+            ip: place.ip,
+            port: place.port,
+            node: withdrawn.backend.node.clone(),
+            elsewhere: withdrawn.backend.elsewhere,
+            age: withdrawn.before + now.since(withdrawn.at),
+        })
+    }
+
     /// Remembers what `before` had and `services` have no longer, of clusters that are still connected, and gives those in
     /// their grace back to `services`. Returns which backends of the own cluster are closing.
     pub(crate) fn apply(
@@ -71,7 +120,7 @@ impl Drains {
             };
             let service = &mut services[at];
             let here = place.cluster == *own;
-            let [served, admitted] = ends(service, here, withdrawn.at);
+            let [served, admitted] = withdrawn.ends(service, here);
             let Some(port) = service.ports.get_mut(&place.name) else { return false };
             let mut known = port.slices.get(&place.cluster).into_iter().flatten();
             let back = known.any(|backend| (backend.ip, backend.port) == (place.ip, place.port));
@@ -83,7 +132,7 @@ impl Drains {
             if served > now {
                 let slot = withdrawn.backend.node.as_ref().map_or(0, |(node, _)| slots.get(*node));
                 let backend = MergedBackend { state: State::Withdrawn, slot, ..withdrawn.backend.clone() };
-                port.slices.entry(place.cluster.clone()).or_default().push(backend);
+                port.slices.or_default(place.cluster.clone()).push(backend);
             }
             if here && service.shared {
                 closing.insert((place.ip, place.port, place.protocol));
@@ -105,7 +154,7 @@ impl Drains {
         for (name, port) in &after.ports {
             let Some(old) = before.ports.get(name).filter(|old| old.port == port.port) else { continue };
             for (cluster, backends) in old.slices.iter().filter(|(cluster, _)| connected.contains(*cluster)) {
-                if ends(after, cluster == own, now).into_iter().max() <= Some(now) {
+                if graces(after, cluster == own).into_iter().all(|grace| grace.is_zero()) {
                     continue;
                 }
                 let left = port.slices.get(cluster).map(Vec::as_slice).unwrap_or_default();
@@ -122,7 +171,10 @@ impl Drains {
                         ip: backend.ip,
                         port: backend.port,
                     };
-                    self.withdrawn.insert(place, Withdrawn { at: now, backend: backend.clone() });
+                    self.withdrawn.insert(
+                        place,
+                        Withdrawn { at: now, before: Duration::ZERO, backend: backend.clone() },
+                    );
                 }
             }
         }
@@ -139,8 +191,8 @@ impl Drains {
     }
 }
 
-/// Until when clients keep it, and until when its node lets them in.
-fn ends(service: &MergedService, here: bool, at: Time) -> [Time; 2] {
+/// For how long clients keep what is withdrawn, and its node lets them in.
+fn graces(service: &MergedService, here: bool) -> [Duration; 2] {
     let grace = Duration::from_secs(service.routing.drain_grace_seconds.into());
-    [at + grace, at + if here { grace.max(CLOSING) } else { Duration::ZERO }]
+    [grace, if here { grace.max(CLOSING) } else { Duration::ZERO }]
 }

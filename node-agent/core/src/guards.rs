@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use hawser_ebpf_abi::{DesiredDatapath, IP_GUARDED, IpEntry, PrefixKey};
 use hawser_model::Time;
 use hawser_tunnels::Desired;
 use ipnet::IpNet;
@@ -39,5 +40,15 @@ impl Guards {
     /// When the next one has rested long enough.
     pub(crate) fn deadline(&self) -> Option<Time> {
         self.resting.values().min().copied()
+    }
+}
+
+/// What is guarded leaves by no other device either, whatever others' routes say. O(prefixes).
+pub(crate) fn keep_inside(tunnels: &Desired, datapath: &mut DesiredDatapath) {
+    let guarded = IpEntry { flags: IP_GUARDED, ..IpEntry::default() };
+    // What is everything is refused by the tunnels' plan, too.
+    let prefixes = tunnels.guards.union(&tunnels.routes).filter(|prefix| prefix.prefix_len() > 0);
+    for key in prefixes.filter_map(|prefix| PrefixKey::new(prefix.addr(), prefix.prefix_len())) {
+        datapath.ipcache.entry(key).or_insert(guarded);
     }
 }

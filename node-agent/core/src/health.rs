@@ -52,8 +52,12 @@ impl HealthWords {
     }
 
     fn in_kernel(&self, place: WordPlace) -> HealthWord {
-        let word = self.kernel.get(&place).copied().filter(|word| word.raw() != 0);
-        word.unwrap_or(HealthWord::UP)
+        self.found(place).unwrap_or(HealthWord::UP)
+    }
+
+    /// What the kernel holds there, if it says anything.
+    pub fn found(&self, place: WordPlace) -> Option<HealthWord> {
+        self.kernel.get(&place).copied().filter(|word| word.raw() != 0)
     }
 
     /// A verdict, and what share of its weight counts when it is up. Unknown says nothing new.

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hawser_model::{Endpoint, IdentityId, PortMap, PortName, ServicePort, SharedService};
+use hawser_ebpf_abi::FewMap;
+use hawser_model::{
+    Endpoint, GlobalService, IdentityId, Outside, PortMap, PortName, Routing, ServicePort, SharedService,
+};
 
 /// Of an [`Endpoint`], beside its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,34 @@ impl From<&SharedService> for KeptService {
         let backends =
             KeptBackends::new(&service.backends, |ip| service.draining.contains(ip), &service.zones);
         Self { shared: service.shared, backends }
+    }
+}
+
+/// Of a [`GlobalService`], beside its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptGlobal {
+    pub cluster_ips: Box<[IpAddr]>,
+    pub ports: FewMap<PortName, ServicePort>,
+    pub routing: Routing,
+    pub shared: bool,
+    pub outside: Outside,
+    pub backends: KeptBackends,
+}
+
+impl From<&GlobalService> for KeptGlobal {
+    fn from(service: &GlobalService) -> Self {
+        Self {
+            cluster_ips: service.cluster_ips.as_slice().into(),
+            ports: service.ports.iter().map(|(name, port)| (name.clone(), *port)).collect(),
+            routing: service.routing.clone(),
+            shared: service.shared,
+            outside: service.outside.clone(),
+            backends: KeptBackends::new(
+                &service.backends,
+                |ip| service.draining.contains(ip),
+                &service.zones,
+            ),
+        }
     }
 }
 

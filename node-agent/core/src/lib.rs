@@ -10,11 +10,13 @@
 
 mod agent;
 mod budget;
+mod choices;
 mod config;
 mod drains;
 mod eligible;
 mod endpoints;
 mod flips;
+mod gateways;
 mod guards;
 mod health;
 mod kept;
@@ -31,10 +33,11 @@ mod topology;
 mod verdicts;
 mod view;
 
-pub use agent::{Agent, DEBOUNCE, DRAIN, FIRST_PLAN, GATHER, OWN_STALE, RESYNC, RETRY};
+pub use agent::{Agent, DEBOUNCE, DRAIN, FIRST_PLAN, GATHER, OWN_LOST, OWN_STALE, RESYNC, RETRY};
 pub use config::AgentConfig;
+pub use drains::Draining;
 pub use eligible::{BackendStatus, backends};
-pub use flips::Flip;
+pub use flips::{Flip, Newcomer};
 pub use guards::GUARD_REST;
 pub use health::{HealthWords, WordCounts, WordPlace, WordWrite};
 pub use kept::{KeptBackends, KeptEndpoint, KeptService, Served};
@@ -43,7 +46,7 @@ pub use plan_datapath::Interfaces;
 pub use services::{MergedBackend, MergedPort, MergedService, State};
 pub use slices::Slices;
 pub use slots::{NodeSlots, REST, SLOT_NONE};
-pub use status::{ClusterStatus, ControlPlane, ServiceStatus};
+pub use status::{ClusterStatus, ControlPlane, Noted, ServiceStatus};
 pub use verdicts::{Standing, Verdicts, combine};
 pub use view::{Changed, ClusterView, MeshView, Refused};
 

@@ -1,9 +1,8 @@
 //! What the agent's core says to its shell: plans, outputs, deadlines.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
-use hawser_discovery::NodeId;
+use hawser_discovery::{NodeId, Reflector};
 use hawser_ebpf_abi::DesiredDatapath;
 use hawser_model::{ClusterName, Time};
 use hawser_tunnels::Desired;
@@ -20,7 +19,7 @@ pub struct Plan {
     pub tunnels: Option<Desired>,
     pub datapath: DesiredDatapath,
     /// Whom to probe, once the tunnels are there.
-    pub probed: BTreeMap<NodeId, Ipv4Addr>,
+    pub probed: BTreeMap<NodeId, Reflector>,
     /// What was left out, and why.
     pub notes: Vec<String>,
 }
@@ -35,9 +34,12 @@ pub enum Output {
     Flip(Flip),
     /// End connections that are over and say nothing themselves.
     Sweep,
+    /// The own keyspace cannot be read, and there is no plan to say so: what an earlier run left in the kernel is old.
+    OwnStale,
     /// Put the guards of [`Agent::guards`] where they are missing, and take nothing away.
     Guard,
-    /// Look at the engine's peers, then say with [`Agent::handle_seen`] what was seen.
+    /// Look at the engine's peers, then say with [`Agent::handle_seen`] what was seen, and with [`Agent::handle_nodes_heard`] whom liveness
+    /// heard when.
     LookAtPeers,
     /// Bring everything to [`Agent::plan`], then say how it went with [`Agent::handle_reconciled`].
     Reconcile,
@@ -56,8 +58,12 @@ pub enum Timer {
     Retry,
     Resync,
     Sweep,
+    /// Clusters that did not come back with the others are down again like any other.
+    Rejoined,
     /// A node is silent that can be tried elsewhere.
     Endpoint,
+    /// The same, by another gateway.
+    Gateway,
     /// A guard of what is gone has rested.
     Guard,
 }

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hawser_ebpf_abi::{
-    Addr, BackendSpec, CONFIG_KERNEL_IPSEC, CONFIG_LEFT_OUT, Config, DesiredDatapath, ENDPOINT_TRANSLATED,
-    EXPORTED_CLOSING, Endpoint, Exported, IP_MESH_ADDRESS, IP_REMOTE, IpEntry, LeftOut, MAX_SLICES, Port,
-    PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
+    Addr, BackendSpec, CONFIG_KERNEL_IPSEC, CONFIG_LEFT_OUT, CONFIG_UPLINKS, Config, DesiredDatapath,
+    ENDPOINT_TRANSLATED, EXPORTED_CLOSING, Endpoint, Exported, FewMap, FewSet, IP_MESH_ADDRESS, IP_REMOTE,
+    IpEntry, LeftOut, MAX_SLICES, Port, PrefixKey, ServiceKey, ServiceSpec, SliceSpec,
 };
 use hawser_model::{Algorithm, ClusterRef, IdentityId, OnLoss, Peer, Routing};
 use ipnet::IpNet;
@@ -28,6 +28,8 @@ use crate::view::MeshView;
 pub struct Interfaces {
     /// 0 while there is none.
     pub tunnel: u32,
+    /// Where traffic from outside is to be served.
+    pub uplinks: BTreeSet<u32>,
     /// The host side of each local pod's interface.
     pub pods: BTreeMap<IpAddr, u32>,
     /// The cookie of the network namespace of each left-out pod that has one.
@@ -79,6 +81,7 @@ pub(crate) fn plan_datapath(
     let mut desired = DesiredDatapath {
         config: header(config, interfaces),
         endpoints: endpoints.collect(),
+        uplinks: interfaces.uplinks.clone(),
         ..DesiredDatapath::default()
     };
     leave_out(&pods, interfaces, &mut desired);
@@ -90,6 +93,8 @@ pub(crate) fn plan_datapath(
             &mut desired,
         );
     }
+    let from_outside = services.iter().filter(|_| !interfaces.uplinks.is_empty());
+    from_outside.for_each(|service| enter(config, view, service, &mut desired));
     for (ip, port, protocol) in closing.iter().filter(|(ip, _, _)| pods.contains_key(ip)) {
         let key = ServiceKey::new((*ip).into(), Port::new(*port), protocol.number());
         desired.exported.entry(key).or_insert(Exported { flags: EXPORTED_CLOSING });
@@ -116,13 +121,18 @@ fn leave_out(pods: &BTreeMap<IpAddr, KeptEndpoint>, interfaces: &Interfaces, des
 
 fn header(config: &AgentConfig, interfaces: &Interfaces) -> Config {
     let mesh = config.mesh_addresses();
+    let mut flags = if config.kernel_ipsec { CONFIG_KERNEL_IPSEC } else { 0 };
+    if !interfaces.uplinks.is_empty() {
+        flags |= CONFIG_UPLINKS;
+    }
     Config {
         tunnel_ifindex: interfaces.tunnel,
         tunnel_mtu: config.mtu.into(),
         own_mesh_v4: mesh.ipv4.into(),
         own_mesh_v6: mesh.ipv6.into(),
         probe_port: Port::new(config.probe_port),
-        flags: if config.kernel_ipsec { CONFIG_KERNEL_IPSEC } else { 0 },
+        flags,
+        masquerade_mark: config.masquerade_mark,
         ..Config::new(config.cluster.id.get())
     }
 }
@@ -159,12 +169,32 @@ fn frontends(own: &ClusterRef, service: &MergedService, desired: &mut DesiredDat
     }
 }
 
+/// Where else a service is entered at this node: its external addresses, and its NodePorts at this node's own. Each leads to the
+/// ClusterIP of its family.
+fn enter(config: &AgentConfig, view: &MeshView, service: &MergedService, desired: &mut DesiredDatapath) {
+    for (name, port) in service.ports.iter().filter(|(_, port)| port.is_programmed()) {
+        let number = port.port.port;
+        let external = service.outside.ips.iter().map(|ip| (*ip, number));
+        let node_port = service.outside.node_ports.get(name).copied();
+        let of_node =
+            node_port.into_iter().flat_map(|port| own_addresses(config, view).map(move |ip| (ip, port)));
+        for (ip, port_there) in external.chain(of_node) {
+            let of_family = |to: &&IpAddr| to.is_ipv4() == ip.is_ipv4();
+            let Some(to) = service.cluster_ips.iter().find(of_family) else { continue };
+            let key = |ip: IpAddr, number| {
+                ServiceKey::new(ip.into(), Port::new(number), port.port.protocol.number())
+            };
+            desired.frontends.insert(key(ip, port_there), key(*to, number));
+        }
+    }
+}
+
 fn slices(
     own: &ClusterRef,
     routing: &Routing,
     port: &MergedPort,
     frontend: IpAddr,
-) -> BTreeMap<(u16, u8), SliceSpec> {
+) -> FewMap<(u16, u8), SliceSpec> {
     let mut shares: Vec<_> = spread(own, routing, port, frontend.is_ipv4()).into_iter().collect();
     // Where there is no room for all, those that drain are left out first.
     shares.sort_by_key(|((_, group), _)| *group);
@@ -178,7 +208,7 @@ fn slices(
         };
         let backends = port.slices.get(&cluster).into_iter().flatten();
         let of_group = backends.filter(of_family).filter(|backend| Group::of(backend) == group);
-        let backends: BTreeSet<_> = of_group.map(spec).collect();
+        let backends: FewSet<_> = of_group.map(spec).collect();
         let ignores_health = routing.on_data_plane_loss == OnLoss::Keep && cluster != *own;
         let of = (cluster.id.get(), group.number());
         (of, SliceSpec { weight: share.weight, tier: share.tier, ignores_health, backends })

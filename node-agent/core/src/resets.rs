@@ -25,15 +25,40 @@ pub(crate) fn ticks(after: ResetAfter) -> u16 {
     }
 }
 
-/// When it is usually we who are cut off: there are several other clusters, and all of them went down. A reset would then
-/// end what would otherwise go on as soon as we are back. O(clusters).
-pub(crate) fn is_cut_off(verdicts: impl IntoIterator<Item = ClusterHealth>) -> bool {
-    let mut clusters = 0;
-    let all = verdicts.into_iter().all(|verdict| {
-        clusters += 1;
-        verdict == ClusterHealth::Down
-    });
-    all && clusters > 1
+/// After having been cut off clusters come back one after the other. For so long those that are missing yet count as before.
+const REJOIN: Duration = Duration::from_secs(5);
+
+/// Whether it is usually we who are cut off: there are several other clusters, and all of them went down. A reset would then end
+/// what would otherwise go on as soon as we are back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CutOff {
+    is: bool,
+    /// Some are back.
+    ends: Option<Time>,
+}
+
+impl CutOff {
+    pub(crate) fn is(self) -> bool {
+        self.is
+    }
+
+    pub(crate) fn deadline(self) -> Option<Time> {
+        self.ends
+    }
+
+    /// By the verdicts about all other clusters. True when it is otherwise than before. O(clusters).
+    pub(crate) fn judge(&mut self, verdicts: &[ClusterHealth], now: Time) -> bool {
+        let (before, down) = (self.is, ClusterHealth::Down);
+        if verdicts.len() > 1 && verdicts.iter().all(|verdict| *verdict == down) {
+            *self = Self { is: true, ends: None };
+        } else if self.is {
+            let ends = *self.ends.get_or_insert(now + REJOIN);
+            if ends <= now || !verdicts.contains(&down) {
+                *self = Self::default();
+            }
+        }
+        self.is != before
+    }
 }
 
 /// Of the backends that one service or another wishes something for, what counts: the longest of all their services' wishes.

@@ -3,17 +3,18 @@
 //! A service exists here when the own cluster has it; each cluster adds a slice of backends per port, matched by the
 //! port's *name*. Cost: O(backends), made once per plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use hawser_discovery::NodeId;
+use hawser_ebpf_abi::FewMap;
 use hawser_model::{
-    ClusterName, ClusterRef, GlobalService, NodeName, OnLoss, PortName, Protocol, Routing, ServiceKey,
-    ServicePort, ZoneAffinity,
+    ClusterName, ClusterRef, NodeName, OnLoss, Outside, PortName, Protocol, Routing, ServiceKey, ServicePort,
+    ZoneAffinity,
 };
 
 use crate::config::AgentConfig;
-use crate::kept::Served;
+use crate::kept::{KeptGlobal, Served};
 use crate::slots::NodeSlots;
 use crate::topology::{Origin, Remote};
 use crate::view::MeshView;
@@ -24,15 +25,16 @@ pub struct MergedService {
     pub key: ServiceKey,
     pub routing: Routing,
     pub shared: bool,
-    pub cluster_ips: Vec<IpAddr>,
-    pub ports: BTreeMap<PortName, MergedPort>,
+    pub cluster_ips: Box<[IpAddr]>,
+    pub outside: Outside,
+    pub ports: FewMap<PortName, MergedPort>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MergedPort {
     pub port: ServicePort,
     /// By cluster name, the own one included. Clusters without backends are not in it.
-    pub slices: BTreeMap<ClusterRef, Vec<MergedBackend>>,
+    pub slices: FewMap<ClusterRef, Vec<MergedBackend>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,8 +80,8 @@ pub(crate) fn merge_services(
 ) -> Vec<MergedService> {
     let origins: Vec<_> =
         remotes.iter().filter(|remote| !remote.leaving).map(|remote| remote.origin()).collect();
-    let own = view.own().local_services.values();
-    own.map(|service| merge_service(config, view, &origins, slots, unread, service)).collect()
+    let own = view.own().local_services.iter();
+    own.map(|(key, service)| merge_service(config, view, &origins, slots, unread, key, service)).collect()
 }
 
 /// One of them. O(its backends × clusters).
@@ -89,43 +91,49 @@ pub(crate) fn merge_service(
     origins: &[Origin<'_>],
     slots: &NodeSlots,
     unread: &BTreeSet<ClusterName>,
-    service: &GlobalService,
+    key: &ServiceKey,
+    service: &KeptGlobal,
 ) -> MergedService {
     let zone = view.own().nodes.get(&config.node).and_then(|node| node.labels.get(ZONE_LABEL));
     let zone = zone.map(String::as_str).filter(|zone| !zone.is_empty());
     let zone = zone.filter(|_| service.routing.zone_affinity == ZoneAffinity::Local);
     let drained = service.routing.on_control_plane_loss == OnLoss::Drain;
     let ports = service.ports.iter().map(|(name, port)| {
-        let mut slices = BTreeMap::new();
-        let local = service.backends.iter().filter_map(|(ip, ports)| {
-            let port = target(ports.get(name)?, *port)?;
-            let of = service.zones.get(ip).map(String::as_str);
-            let elsewhere = zone.is_some() && of != zone;
-            let state = if service.draining.contains(ip) { State::Draining } else { State::Ready };
-            Some(MergedBackend { ip: *ip, port, node: None, slot: 0, state, elsewhere })
+        let mut slices = Vec::with_capacity(1 + origins.len());
+        let local = service.backends.of_port(name).filter_map(|served| {
+            let port = target(&served.port, *port)?;
+            let elsewhere = zone.is_some() && served.zone != zone;
+            let state = if served.draining { State::Draining } else { State::Ready };
+            Some(MergedBackend { ip: served.ip, port, node: None, slot: 0, state, elsewhere })
         });
         add(&mut slices, &config.cluster, local.collect());
         for origin in origins {
-            let mut slice = remote_slice(config, origin, &service.key, name, *port, slots, zone);
+            let mut slice = remote_slice(config, origin, key, name, *port, slots, zone);
             if drained && unread.contains(&origin.peer.cluster.name) {
                 slice.iter_mut().for_each(|backend| backend.state = State::Draining);
             }
             add(&mut slices, &origin.peer.cluster, slice);
         }
-        (name.clone(), MergedPort { port: *port, slices })
+        (name.clone(), MergedPort { port: *port, slices: slices.into_iter().collect() })
     });
     MergedService {
-        key: service.key.clone(),
+        key: key.clone(),
         routing: service.routing.clone(),
         shared: service.shared,
         cluster_ips: service.cluster_ips.clone(),
+        outside: service.outside.clone(),
         ports: ports.collect(),
     }
 }
 
-fn add(slices: &mut BTreeMap<ClusterRef, Vec<MergedBackend>>, of: &ClusterRef, backends: Vec<MergedBackend>) {
+fn add(
+    slices: &mut Vec<(ClusterRef, Vec<MergedBackend>)>,
+    of: &ClusterRef,
+    mut backends: Vec<MergedBackend>,
+) {
     if !backends.is_empty() {
-        slices.insert(of.clone(), backends);
+        backends.shrink_to_fit();
+        slices.push((of.clone(), backends));
     }
 }
 

@@ -31,6 +31,17 @@ pub struct ClusterStatus {
     pub refused: u64,
 }
 
+/// What changed in what is known of a node or cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noted {
+    Verdict(Transition),
+    /// A node that is up weighs less or more than before.
+    Grey {
+        grey: Greyness,
+        before: u16,
+    },
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceStatus {
     pub service: MergedService,
@@ -134,7 +145,7 @@ impl Agent {
     }
 
     /// Verdicts that changed, oldest first.
-    pub fn transitions(&self) -> impl Iterator<Item = &Transition> {
+    pub fn transitions(&self) -> impl Iterator<Item = &Noted> {
         self.transitions.iter()
     }
 }

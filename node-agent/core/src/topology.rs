@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use hawser_discovery::{MOST_ENDPOINTS, NodeId};
-use hawser_model::{AddressKind, BootId, MeshAddresses, Node, NodeAddress, NodeName, Peer, TunnelEnd};
+use hawser_model::{
+    AddressKind, BootId, Encryption, MeshAddresses, Node, NodeAddress, NodeName, Peer, TunnelEnd, TunnelNode,
+};
 use hawser_tunnels::PrefixTable;
 use ipnet::IpNet;
 
 use crate::config::AgentConfig;
+use crate::gateways::Way;
 use crate::kept::KeptEndpoint;
 use crate::view::{ClusterView, MeshView};
 
@@ -29,6 +32,13 @@ pub(crate) struct RemoteNode<'a> {
     /// The one of them that is taken, or where it was heard from.
     pub endpoint: SocketAddr,
     pub keepalive: Option<u16>,
+    /// Its cluster's other nodes are reached by it.
+    pub gateway: bool,
+    pub way: Way,
+    /// This node is a gateway and carries what the node has for others of this cluster.
+    pub carried: bool,
+    /// We are behind a NAT, and it has to hear from us to answer.
+    pub dialled: bool,
     pub boot_id: Option<&'a BootId>,
     pub mesh: MeshAddresses,
     pub pod_cidrs: Vec<IpNet>,
@@ -105,7 +115,7 @@ impl<'a> Remote<'a> {
     }
 }
 
-fn admitted(cidrs: &[IpNet], ip: IpAddr) -> bool {
+pub(crate) fn admitted(cidrs: &[IpNet], ip: IpAddr) -> bool {
     cidrs.iter().any(|cidr| cidr.contains(&ip))
 }
 
@@ -147,15 +157,26 @@ fn families(view: &MeshView, config: &AgentConfig) -> [bool; 2] {
 }
 
 /// Where its tunnel can go: handshakes go out before any key is proven, so only to what its cluster was admitted with.
-/// Families that this node has come first, then internal addresses, then IPv4, then what is stated first.
-fn endpoints(peer: &Peer, node: &Node, end: &TunnelEnd, families: [bool; 2]) -> Vec<SocketAddr> {
+/// Families that this node has come first, then its public endpoint, then internal addresses, then IPv4, then what is stated first.
+/// A gateway has only its public endpoint: where it is needed, nothing else can be reached.
+fn endpoints(
+    peer: &Peer,
+    node: &Node,
+    tunnel: &TunnelNode,
+    end: &TunnelEnd,
+    families: [bool; 2],
+) -> Vec<SocketAddr> {
     let kinds = [AddressKind::InternalIp, AddressKind::ExternalIp];
     let kind = |address: &NodeAddress| kinds.iter().position(|kind| *kind == address.kind);
-    let within = node.addresses.iter().filter(|address| admitted(&peer.node_cidrs, address.ip));
-    let mut ranked: Vec<_> = within
-        .filter_map(|address| {
-            let v6 = address.ip.is_ipv6();
-            Some(((!families[usize::from(v6)], kind(address)?, v6), end.endpoint(address.ip)))
+    let stated = node.addresses.iter().filter(|_| !tunnel.gateway);
+    let stated = stated.filter_map(|address| Some((1 + kind(address)?, end.endpoint(address.ip))));
+    let public = tunnel.public_endpoint.into_iter().map(|endpoint| (0, endpoint));
+    let mut ranked: Vec<_> = public
+        .chain(stated)
+        .filter(|(_, endpoint)| admitted(&peer.node_cidrs, endpoint.ip()))
+        .map(|(kind, endpoint)| {
+            let v6 = endpoint.is_ipv6();
+            ((!families[usize::from(v6)], kind, v6), endpoint)
         })
         .collect();
     ranked.sort_by_key(|(rank, _)| *rank);
@@ -166,6 +187,22 @@ fn endpoints(peer: &Peer, node: &Node, end: &TunnelEnd, families: [bool; 2]) -> 
         }
     }
     endpoints
+}
+
+/// It was admitted with the own one; either cluster has changed it since.
+fn other_encryption(peer: &Peer, nodes: &[RemoteNode<'_>], config: &AgentConfig) -> Option<String> {
+    let of = |node: &RemoteNode<'_>| match node.end.esp {
+        Some(_) => Encryption::Ipsec,
+        None => Encryption::Wireguard,
+    };
+    let first = nodes.iter().find(|node| of(node) != config.encryption)?;
+    let count = nodes.iter().filter(|node| of(node) != config.encryption).count();
+    let (theirs, ours, cluster) = (of(first), config.encryption, &peer.cluster);
+    Some(format!(
+        "{count} nodes of {cluster} encrypt with {theirs}, the first is {}, and those of {} with {ours}: no tunnel comes about between them. fix: \
+         set the same encryption in the cluster.yaml of both clusters, and start the agents again",
+        first.name, config.cluster
+    ))
 }
 
 fn remote<'a>(
@@ -187,10 +224,10 @@ fn remote<'a>(
             break;
         }
         let Some(node) = view.nodes.get(name) else { continue };
-        let stated = endpoints(peer, node, &end, families);
+        let stated = endpoints(peer, node, tunnel, &end, families);
         let Some(endpoint) = stated.first().copied() else {
             notes.push(format!(
-                "{}/{name} states no InternalIP or ExternalIP inside the node CIDRs of its cluster and gets no tunnel. fix: add the range to nodeCIDRs there, and connect it again with a new bundle",
+                "{}/{name} states no InternalIP, ExternalIP or public endpoint inside the node CIDRs of its cluster and gets no tunnel. fix: add the range to nodeCIDRs there, and connect it again with a new bundle",
                 view.name
             ));
             continue;
@@ -210,6 +247,10 @@ fn remote<'a>(
             stated,
             endpoint,
             keepalive: None,
+            gateway: tunnel.gateway,
+            way: Way::Direct,
+            carried: false,
+            dialled: false,
             boot_id: tunnel.boot_id.as_ref(),
             // Computed, never believed.
             mesh: config.mesh.addresses(peer.cluster.id, tunnel.index, name),
@@ -223,7 +264,14 @@ fn remote<'a>(
             view.name, view.nodes.len(), view.service_count(), view.endpoints.len()
         ));
     }
+    notes.extend(other_encryption(peer, &nodes, config));
     let mut remote = Remote { peer, view, leaving: false, nodes, ends };
+    find_strays(&mut remote);
+    remote
+}
+
+/// Pods outside of their node's prefixes: it has them one by one.
+fn find_strays(remote: &mut Remote<'_>) {
     for (ip, endpoint) in remote.endpoints() {
         let at = endpoint.host.and_then(|host| remote.ends.by_host.get(&host).copied());
         if let Some(node) = at.and_then(|at| remote.nodes.get_mut(at))
@@ -232,5 +280,4 @@ fn remote<'a>(
             node.stray_pods.push(ip);
         }
     }
-    remote
 }

@@ -16,7 +16,7 @@ use hawser_model::{
 };
 use hawser_wire::{Context, Entry, Key, PeerRecord, Resource, admit, decode, derived};
 
-use crate::kept::{KeptEndpoint, KeptService, Served};
+use crate::kept::{KeptEndpoint, KeptGlobal, KeptService, Served};
 use crate::slices::Slices;
 
 /// Nothing heard of a keyspace for this long: it cannot be read, or nobody writes to it.
@@ -50,7 +50,7 @@ pub struct ClusterView {
     /// with the derived name.
     pub exports: BTreeMap<ServiceKey, ImportKind>,
     /// Of the own keyspace only.
-    pub local_services: BTreeMap<ServiceKey, GlobalService>,
+    pub local_services: BTreeMap<ServiceKey, KeptGlobal>,
     /// Of the own keyspace only.
     pub peers: BTreeMap<ClusterName, Peer>,
     pub refused: Refused,
@@ -60,6 +60,8 @@ pub struct ClusterView {
     pub heard: Option<Time>,
     /// Why it cannot be read now.
     pub interrupted: Option<String>,
+    /// Since when it cannot be read, without a break.
+    pub interrupted_since: Option<Time>,
     /// Since when it can be read without a break.
     pub read_since: Option<Time>,
     canaries: BTreeSet<Resource>,
@@ -88,6 +90,7 @@ impl ClusterView {
             revision: 0,
             heard: None,
             interrupted: None,
+            interrupted_since: None,
             read_since: None,
             canaries: BTreeSet::new(),
             listed: false,
@@ -170,7 +173,10 @@ impl ClusterView {
                 let kept = KeptService::from(&service);
                 self.services.insert(service.key, kept);
             }
-            Entry::LocalService(service) => drop(self.local_services.insert(service.key.clone(), service)),
+            Entry::LocalService(service) => {
+                let kept = KeptGlobal::from(&service);
+                self.local_services.insert(service.key, kept);
+            }
             Entry::LocalPeer(peer) => drop(self.peers.insert(peer.cluster.name.clone(), peer)),
             Entry::Synced { resource, .. } => {
                 self.canaries.insert(resource);
@@ -232,6 +238,8 @@ pub enum Changed {
     Data,
     /// Where one service is served, and nothing else.
     Service(ServiceKey),
+    /// A pod of a remote cluster is there, and nothing else.
+    Pod(IpAddr),
     /// The own cluster's list of peers, above all.
     Peers,
 }
@@ -289,13 +297,14 @@ impl MeshView {
         let own = self.is_own(cluster);
         let view = self.cluster_mut(cluster);
         match read {
+            // What others see of our services; here counts what is local.
+            Ok(Some((_, Entry::Service(_)))) if own => Changed::Nothing,
             Ok(Some((key, entry))) => {
                 let changed = match &entry {
                     Entry::LocalPeer(_) => Changed::Peers,
-                    // What others see of our services; here counts what is local.
-                    Entry::Service(_) if own => Changed::Nothing,
                     Entry::Service(SharedService { key, .. })
                     | Entry::LocalService(GlobalService { key, .. }) => Changed::Service(key.clone()),
+                    Entry::Endpoint(endpoint) if !own => Changed::Pod(endpoint.ip.to_canonical()),
                     _ => Changed::Data,
                 };
                 view.put(key, entry);
@@ -328,7 +337,7 @@ impl MeshView {
     pub fn listed(&mut self, cluster: &ClusterName) -> Changed {
         let view = self.cluster_mut(cluster);
         view.listed = true;
-        view.interrupted = None;
+        (view.interrupted, view.interrupted_since) = (None, None);
         view.sweep();
         view.settle();
         self.peers_changed();
@@ -342,12 +351,14 @@ impl MeshView {
             view.read_since = Some(now);
         }
         view.heard = Some(now);
-        view.interrupted = None;
+        (view.interrupted, view.interrupted_since) = (None, None);
         view.revision = revision.unwrap_or(view.revision);
     }
 
-    pub fn interrupted(&mut self, cluster: &ClusterName, reason: String) {
-        self.cluster_mut(cluster).interrupted = Some(reason);
+    pub fn interrupted(&mut self, cluster: &ClusterName, reason: String, now: Time) {
+        let view = self.cluster_mut(cluster);
+        view.interrupted = Some(reason);
+        view.interrupted_since.get_or_insert(now);
     }
 
     /// Forgets a cluster that is no longer followed. The own one stays.

@@ -13,7 +13,7 @@ use crate::sweep::Swept;
 impl Now {
     /// What is under way ends, and nothing begins any more.
     pub(super) async fn finish_all(&mut self, finished: &mut mpsc::Receiver<Done>) {
-        self.prober = None;
+        (self.prober, self.share) = (None, None);
         while self.reconciling || self.sweeping {
             match finished.recv().await {
                 Some(Done::Reconciled { .. }) => self.reconciling = false,

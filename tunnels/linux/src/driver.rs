@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use hawser_model::PublicKey;
-use hawser_tunnels::{DeviceName, Observed, Op};
+use hawser_model::{Epoch, Generation, PublicKey};
+use hawser_tunnels::{DeviceName, Observed, Op, PeerName, Receiving, Sending, StillInUse};
 
 use crate::{AssociateError, Choice, ConfigError, EngineError, KeyError, Kind};
 
@@ -15,6 +15,11 @@ use crate::{AssociateError, Choice, ConfigError, EngineError, KeyError, Kind};
 pub trait Driver: Send + Sync {
     /// Reads everything back. Costs a dump of our table and of the device's peers.
     fn observe(&self) -> Result<Observed, DriverError>;
+
+    /// Everything but the peers, of whom none is listed. Costs a dump of our table. None where there is only the whole look.
+    fn glance(&self) -> Result<Option<Observed>, DriverError> {
+        Ok(None)
+    }
 
     /// Carries out one step. Doing it twice does no harm.
     fn apply(&self, op: &Op) -> Result<(), DriverError>;
@@ -33,12 +38,41 @@ pub struct Stats {
     pub drops: Vec<(&'static str, u64)>,
     /// Whether the kernel encrypts, or this process.
     pub in_kernel: bool,
+    /// Of IPsec.
+    pub keys: Option<KeysInUse>,
+    /// Peers that were asked for and cannot have a tunnel, each with the reason.
+    pub without: Vec<String>,
+}
+
+/// Which keys of IPsec there are at the moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeysInUse {
+    pub receives: Vec<Generation>,
+    /// Of those: what others have taken the place of.
+    pub leaving: Vec<Generation>,
+    /// How many peers are sent to by a secret.
+    pub sends: BTreeMap<Epoch, usize>,
+}
+
+impl KeysInUse {
+    pub(crate) fn of<'a>(receiving: &Receiving, peers: impl Iterator<Item = &'a Sending>) -> Self {
+        let (receives, leaving) = (receiving.all().collect(), receiving.leaving().collect());
+        let mut sends = BTreeMap::<_, usize>::new();
+        for of in peers.filter_map(Sending::current) {
+            *sends.entry(of.epoch).or_default() += 1;
+        }
+        Self { receives, leaving, sends }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerStats {
     pub endpoint: Option<SocketAddr>,
     pub last_handshake: Option<SystemTime>,
+    /// The largest packet that is sent to it; none where nobody finds that out.
+    pub mtu: Option<u16>,
+    /// That are open now; none where that is not known.
+    pub sessions: Option<u32>,
     /// Bytes of UDP payload, as `wg show` counts them.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -81,6 +115,20 @@ pub enum DriverError {
     CountersLost { ledger: PathBuf },
     #[error(transparent)]
     Associate(#[from] AssociateError),
+    #[error(
+        "cannot open UDP port {port} for ESP in UDP: {source}. fix: stop what holds it (`ss -ulpn sport = :{port}`) or configure another port"
+    )]
+    EncapPort { port: u16, source: io::Error },
+    #[error(
+        "SPI {spi:#010x} of {peer} is another association's. fix: start either node's agent again after `hawser-node-agent --remove`, it begins with a new key"
+    )]
+    SpiTaken { peer: PeerName, spi: u32 },
+    #[error(
+        "the mesh secret of epoch {epoch} is another one than before, and its keys are in use. fix: count the epoch up with each new secret (`hawser ipsec rotate` does)"
+    )]
+    SecretChanged { epoch: Epoch },
+    #[error(transparent)]
+    StillInUse(#[from] StillInUse),
     #[error("no random numbers for the key of {device}. fix: see what getrandom(2) says on this machine")]
     NoRandom { device: DeviceName },
     #[error(

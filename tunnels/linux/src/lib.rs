@@ -24,8 +24,10 @@ mod wg;
 mod wireguard;
 mod xfrm;
 
-pub use driver::{Driver, DriverError, PeerStats, Stats};
-pub use engine::{AssociateError, Engine, EngineError, EngineSettings, MAX_MTU, MOST_INBOUND, Protocol};
+pub use driver::{Driver, DriverError, KeysInUse, PeerStats, Stats};
+pub use engine::{
+    AssociateError, Engine, EngineError, EngineSettings, MAX_MTU, MOST_INBOUND, MOST_LANES, Protocol,
+};
 pub use key::{KeyError, PrivateKey};
 pub use net::Kind;
 pub use uapi::{SetDevice, SetPeer, parse_set};

@@ -1,10 +1,9 @@
-//! The device's key, port, mark and peers by `wireguard-control`: one client for the kernel's WireGuard (generic netlink)
-//! and for our engine (its UAPI socket).
+//! The device's key, port, mark and peers: of the kernel's WireGuard by `wireguard-control` (generic netlink), of our engine,
+//! which is in this process, by a call. The engine answers `wireguard-control` and `wg` as well, on its UAPI socket.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 
 use hawser_model::PublicKey;
 use hawser_tunnels::DeviceName;
@@ -13,15 +12,21 @@ use wireguard_control::{
     Backend, Device, DeviceUpdate, InterfaceName, Key, KeyPair, PeerConfigBuilder, PeerInfo,
 };
 
-use crate::{PeerStats, PrivateKey, uapi};
+use crate::uapi::{SetDevice, SetPeer};
+use crate::{Engine, PeerStats, PrivateKey};
 
 /// Prefixes per request to the kernel: one peer's part of a message must fit into a page.
 const PREFIXES: usize = 64;
 
+/// The kernel's WireGuard of one device.
 pub(crate) struct Wg {
-    device: DeviceName,
     name: InterfaceName,
-    backend: Backend,
+}
+
+/// Who holds keys and peers.
+pub(crate) enum Client<'a> {
+    Kernel(&'a Wg),
+    Engine(&'a Engine),
 }
 
 /// The device as it shows itself.
@@ -36,6 +41,8 @@ pub(crate) struct View {
 pub(crate) struct PeerView {
     pub(crate) allowed: BTreeSet<IpNet>,
     pub(crate) keepalive: Option<u16>,
+    /// None of the kernel, which has one session a peer.
+    pub(crate) more_ports: Option<Vec<u16>>,
     pub(crate) stats: PeerStats,
 }
 
@@ -45,18 +52,19 @@ impl PeerView {
         let stats = PeerStats {
             endpoint: peer.config.endpoint,
             last_handshake: peer.stats.last_handshake_time,
+            mtu: None,
+            sessions: None,
             rx_bytes: peer.stats.rx_bytes,
             tx_bytes: peer.stats.tx_bytes,
         };
         let keepalive = peer.config.persistent_keepalive_interval.filter(|seconds| *seconds > 0);
-        Self { allowed: BTreeSet::new(), keepalive, stats }
+        Self { allowed: BTreeSet::new(), keepalive, more_ports: None, stats }
     }
 }
 
 impl Wg {
-    pub(crate) fn new(device: DeviceName, backend: Backend) -> io::Result<Self> {
-        let name = device.as_str().parse()?;
-        Ok(Self { device, name, backend })
+    pub(crate) fn new(device: &DeviceName) -> io::Result<Self> {
+        Ok(Self { name: device.as_str().parse()? })
     }
 
     /// The kernel's device, without peers and down; one that is there stays as it is.
@@ -74,7 +82,7 @@ impl Wg {
     }
 
     pub(crate) fn view(&self) -> io::Result<View> {
-        let device = Device::get(&self.name, self.backend)?;
+        let device = Device::get(&self.name, Backend::Kernel)?;
         let mut peers = BTreeMap::<_, PeerView>::new();
         for peer in &device.peers {
             let Some(key) = public_key(&peer.config.public_key) else { continue };
@@ -92,9 +100,37 @@ impl Wg {
         })
     }
 
+    fn update(&self, update: DeviceUpdate) -> io::Result<()> {
+        update.apply(&self.name, Backend::Kernel)
+    }
+
+    fn give(&self, key: &Key, prefixes: &[IpNet]) -> io::Result<()> {
+        self.update(DeviceUpdate::new().add_peer(with_prefixes(PeerConfigBuilder::new(key), prefixes)))
+    }
+}
+
+impl Client<'_> {
+    /// With every prefix, or with statistics alone. The kernel dumps both.
+    pub(crate) fn view(&self, prefixes: bool) -> io::Result<View> {
+        match self {
+            Self::Kernel(wg) => wg.view(),
+            Self::Engine(engine) => Ok(engine.view(prefixes)),
+        }
+    }
+
     pub(crate) fn configure(&self, key: &PrivateKey, port: u16, mark: u32) -> io::Result<()> {
-        let keys = KeyPair::from_private(Key(key.to_bytes()));
-        self.update(DeviceUpdate::new().set_keypair(keys).set_listen_port(port).set_fwmark(mark))
+        match self {
+            Self::Kernel(wg) => {
+                let keys = KeyPair::from_private(Key(key.to_bytes()));
+                wg.update(DeviceUpdate::new().set_keypair(keys).set_listen_port(port).set_fwmark(mark))
+            }
+            Self::Engine(engine) => engine.set(SetDevice {
+                private_key: Some(key.clone()),
+                port: Some(port),
+                mark: Some(mark),
+                ..SetDevice::default()
+            }),
+        }
     }
 
     pub(crate) fn set_peer(
@@ -103,62 +139,61 @@ impl Wg {
         endpoint: Option<SocketAddr>,
         keepalive: Option<Option<u16>>,
     ) -> io::Result<()> {
-        let mut peer = PeerConfigBuilder::new(&Key(*key.as_bytes()));
-        if let Some(endpoint) = endpoint {
-            peer = peer.set_endpoint(endpoint);
+        let keepalive = keepalive.map(|seconds| seconds.unwrap_or(0));
+        match self {
+            Self::Kernel(wg) => {
+                let mut peer = PeerConfigBuilder::new(&Key(*key.as_bytes()));
+                if let Some(endpoint) = endpoint {
+                    peer = peer.set_endpoint(endpoint);
+                }
+                if let Some(seconds) = keepalive {
+                    peer = peer.set_persistent_keepalive_interval(seconds);
+                }
+                wg.update(DeviceUpdate::new().add_peer(peer))
+            }
+            Self::Engine(engine) => engine.set_peer(SetPeer { endpoint, keepalive, ..SetPeer::new(key) }),
         }
-        if let Some(seconds) = keepalive {
-            peer = peer.set_persistent_keepalive_interval(seconds.unwrap_or(0));
-        }
-        self.update(DeviceUpdate::new().add_peer(peer))
     }
 
     /// Adds, and takes from whoever has it, prefix by prefix: a packet finds the old owner or the new one, never none.
     pub(crate) fn allow(&self, key: PublicKey, prefixes: &BTreeSet<IpNet>) -> io::Result<()> {
-        let all: Vec<_> = prefixes.iter().copied().collect();
-        all.chunks(self.at_once()).try_for_each(|some| self.give(&Key(*key.as_bytes()), some))
-    }
-
-    /// Leaves a peer with `keep`, taking `drop`. No prefix of `keep` is without its owner for an instant.
-    ///
-    /// The client cannot take one prefix away. Our engine carries out a whole request under one lock, so there the list
-    /// is replaced. The kernel empties a peer's list before it fills it again, so there what is dropped is given to a
-    /// peer that is then removed (the removal flag came with 6.16, `WGALLOWEDIP_F_REMOVE_ME`, and is not needed).
-    pub(crate) fn restrict(
-        &self,
-        key: PublicKey,
-        keep: &BTreeSet<IpNet>,
-        drop: &BTreeSet<IpNet>,
-    ) -> io::Result<()> {
-        if self.backend == Backend::Userspace {
-            let peer = PeerConfigBuilder::new(&Key(*key.as_bytes())).replace_allowed_ips();
-            return self.update(DeviceUpdate::new().add_peer(with_prefixes(peer, keep)));
+        match self {
+            Self::Kernel(wg) => {
+                let all: Vec<_> = prefixes.iter().copied().collect();
+                all.chunks(PREFIXES).try_for_each(|some| wg.give(&Key(*key.as_bytes()), some))
+            }
+            Self::Engine(engine) => {
+                let allowed = prefixes.iter().map(|prefix| (*prefix, true)).collect();
+                engine.set_peer(SetPeer { allowed, ..SetPeer::new(key) })
+            }
         }
-        let nobody = KeyPair::generate().public;
-        let given = drop.iter().copied().collect::<Vec<_>>();
-        let given = given.chunks(PREFIXES).try_for_each(|some| self.give(&nobody, some));
-        self.update(DeviceUpdate::new().remove_peer_by_key(&nobody)).and(given)
     }
 
-    fn give(&self, key: &Key, prefixes: &[IpNet]) -> io::Result<()> {
-        let peer = with_prefixes(PeerConfigBuilder::new(key), prefixes);
-        self.update(DeviceUpdate::new().add_peer(peer))
-    }
-
-    fn at_once(&self) -> usize {
-        if self.backend == Backend::Kernel { PREFIXES } else { usize::MAX }
+    /// Takes `drop` from a peer. No other prefix of it is without its owner for an instant.
+    ///
+    /// The client cannot take one prefix away from the kernel, which empties a peer's list before it fills it again: what is
+    /// dropped is given to a peer that is then removed (the removal flag came with 6.16, `WGALLOWEDIP_F_REMOVE_ME`, and is
+    /// not needed). O(`drop`).
+    pub(crate) fn restrict(&self, key: PublicKey, drop: &BTreeSet<IpNet>) -> io::Result<()> {
+        match self {
+            Self::Kernel(wg) => {
+                let nobody = KeyPair::generate().public;
+                let given = drop.iter().copied().collect::<Vec<_>>();
+                let given = given.chunks(PREFIXES).try_for_each(|some| wg.give(&nobody, some));
+                wg.update(DeviceUpdate::new().remove_peer_by_key(&nobody)).and(given)
+            }
+            Self::Engine(engine) => {
+                let allowed = drop.iter().map(|prefix| (*prefix, false)).collect();
+                engine.set_peer(SetPeer { allowed, ..SetPeer::new(key) })
+            }
+        }
     }
 
     pub(crate) fn remove_peer(&self, key: PublicKey) -> io::Result<()> {
-        self.update(DeviceUpdate::new().remove_peer_by_key(&Key(*key.as_bytes())))
-    }
-
-    /// `wireguard-control` starts `wireguard-go` when nobody answers the socket, so it is asked only when somebody does.
-    fn update(&self, update: DeviceUpdate) -> io::Result<()> {
-        if self.backend == Backend::Userspace {
-            UnixStream::connect(uapi::path(&self.device))?;
+        match self {
+            Self::Kernel(wg) => wg.update(DeviceUpdate::new().remove_peer_by_key(&Key(*key.as_bytes()))),
+            Self::Engine(engine) => engine.set_peer(SetPeer { remove: true, ..SetPeer::new(key) }),
         }
-        update.apply(&self.name, self.backend)
     }
 }
 

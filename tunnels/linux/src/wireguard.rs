@@ -9,10 +9,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hawser_model::PublicKey;
 use hawser_tunnels::{DeviceName, MIN_MTU_IPV6, Mark, Observed, ObservedDevice, ObservedPeer, Op, Sa};
-use wireguard_control::Backend;
+use zeroize::Zeroizing;
 
 use crate::net::{Kind, Net};
-use crate::wg::{View, Wg};
+use crate::wg::{Client, PeerView, View, Wg};
 use crate::{
     AssociateError, Driver, DriverError, Engine, EngineSettings, MAX_MTU, PrivateKey, Protocol, Stats,
 };
@@ -48,9 +48,12 @@ pub struct WireguardConfig {
     pub device: DeviceName,
     /// UDP, on every address of the machine; 0 takes a free one.
     pub port: u16,
+    /// Where this process carries: ports for parallel sessions with peers that have such, too; one that cannot be had is one
+    /// less.
+    pub more_ports: Vec<u16>,
     pub mtu: u16,
     pub mark: Mark,
-    /// The routing table that is ours alone.
+    /// The routing table that an earlier version had.
     pub table: u32,
     /// Made on the first start.
     pub private_key: PathBuf,
@@ -125,6 +128,7 @@ impl WireguardDriver {
                 device: config.device.clone(),
                 key: key.clone(),
                 port: config.port,
+                more_ports: config.more_ports.clone(),
                 mark: config.mark.value,
                 mtu: config.mtu,
                 take_over: config.take_over,
@@ -135,7 +139,7 @@ impl WireguardDriver {
             Carrier::Engine(engine) => engine.key(),
             Carrier::Kernel => key,
         };
-        let wg = wg(&config, if kernel { Backend::Kernel } else { Backend::Userspace })?;
+        let wg = wg(&config)?;
         let inner = Inner { carrier: Some(carrier), net, wg, configured: HashMap::new() };
         Ok(Self { config, key, inner: Mutex::new(inner) })
     }
@@ -154,6 +158,21 @@ impl WireguardDriver {
         }
     }
 
+    /// The ports for parallel sessions that this node has: none where the kernel carries.
+    pub fn more_ports(&self) -> Vec<u16> {
+        match &self.lock().carrier {
+            Some(Carrier::Engine(engine)) => engine.more_ports(),
+            Some(Carrier::Kernel) | None => Vec::new(),
+        }
+    }
+
+    fn spread(&self, inner: &Inner, peer: &PublicKey, ports: &[u16]) -> Result<(), DriverError> {
+        if let Carrier::Engine(engine) = self.carrier(inner)? {
+            engine.spread(peer, ports);
+        }
+        Ok(())
+    }
+
     /// Whether nothing here is needed any more for packets to be carried: a successor has what this process had, or the
     /// kernel carries anyway.
     pub fn is_given(&self) -> bool {
@@ -163,16 +182,45 @@ impl WireguardDriver {
         }
     }
 
+    /// Whether paths are asked for more than the base: by our engine, and not by the kernel.
+    pub fn finds_mtu(&self) -> bool {
+        matches!(self.lock().carrier, Some(Carrier::Engine(_)))
+    }
+
     pub(crate) fn private_key(&self) -> &PrivateKey {
         &self.key
     }
 
     /// Of an engine that speaks ESP.
-    pub(crate) fn associate(&self, peer: &PublicKey, outbound: &Sa, inbound: &Sa) -> Result<(), DriverError> {
+    pub(crate) fn associate(
+        &self,
+        peer: &PublicKey,
+        outbound: Option<&Sa>,
+        inbound: &[Sa],
+    ) -> Result<(), DriverError> {
+        self.esp(|engine| Ok(engine.associate(peer, outbound, inbound)?))
+    }
+
+    /// The newest number of each association, by SPI.
+    pub(crate) fn received(&self) -> Result<HashMap<u32, u64>, DriverError> {
+        self.esp(|engine| Ok(engine.received()))
+    }
+
+    /// What a successor finds again.
+    pub(crate) fn set_note(&self, note: Zeroizing<String>) -> Result<(), DriverError> {
+        self.esp(|engine| {
+            engine.set_note(note);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn note(&self) -> Result<Zeroizing<String>, DriverError> {
+        self.esp(|engine| Ok(engine.note()))
+    }
+
+    fn esp<T>(&self, ask: impl FnOnce(&Engine) -> Result<T, DriverError>) -> Result<T, DriverError> {
         match self.carrier(&self.lock())? {
-            Carrier::Engine(engine) => {
-                Ok(engine.associate(peer, Some(outbound), std::slice::from_ref(inbound))?)
-            }
+            Carrier::Engine(engine) => ask(engine),
             Carrier::Kernel => Err(AssociateError::NotEsp.into()),
         }
     }
@@ -184,6 +232,13 @@ impl WireguardDriver {
 
     fn carrier<'a>(&self, inner: &'a Inner) -> Result<&'a Carrier, DriverError> {
         inner.carrier.as_ref().ok_or_else(|| DriverError::Removed { device: self.config.device.clone() })
+    }
+
+    fn client<'a>(&self, inner: &'a Inner) -> Result<Client<'a>, DriverError> {
+        Ok(match self.carrier(inner)? {
+            Carrier::Engine(engine) => Client::Engine(engine),
+            Carrier::Kernel => Client::Kernel(&inner.wg),
+        })
     }
 
     fn wg_error(&self, doing: impl ToString) -> impl FnOnce(io::Error) -> DriverError {
@@ -216,7 +271,7 @@ fn in_kernel(config: &WireguardConfig, net: &mut Net) -> Result<bool, DriverErro
         (Choice::Auto | Choice::Userspace, Some(Kind::Tun)) => Ok(false),
         (Choice::Userspace, None) => Ok(false),
         (choice, Some(found)) => Err(DriverError::OtherKind { device: device(), found, choice }),
-        (choice, None) => match wg(config, Backend::Kernel)?.create() {
+        (choice, None) => match wg(config)?.create() {
             Ok(()) => Ok(true),
             // The kernel has no such kind of link, or none that it could load.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => match choice {
@@ -232,12 +287,12 @@ fn in_kernel(config: &WireguardConfig, net: &mut Net) -> Result<bool, DriverErro
 
 /// Whether the kernel holds `port` for `device` already: then it is ours and not in anybody's way.
 pub fn kernel_listens(device: &DeviceName, port: u16) -> bool {
-    let view = Wg::new(device.clone(), Backend::Kernel).and_then(|wg| wg.view());
+    let view = Wg::new(device).and_then(|wg| wg.view());
     view.is_ok_and(|view| view.port == port)
 }
 
-fn wg(config: &WireguardConfig, backend: Backend) -> Result<Wg, DriverError> {
-    Wg::new(config.device.clone(), backend).map_err(|source| DriverError::Wireguard {
+fn wg(config: &WireguardConfig) -> Result<Wg, DriverError> {
+    Wg::new(&config.device).map_err(|source| DriverError::Wireguard {
         device: config.device.clone(),
         doing: "take its name".into(),
         source,
@@ -249,17 +304,10 @@ pub(crate) fn netlink_error(doing: impl ToString) -> impl FnOnce(io::Error) -> D
     move |source| DriverError::Netlink { doing, source }
 }
 
-impl Driver for WireguardDriver {
-    fn observe(&self) -> Result<Observed, DriverError> {
-        let mut inner = self.lock();
-        self.carrier(&inner)?;
+impl WireguardDriver {
+    /// All but the peers. O(routes).
+    fn around(&self, inner: &mut Inner, view: &View) -> Result<Observed, DriverError> {
         let link = inner.net.link().map_err(netlink_error("show the device"))?;
-        let view = if link.is_some() || !matches!(inner.carrier, Some(Carrier::Kernel)) {
-            inner.wg.view().map_err(self.wg_error("state its configuration"))?
-        } else {
-            // The kernel's peers went with its device.
-            View::default()
-        };
         let addresses = match &link {
             Some(link) => inner.net.addresses(link).map_err(netlink_error("list the device's addresses"))?,
             None => Default::default(),
@@ -273,22 +321,39 @@ impl Driver for WireguardDriver {
             port: view.port,
             mark: view.mark,
         });
-        let peers = view.peers.into_iter().map(|(key, peer)| {
+        let (routes, guards) = (routes.devices, routes.guards);
+        Ok(Observed { device, addresses, rules, peers: BTreeMap::new(), routes, guards })
+    }
+}
+
+impl Driver for WireguardDriver {
+    fn observe(&self) -> Result<Observed, DriverError> {
+        let mut inner = self.lock();
+        let gone = inner.net.link().map_err(netlink_error("show the device"))?.is_none();
+        let mut view = match self.client(&inner)? {
+            // The kernel's peers went with its device.
+            Client::Kernel(_) if gone => View::default(),
+            client => client.view(true).map_err(self.wg_error("state its configuration"))?,
+        };
+        let peers = std::mem::take(&mut view.peers).into_iter().map(|(key, peer)| {
             let configured = inner.configured.get(&key).copied();
-            let endpoint = peer.stats.endpoint;
-            (
-                key,
-                ObservedPeer {
-                    endpoint,
-                    configured,
-                    allowed: peer.allowed,
-                    keepalive: peer.keepalive,
-                    slot: None,
-                },
-            )
+            let PeerView { allowed, keepalive, more_ports, stats } = peer;
+            let endpoint = stats.endpoint;
+            let (slot, esp) = (None, None);
+            (key, ObservedPeer { endpoint, configured, allowed, keepalive, more_ports, slot, esp })
         });
-        let peers: BTreeMap<_, _> = peers.collect();
-        Ok(Observed { device, addresses, rules, peers, routes: routes.devices, guards: routes.guards })
+        let peers = peers.collect();
+        Ok(Observed { peers, ..self.around(&mut inner, &view)? })
+    }
+
+    /// The kernel's WireGuard states its key and port only together with all of its peers: there it is the whole look.
+    fn glance(&self) -> Result<Option<Observed>, DriverError> {
+        let mut inner = self.lock();
+        let view = match self.client(&inner)? {
+            Client::Kernel(_) => return Ok(None),
+            Client::Engine(engine) => engine.view_of_device(),
+        };
+        self.around(&mut inner, &view).map(Some)
     }
 
     fn apply(&self, op: &Op) -> Result<(), DriverError> {
@@ -304,7 +369,7 @@ impl Driver for WireguardDriver {
                     let (device, wanted, held) = (name.clone(), *public_key, self.key.public());
                     return Err(DriverError::ForeignKey { device, wanted, held });
                 }
-                inner.wg.configure(&self.key, *port, mark.value).map_err(self.wg_error(op))
+                self.client(&inner)?.configure(&self.key, *port, mark.value).map_err(self.wg_error(op))
             }
             Op::SetLink { mtu, .. } => {
                 if let Carrier::Engine(engine) = carrier {
@@ -312,27 +377,31 @@ impl Driver for WireguardDriver {
                 }
                 inner.net.set_up(*mtu).map_err(netlink_error(op))
             }
-            Op::AddPeer { public_key, endpoint, keepalive, .. } => {
+            Op::AddPeer { public_key, endpoint, keepalive, more_ports, .. } => {
                 inner.configured.insert(*public_key, *endpoint);
-                let set = inner.wg.set_peer(*public_key, Some(*endpoint), Some(*keepalive));
-                set.map_err(self.wg_error(op))
+                let set = self.client(&inner)?.set_peer(*public_key, Some(*endpoint), Some(*keepalive));
+                set.map_err(self.wg_error(op))?;
+                self.spread(&inner, public_key, more_ports)
             }
+            Op::SetPorts { public_key, ports, .. } => self.spread(&inner, public_key, ports),
             Op::SetEndpoint { public_key, endpoint, .. } => {
-                inner.wg.set_peer(*public_key, Some(*endpoint), None).map_err(self.wg_error(op))?;
+                let set = self.client(&inner)?.set_peer(*public_key, Some(*endpoint), None);
+                set.map_err(self.wg_error(op))?;
                 inner.configured.insert(*public_key, *endpoint);
                 Ok(())
             }
             Op::SetKeepalive { public_key, keepalive, .. } => {
-                inner.wg.set_peer(*public_key, None, Some(*keepalive)).map_err(self.wg_error(op))
+                let set = self.client(&inner)?.set_peer(*public_key, None, Some(*keepalive));
+                set.map_err(self.wg_error(op))
             }
             Op::Allow { public_key, prefixes, .. } => {
-                inner.wg.allow(*public_key, prefixes).map_err(self.wg_error(op))
+                self.client(&inner)?.allow(*public_key, prefixes).map_err(self.wg_error(op))
             }
-            Op::Restrict { public_key, keep, drop, .. } => {
-                inner.wg.restrict(*public_key, keep, drop).map_err(self.wg_error(op))
+            Op::Restrict { public_key, drop, .. } => {
+                self.client(&inner)?.restrict(*public_key, drop).map_err(self.wg_error(op))
             }
             Op::RemovePeer { public_key } => {
-                inner.wg.remove_peer(*public_key).map_err(self.wg_error(op))?;
+                self.client(&inner)?.remove_peer(*public_key).map_err(self.wg_error(op))?;
                 inner.configured.remove(public_key);
                 Ok(())
             }
@@ -346,13 +415,13 @@ impl Driver for WireguardDriver {
             Carrier::Engine(engine) => engine.drops(),
             Carrier::Kernel => inner.net.drops().map_err(netlink_error("count drops"))?,
         };
-        let view = inner.wg.view().map_err(self.wg_error("state its counters"))?;
+        let view = self.client(&inner)?.view(false).map_err(self.wg_error("state its counters"))?;
         let peers = view.peers.into_iter().map(|(key, peer)| (key, peer.stats)).collect();
         let in_kernel = matches!(inner.carrier, Some(Carrier::Kernel));
-        Ok(Stats { peers, drops, in_kernel })
+        Ok(Stats { peers, drops, in_kernel, ..Stats::default() })
     }
 
-    /// The device goes first: until the rules follow, the guards answer for every mesh prefix.
+    /// The device goes first: the guards answer for every mesh prefix until they follow.
     fn remove(&self) -> Result<(), DriverError> {
         let mut inner = self.lock();
         match inner.carrier.take() {
@@ -361,9 +430,7 @@ impl Driver for WireguardDriver {
             None => {}
         }
         let net = &mut inner.net;
-        for rule in net.rules().map_err(netlink_error("list rules"))? {
-            net.remove_rule(&rule).map_err(netlink_error(format!("remove rule {rule}")))?;
-        }
+        net.remove_former().map_err(netlink_error("remove the rules and routes of an earlier version"))?;
         for prefix in net.routes(None).map_err(netlink_error("list routes"))?.guards {
             net.remove_guard(prefix).map_err(netlink_error(format!("remove guard {prefix}")))?;
         }
@@ -375,7 +442,6 @@ pub(crate) fn apply_to_kernel(net: &mut Net, op: &Op) -> io::Result<()> {
     match op {
         Op::AddGuard { prefix } => net.add_guard(*prefix),
         Op::RemoveGuard { prefix } => net.remove_guard(*prefix),
-        Op::AddRule { rule } => net.add_rule(rule),
         Op::RemoveRule { rule } => net.remove_rule(rule),
         Op::AddAddress { address } => net.add_address(*address),
         Op::RemoveAddress { address } => net.remove_address(*address),

@@ -111,7 +111,11 @@ impl Part {
     fn filter(self, lab: &Lab, victim: &str, verb: &str) -> Result<()> {
         let plan = &lab.cluster(victim).plan;
         let (from, to) = match self {
-            Self::Cluster => (format!("-i {}", plan.bridge()), format!("-o {}", plan.bridge())),
+            // Its nodes still reach each other, also where bridges call iptables.
+            Self::Cluster => {
+                let bridge = plan.bridge();
+                (format!("-i {bridge} ! -o {bridge}"), format!("-o {bridge} ! -i {bridge}"))
+            }
             Self::Node => {
                 let address = plan.nodes[1].address;
                 (format!("-s {address}"), format!("-d {address}"))

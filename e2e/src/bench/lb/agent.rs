@@ -51,23 +51,21 @@ pub(super) fn measure(lab: &mut Lab, others: u32, changes: usize) -> Result<Vec<
     let pid = agent.process.id();
     let (used, maps) = (part::usage(pid)?, map_memory(pid)?);
 
-    let mut took = Vec::new();
-    let mut writes = Vec::new();
-    let changed = node.place.path(format!("{MANIFESTS}/changed.json"));
-    let slice = |n: u32| {
+    let one = |n: u32, into: &Path| {
         let last = (others + 1) * objects::ENDPOINTS - 1;
-        objects::write(&changed.with_extension("new"), others..others + 1, |pod| moved(pod, last, n), [])?;
-        fs::rename(changed.with_extension("new"), &changed).context("changing an endpoint")
+        objects::write(into, others..others + 1, |pod| moved(pod, last, n), [])
     };
-    slice(0)?;
-    agent.next(1)?;
-    for n in 1..=changes {
-        let began = agent.began.elapsed();
-        slice(u32::try_from(n)?)?;
-        let written = agent.next(1)?;
-        took.push((written.at.saturating_sub(began)).as_secs_f64() * 1e3);
-        writes.push(written.writes as f64);
-    }
+    let plain = agent.changes(&node.place.path(format!("{MANIFESTS}/changed.json")), changes, one)?;
+    let one = |n: u32, into: &Path| {
+        let last = (others + 2) * objects::ENDPOINTS - 1;
+        objects::write(
+            into,
+            0..0,
+            |pod| other(1, pod),
+            objects::maglev(others + 1, |pod| moved(pod, last, n)),
+        )
+    };
+    let maglev = agent.changes(&node.place.path(format!("{MANIFESTS}/maglev.json")), changes, one)?;
     let median = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
@@ -87,12 +85,14 @@ pub(super) fn measure(lab: &mut Lab, others: u32, changes: usize) -> Result<Vec<
         Row::plain("  writes of that", programmed.writes as f64, "", "lower", None),
         Row::plain(
             "  one endpoint changes: from its manifest to the maps",
-            median(took),
+            median(plain.0),
             "ms",
             "lower",
             Some(5.0),
         ),
-        Row::plain("  writes of that", median(writes), "", "lower", Some(8.0)),
+        Row::plain("  writes of that", median(plain.1), "", "lower", Some(8.0)),
+        Row::plain("  one endpoint of a service with maglev changes", median(maglev.0), "ms", "lower", None),
+        Row::plain("  writes of that", median(maglev.1), "", "lower", None),
     ])
 }
 
@@ -114,6 +114,29 @@ impl Watched {
         let began = Instant::now();
         let process = Process::start("watched-agent", command, logs)?;
         Ok(Self { process, began, read: 0 })
+    }
+
+    /// Puts one service into a manifest, and changes it so often: milliseconds until the maps know, and writes.
+    fn changes(
+        &mut self,
+        manifest: &Path,
+        changes: usize,
+        write: impl Fn(u32, &Path) -> Result<()>,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
+        let new = manifest.with_extension("new");
+        let (mut took, mut writes) = (Vec::new(), Vec::new());
+        for n in 0..=changes {
+            let began = self.began.elapsed();
+            write(u32::try_from(n)?, &new)?;
+            fs::rename(&new, manifest).context("changing an endpoint")?;
+            let written = self.next(1)?;
+            // The first is new.
+            if n > 0 {
+                took.push((written.at.saturating_sub(began)).as_secs_f64() * 1e3);
+                writes.push(written.writes as f64);
+            }
+        }
+        Ok((took, writes))
     }
 
     /// The next sync that wrote at least so much, within a millisecond of its end.

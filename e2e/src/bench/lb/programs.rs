@@ -12,7 +12,7 @@ use crate::process::run;
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// Those that a connection within a node runs.
-const PROGRAMS: [&str; 4] = ["connect4", "getpeername4", "pod_from", "pod_to"];
+const PROGRAMS: [&str; 4] = ["connect4", "getpeername4", "sock_ops", "pod_from"];
 
 /// Nanoseconds and runs, by name.
 type Spent = BTreeMap<String, (u64, u64)>;

@@ -118,6 +118,7 @@ pub(super) fn entries(n: u32, shape: &Shape) -> Result<Vec<Entry>> {
         cached: false,
         service_exports: None,
         endpoint_slices: ExportMode::default(),
+        path: hawser_model::NodePath::Direct,
     };
     let mut all = vec![Entry::ClusterConfig(config), Entry::Heartbeat(Timestamp::parse(WHEN)?)];
     all.extend(Resource::ALL.map(|resource| Entry::Synced { resource, at: None }));

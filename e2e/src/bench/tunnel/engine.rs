@@ -21,6 +21,9 @@ pub struct EngineArgs {
     port: u16,
     #[arg(long)]
     mtu: u16,
+    /// For parallel sessions; every peer has them at the same ports.
+    #[arg(long, value_delimiter = ',')]
+    more_ports: Vec<u16>,
     /// Speak ESP as this side of a pair, 1 or 2, with keys that everybody knows.
     #[arg(long)]
     esp: Option<u8>,
@@ -34,15 +37,33 @@ pub fn run(args: &EngineArgs) -> Result<()> {
     let device = DeviceName::parse(&args.device).context("--device")?;
     let key = PrivateKey::load_or_create(&args.key).context("--key")?;
     let protocol = if args.esp.is_some() { Protocol::Esp } else { Protocol::Wireguard };
-    let settings =
-        EngineSettings { device, key, port: args.port, mark: 0, mtu: args.mtu, take_over: false, protocol };
+    let settings = EngineSettings {
+        device,
+        key,
+        port: args.port,
+        more_ports: args.more_ports.clone(),
+        mark: 0,
+        mtu: args.mtu,
+        take_over: false,
+        protocol,
+    };
     let engine = Engine::start(settings).context("starting the engine")?;
     if let Some(side) = args.esp {
         associate(&engine, side)?;
+    } else if !args.more_ports.is_empty() {
+        spread(&engine, &args.more_ports);
     }
     loop {
         nix::unistd::pause();
     }
+}
+
+/// As soon as `wg` has named a peer.
+fn spread(engine: &Engine, ports: &[u16]) {
+    while engine.peers().is_empty() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    engine.peers().iter().for_each(|peer| engine.spread(peer, ports));
 }
 
 /// As soon as `wg` has named the peer.

@@ -6,6 +6,7 @@ mod measure;
 mod pair;
 mod picture;
 mod restart;
+mod sizes;
 
 use std::path::Path;
 
@@ -16,6 +17,8 @@ use super::result::{BenchResult, Row, load, turn};
 use super::stats::Estimate;
 use crate::binaries;
 use crate::enclave::Inside;
+use crate::lab::Lab;
+use crate::plan::LabPlan;
 use crate::process::run;
 use pair::{Cable, Engine, Pair};
 
@@ -123,7 +126,10 @@ pub(super) fn measure(quick: bool) -> Result<BenchResult> {
     rows.extend(strangers(&pair, seconds[0], quick)?);
     rows.extend(many::measure(&pair.sides[0], quick)?);
     drop(pair);
-    rows.extend(restart::measure(quick)?);
+    let mut lab = Lab::connected(LabPlan::regions(&["us-east", "eu-west"], 1))?;
+    rows.extend(sizes::measure(&mut lab, quick)?);
+    rows.extend(restart::measure(&mut lab, quick)?);
+    drop(lab);
     let name = if quick { "tunnel-quick" } else { "tunnel" };
     plot::draw(&picture::panels(&ways), &binaries::target_dir()?.join("bench").join(format!("{name}.svg")))?;
     Ok(BenchResult::of_rows(name, before, ROUNDS, rows))

@@ -3,12 +3,15 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
+use std::num::NonZero;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use hawser_tunnels_linux::MOST_LANES;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::super::part::usage;
@@ -75,9 +78,12 @@ impl Engine {
             Self::Hawser | Self::HawserEsp => {
                 let mut command = place.command(binaries::find("hawser-lab")?);
                 command.args(["tunnel-engine", "--device", device, "--key", "/run/hawser/bench.key"]);
-                if self == Self::HawserEsp {
-                    command.args(["--esp", &side.to_string()]);
-                }
+                match self {
+                    Self::HawserEsp => command.args(["--esp", &side.to_string()]),
+                    // As the agent has them: a session for each core.
+                    _ if !more_ports().is_empty() => command.args(["--more-ports", &more_ports()]),
+                    _ => &mut command,
+                };
                 command.args(["--port", &port, "--mtu", &mtu]);
                 Ok(command)
             }
@@ -122,6 +128,12 @@ impl Engine {
         }
         Ok((process, key.trim().to_owned()))
     }
+}
+
+fn more_ports() -> String {
+    let cores = available_parallelism().map_or(1, NonZero::get).min(MOST_LANES + 1);
+    let ports: Vec<String> = (51_880..).take(cores - 1).map(|port: u16| port.to_string()).collect();
+    ports.join(",")
 }
 
 /// Side 1 and side 2. Everything ends when it is dropped.
@@ -207,10 +219,11 @@ impl Pair {
             .try_fold(0.0, |most: f64, mib: Result<f64>| Ok(most.max(mib?)))
     }
 
-    /// Bytes of UDP payload that the engine of side 2 has received.
+    /// Bytes of UDP payload that the engine of side 2 has received, of all its peers: most of them may never have spoken.
     pub(super) fn received(&self, engine: Engine) -> Result<u64> {
         let text = run(self.sides[1].command("wg").args(["show", engine.device(), "transfer"]))?;
-        let bytes = text.split_whitespace().nth(1).and_then(|bytes| bytes.parse().ok());
+        let of = |peer: &str| peer.split_whitespace().nth(1)?.parse::<u64>().ok();
+        let bytes = text.lines().map(of).sum::<Option<u64>>().filter(|_| !text.is_empty());
         bytes.with_context(|| format!("`wg show {} transfer` says {text:?}", engine.device()))
     }
 

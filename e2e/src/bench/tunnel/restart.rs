@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 use super::super::result::Row;
 use crate::lab::Lab;
 use crate::net::echo::{Echoes, Seen};
-use crate::plan::LabPlan;
 use crate::process::Process;
 use crate::wait;
 
@@ -16,14 +15,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const EVERY: Duration = Duration::from_millis(2);
 const TIMES: u32 = 3;
 
-/// In a lab of two clusters: packets from node to node through the tunnel, 500 a second, there and back.
-pub(super) fn measure(quick: bool) -> Result<Vec<Row>> {
-    let mut lab = Lab::connected(LabPlan::regions(&["us-east", "eu-west"], 1))?;
+/// Packets from node to node through the tunnel, 500 a second, there and back.
+pub(super) fn measure(lab: &mut Lab, quick: bool) -> Result<Vec<Row>> {
     let times = if quick { 1 } else { TIMES };
     let (mut planned, mut killed) = (Vec::new(), Vec::new());
     for _ in 0..times {
-        planned.push(while_packets_come(&mut lab, succeed)?);
-        killed.push(while_packets_come(&mut lab, kill)?);
+        planned.push(while_packets_come(lab, succeed)?);
+        killed.push(while_packets_come(lab, kill)?);
         lab.wait_until_connected(PATIENCE)?;
     }
     let lost = |seen: &[Seen]| seen.iter().map(|seen| seen.lost).max().unwrap_or_default() as f64;

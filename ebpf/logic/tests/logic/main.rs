@@ -4,6 +4,8 @@
 
 mod choice;
 mod common;
+mod enter;
+mod gateway;
 mod interleaving;
 mod mss;
 mod nat;

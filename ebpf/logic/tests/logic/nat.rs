@@ -139,6 +139,29 @@ fn an_error_about_the_pods_packet_is_shown_as_one_about_the_service() {
 }
 
 #[test]
+fn what_the_pod_says_about_an_answer_is_said_to_the_backend_about_its_own() {
+    let node = node();
+    for sent in [tcp(POD, 4000, SERVICES[0], 80, TCP_SYN), udp(POD, 4000, SERVICES[0], 80)] {
+        let is_tcp = sent[9] == IPPROTO_TCP;
+        sends(&node, sent);
+        let shown = match is_tcp {
+            true => tcp(SERVICES[0], 80, POD, 4000, TCP_SYN | TCP_ACK),
+            false => udp(SERVICES[0], 80, POD, 4000),
+        };
+        let verdict = pod_from(node.sees(icmp(POD, SERVICES[0], 3, 0, &shown[..28])));
+        assert_eq!(verdict.reason, Reason::PodFromSteered);
+        let said = node.packet.borrow().0.clone();
+        assert_eq!(said[16..20], [10, 2, 0, 9], "to whom");
+        assert_eq!(ends(&said[28..]), ["10.2.0.9:8080", "10.1.0.5:4000"], "about what");
+    }
+    // About somebody else's, or to somebody else: it stays as it is.
+    let about = udp(SERVICES[0], 80, OTHER_POD, 4000);
+    let error = icmp(POD, SERVICES[0], 3, 0, &about[..28]);
+    assert_eq!(pod_from(node.sees(error.clone())).reason, Reason::PodFromOther);
+    assert_eq!(node.packet.borrow().0, error);
+}
+
+#[test]
 fn a_sender_is_the_same_every_time_and_no_two_are_alike() {
     let node = node();
     let asked = |port, service: &str| {

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use hawser_ebpf_abi::{
-    Addr, Config, EXPORTED_CLOSING, Endpoint, Exported, FlowKey, IP_REMOTE, IpEntry, Nat, NatBegun, NatKey,
-    Plain, Port, PrefixKey, Reason, ServiceKey,
+    Addr, Config, EXPORTED_CLOSING, Endpoint, EnterBegun, EnterKey, Entered, Exported, FlowKey, IP_REMOTE,
+    IpEntry, Nat, NatBegun, NatKey, Plain, Port, PrefixKey, Reason, ServiceKey,
 };
 use hawser_ebpf_logic::choice::Choice;
+use hawser_ebpf_logic::enter::Uplink;
 use hawser_ebpf_logic::mss::{Clamp, update_checksum};
 use hawser_ebpf_logic::nat::{Change, Sender};
 use hawser_ebpf_logic::packet::{ETH_P_IP, Ip, Packet, Transport};
@@ -109,6 +110,10 @@ pub(crate) struct Node {
     pub(crate) asked: Cell<Option<Sender>>,
     pub(crate) nat: RefCell<BTreeMap<NatKey, Nat>>,
     pub(crate) begun: Cell<Option<NatBegun>>,
+    pub(crate) frontends: BTreeMap<ServiceKey, ServiceKey>,
+    pub(crate) entered: RefCell<BTreeMap<EnterKey, Entered>>,
+    pub(crate) begun_entered: Cell<Option<EnterBegun>>,
+    pub(crate) masquerades: Cell<u32>,
 }
 
 pub(crate) fn addr(ip: &str) -> Addr {
@@ -153,6 +158,10 @@ impl Node {
             asked: Cell::default(),
             nat: RefCell::default(),
             begun: Cell::default(),
+            frontends: BTreeMap::new(),
+            entered: RefCell::default(),
+            begun_entered: Cell::default(),
+            masquerades: Cell::default(),
         }
     }
 
@@ -290,11 +299,11 @@ impl Hook for Node {
         true
     }
 
-    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, _: Port, change: &Change) -> bool {
+    fn readdress_quoted(&self, error: &Ip, quoted: &Ip, _: Port, change: &Change, outer: bool) -> bool {
         let packet = &mut self.packet.borrow_mut().0;
         readdress(packet, error.l4 as usize + 8, quoted, change);
-        if error.src == quoted.dst {
-            write_address(packet, 0, &Change { is_destination: false, ..*change });
+        if outer {
+            write_address(packet, 0, &Change { is_destination: !change.is_destination, ..*change });
         }
         true
     }
@@ -305,6 +314,54 @@ impl Hook for Node {
 
     fn begun(&self) -> Option<NatBegun> {
         self.begun.get()
+    }
+}
+
+impl Uplink for Node {
+    fn frontend(&self, key: &ServiceKey) -> Option<ServiceKey> {
+        self.frontends.get(key).copied()
+    }
+
+    fn entered(&self, key: &EnterKey) -> Option<Entered> {
+        self.entered.borrow().get(key).copied()
+    }
+
+    fn write_entered(&self, key: &EnterKey, to: &Entered, new: bool) -> bool {
+        let mut entered = self.entered.borrow_mut();
+        if new && entered.contains_key(key) {
+            return false;
+        }
+        entered.insert(*key, *to);
+        true
+    }
+
+    fn forget_entered(&self, key: &EnterKey) {
+        self.entered.borrow_mut().remove(key);
+    }
+
+    fn touch_entered(&self, key: &EnterKey, without: u32, with: u32) {
+        if let Some(found) = self.entered.borrow_mut().get_mut(key) {
+            found.seen = self.ticks;
+            found.state = found.state & !without | with;
+        }
+    }
+
+    fn keep_entered(&self, begun: &EnterBegun) {
+        self.begun_entered.set(Some(*begun));
+    }
+
+    fn begun_entered(&self) -> Option<EnterBegun> {
+        self.begun_entered.get()
+    }
+
+    fn send_entered_to(&self, addr: Addr, port: Port) {
+        let begun = self.begun_entered.get().unwrap();
+        let to = Entered { dst: addr, dst_port: port, ..begun.to };
+        self.begun_entered.set(Some(EnterBegun { to, ..begun }));
+    }
+
+    fn masquerade(&self, mark: u32) {
+        self.masquerades.set(mark);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The reflector: which packets are probes for this node, and what it answers.
 
-use hawser_ebpf_abi::{IP_MESH_ADDRESS, Reason};
+use hawser_ebpf_abi::{CONFIG_STOPPED, IP_MESH_ADDRESS, Reason};
 use hawser_ebpf_logic::reflect::{Control, reflection};
 use hawser_ebpf_logic::verdict::{Action, Verdict, tunnel_in};
 use proptest::prelude::*;
@@ -54,6 +54,15 @@ fn a_probe_is_answered_into_the_tunnel_it_came_from() {
 }
 
 #[test]
+fn a_node_whose_agent_was_stopped_on_purpose_answers_admin_down() {
+    let mut node = node();
+    node.config.flags |= CONFIG_STOPPED;
+    assert_eq!(tunnel_in(node.sees(probe(51_872, &control()))), REFLECTED);
+    let (.., answer) = node.turned.borrow()[0];
+    assert_eq!((answer.version_diagnostic, answer.state_flags), (0x27, 0x08), "diagnostic 7, state 0");
+}
+
+#[test]
 fn a_poll_is_answered_with_a_final() {
     let node = node();
     let mut polling = control();
@@ -98,7 +107,7 @@ fn what_is_no_probe_for_this_node_dies() {
 proptest! {
     #[test]
     fn no_answer_is_a_probe_and_each_is_as_long_as_its_question(
-        head in any::<[u8; 4]>(), words in any::<[u32; 5]>(),
+        head in any::<[u8; 4]>(), words in any::<[u32; 5]>(), stopped in any::<bool>(),
     ) {
         let asked = Control {
             version_diagnostic: head[0],
@@ -111,7 +120,7 @@ proptest! {
             required_min_rx: words[3],
             required_min_echo_rx: words[4],
         };
-        let answer = reflection(&asked);
+        let answer = reflection(&asked, stopped);
         prop_assert_eq!(answer.state_flags & 0x02, 0, "no demand bit: nobody answers an answer");
         prop_assert_eq!(answer.length, asked.length);
         let back = (answer.my_discriminator, answer.your_discriminator);

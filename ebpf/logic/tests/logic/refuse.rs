@@ -1,6 +1,6 @@
 //! UDP messages that nobody takes: which are answered, and that their senders will believe it.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use hawser_ebpf_abi::{
     HEALTH_NO_NEW, HEALTH_RESET, HEALTH_SINCE_SHIFT, IPPROTO_UDP, Port, PrefixKey, Reason, ServiceKey,
@@ -33,6 +33,26 @@ fn assert_quotes(node: &Node, ethertype: u16, sent: &[u8]) {
         (from.get().to_be_bytes(), to.get().to_be_bytes()),
         ([sent[l4], sent[l4 + 1]], [sent[l4 + 2], sent[l4 + 3]])
     );
+}
+
+const POD_6: &str = "fd01::5";
+const REMOTE_6: &str = "fd02::9";
+
+/// The same two in IPv6 as well; packets are.
+fn node_of_ipv6() -> Node {
+    let mut node = Node::new();
+    let entry = *node.ipcache.values().next().unwrap();
+    node.ipcache.insert(PrefixKey::host(addr(REMOTE_6)), entry);
+    node.endpoints.insert(addr(POD_6), node.endpoints[&addr(POD)]);
+    node.ethertype = ETH_P_IPV6;
+    node
+}
+
+/// Behind an IPv6 header.
+fn datagram_6(src: &str, dst: &str, datagram: &[u8]) -> Vec<u8> {
+    let octets = |address: &str| address.parse::<Ipv6Addr>().unwrap().octets();
+    let [high, low] = (datagram.len() as u16).to_be_bytes();
+    [&[0x60, 0, 0, 0, high, low, IPPROTO_UDP, 64], &octets(src)[..], &octets(dst), datagram].concat()
 }
 
 #[test]
@@ -115,17 +135,8 @@ fn an_answer_is_short_and_its_checksums_hold_also_where_hardware_was_to_fill_in_
 
 #[test]
 fn ipv6_is_answered_as_well() {
-    let mut node = Node::new();
-    let (pod, remote): (Ipv6Addr, Ipv6Addr) = ("fd01::5".parse().unwrap(), "fd02::9".parse().unwrap());
-    let entry = *node.ipcache.values().next().unwrap();
-    node.ipcache.insert(PrefixKey::host(IpAddr::V6(remote).into()), entry);
-    node.endpoints.insert(IpAddr::V6(pod).into(), node.endpoints[&addr(POD)]);
-    node.ethertype = ETH_P_IPV6;
-    let datagram = &asks(53)[20..];
-    let mut packet = vec![0x60, 0, 0, 0, 0, datagram.len() as u8, 17, 64];
-    packet.extend(remote.octets());
-    packet.extend(pod.octets());
-    packet.extend(datagram);
+    let node = node_of_ipv6();
+    let packet = datagram_6(REMOTE_6, POD_6, &asks(53)[20..]);
     assert_eq!(tunnel_in(node.sees(packet.clone())).reason, Reason::TunnelInRefused);
     assert_quotes(&node, ETH_P_IPV6, &packet);
     let answer = node.packet.borrow().0.clone();
@@ -181,23 +192,12 @@ fn a_packet_that_is_too_big_comes_back_with_the_tunnels_mtu_from_this_nodes_mesh
 
 #[test]
 fn in_ipv6_too() {
-    let mut node = Node::new();
-    let (pod, remote): (Ipv6Addr, Ipv6Addr) = ("fd01::5".parse().unwrap(), "fd02::9".parse().unwrap());
-    let entry = *node.ipcache.values().next().unwrap();
-    node.ipcache.insert(PrefixKey::host(IpAddr::V6(remote).into()), entry);
-    node.endpoints.insert(IpAddr::V6(pod).into(), node.endpoints[&addr(POD)]);
-    node.ethertype = ETH_P_IPV6;
-    let datagram = &of_length(1401, 17, false)[20..];
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend((datagram.len() as u16).to_be_bytes());
-    packet.extend([17, 64]);
-    packet.extend(pod.octets());
-    packet.extend(remote.octets());
-    packet.extend(datagram);
+    let node = node_of_ipv6();
+    let packet = datagram_6(POD_6, REMOTE_6, &of_length(1401, 17, false)[20..]);
     assert_eq!(pod_from(node.sees(packet.clone())).reason, Reason::PodFromToldTooBig);
     let answer = node.packet.borrow().0.clone();
     let own: Ipv6Addr = "fd68:6177:7365:1::1".parse().unwrap();
-    assert_eq!((&answer[8..24], &answer[24..40]), (&own.octets()[..], &pod.octets()[..]));
+    assert_eq!((&answer[8..24], &answer[24..40]), (&own.octets()[..], &packet[8..24]));
     assert_eq!((answer.len(), &answer[40..42], &answer[44..48]), (96, &[2, 0][..], &[0, 0, 5, 140][..]));
     assert_eq!(answer[48..], packet[..48]);
     let pseudo = [&answer[8..40], &[0, 0, 0, 56, 0, 0, 0, 58], &answer[40..]].concat();

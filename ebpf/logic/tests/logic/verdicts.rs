@@ -1,10 +1,12 @@
 //! Every verdict of every hook: what may pass, what may not, and by which name.
 
 use hawser_ebpf_abi::{
-    CONFIG_KERNEL_IPSEC, Config, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, Port, Reason, ServiceKey,
+    CONFIG_KERNEL_IPSEC, Config, IP_GUARDED, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IpEntry, Port,
+    PrefixKey, Reason, ServiceKey,
 };
+use hawser_ebpf_logic::guard::{guard_in, guard_out};
 use hawser_ebpf_logic::packet::{TCP_ACK, TCP_SYN};
-use hawser_ebpf_logic::verdict::{Action, Verdict, pod_from, pod_to, tunnel_in, underlay_in};
+use hawser_ebpf_logic::verdict::{Action, Verdict, pod_from, pod_to, tunnel_in, tunnel_out, underlay_in};
 use proptest::prelude::*;
 
 use crate::packets::{Node, addr, icmp, ipv4, tcp, udp};
@@ -211,17 +213,44 @@ fn the_mesh_address_takes_echo_icmp_answers_and_exported_ports() {
     ] {
         assert_eq!(tunnel_in(node.sees(admitted)), next(Reason::TunnelInNode));
     }
-    for refused in [
-        udp(REMOTE_NODE, 51872, NODE, 53),
-        tcp(REMOTE_NODE, 5000, NODE, 22, TCP_SYN),
-        ipv4(REMOTE_NODE, NODE, 132, &[0; 12]),
-    ] {
+    for refused in [tcp(REMOTE_NODE, 5000, NODE, 22, TCP_SYN), ipv4(REMOTE_NODE, NODE, 132, &[0; 12])] {
         assert_eq!(tunnel_in(node.sees(refused)), drop(Reason::TunnelInNodeNotExported));
     }
+    let told = Verdict { action: Action::Steer { ifindex: 77 }, reason: Reason::TunnelInRefused };
+    assert_eq!(tunnel_in(node.sees(udp(REMOTE_NODE, 51872, NODE, 53))), told, "its sender hears so");
     node.exported.insert(key(NODE, 22, IPPROTO_TCP));
     node.exported.insert(key(NODE, 53, IPPROTO_UDP));
     assert_eq!(tunnel_in(node.sees(tcp(REMOTE, 5000, NODE, 22, TCP_SYN))), next(Reason::TunnelInNode));
     assert_eq!(tunnel_in(node.sees(udp(REMOTE, 5000, NODE, 53))), next(Reason::TunnelInNode));
+}
+
+#[test]
+fn udp_is_answered_to_a_program_of_the_node_that_asked_and_to_no_other() {
+    let mut node = Node::new();
+    node.ifindex = 77;
+    let answer = || udp(REMOTE, 53, NODE, 40_000);
+    assert_eq!(tunnel_in(node.sees(answer())).reason, Reason::TunnelInRefused, "nobody asked");
+    assert_eq!(tunnel_out(node.sees(udp(NODE, 40_000, REMOTE, 53))), next(Reason::TunnelOutNode));
+    assert_eq!(tunnel_in(node.sees(answer())), next(Reason::TunnelInNode));
+    for other in
+        [udp(REMOTE, 54, NODE, 40_000), udp(REMOTE, 53, NODE, 40_001), udp(REMOTE_NODE, 53, NODE, 40_000)]
+    {
+        assert_eq!(tunnel_in(node.sees(other)).reason, Reason::TunnelInRefused);
+    }
+    // Nothing is remembered of what is not in the node's name, of probes, nor of what answers as an exported port.
+    node.flows.borrow_mut().clear();
+    node.exported.insert(key(NODE, 53, IPPROTO_UDP));
+    for other in [
+        udp("172.16.1.1", 40_000, REMOTE, 53),
+        udp(NODE, 40_000, "8.8.8.8", 53),
+        udp(NODE, 51_872, REMOTE_NODE, 7784),
+        fragment(udp(NODE, 40_000, REMOTE, 53), 0x2000),
+        vec![0x45; 19],
+    ] {
+        assert_eq!(tunnel_out(node.sees(other)), next(Reason::TunnelOutOther));
+    }
+    assert_eq!(tunnel_out(node.sees(udp(NODE, 53, REMOTE, 40_000))), next(Reason::TunnelOutNode));
+    assert!(node.flows.borrow().is_empty());
 }
 
 #[test]
@@ -296,6 +325,30 @@ fn the_underlay_may_not_claim_anything_of_the_mesh() {
     }
     let to_us = udp("172.16.2.1", 1, NODE, 51872);
     assert_eq!(underlay_in(node.sees(to_us)), drop(Reason::UnderlayToMeshAddress));
+}
+
+#[test]
+fn at_the_edge_nothing_of_the_mesh_leaves_or_enters_and_broadcasts_do() {
+    let mut node = Node::new();
+    let guard = IpEntry { flags: IP_GUARDED, ..IpEntry::default() };
+    for (range, len) in [("240.0.0.0", 4), ("10.3.0.0", 16)] {
+        node.ipcache.insert(PrefixKey::new(range.parse().unwrap(), len).unwrap(), guard);
+    }
+    for inside in [REMOTE, REMOTE_NODE, "240.9.9.9", "10.3.0.1"] {
+        let leaves = udp("172.16.1.1", 1, inside, 2);
+        assert_eq!(guard_out(node.sees(leaves)), drop(Reason::GuardOutInClear), "{inside}");
+    }
+    for outside in ["172.16.2.1", "10.1.0.9", "255.255.255.255", "224.0.0.1"] {
+        let leaves = udp("172.16.1.1", 1, outside, 2);
+        assert_eq!(guard_out(node.sees(leaves)), next(Reason::GuardOutOther), "{outside}");
+    }
+    for remote in [REMOTE, REMOTE_NODE] {
+        assert_eq!(guard_in(node.sees(udp(remote, 1, POD, 2))), drop(Reason::GuardInForgedRemote));
+    }
+    // What was another cluster's until lately may be somebody's again.
+    assert_eq!(guard_in(node.sees(udp("10.3.0.1", 1, POD, 2))), next(Reason::GuardInOther));
+    node.ethertype = 0x0806;
+    assert_eq!(guard_out(node.sees(vec![0; 28])), next(Reason::GuardOutOther));
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn changes_without_end_do_not_put_a_plan_off() {
     let mut mesh = Mesh::of_three();
     let before = mesh.reconciles;
     for pod in 1..100 {
-        mesh.say(2, [mk_pod(2, 1, pod)]);
+        mesh.say(1, [mk_pod(1, 2, pod)]);
         mesh.pass(10);
     }
     assert!(mesh.reconciles - before >= 15, "{} plans in a second", mesh.reconciles - before);
@@ -187,7 +187,7 @@ fn what_is_there_is_looked_at_again_even_when_nothing_changes() {
 fn a_remote_keyspace_that_falls_silent_changes_nothing() {
     let mut mesh = Mesh::of_three();
     let before = mesh.agent.plan().clone();
-    mesh.agent.handle_interrupted(&name(2), "connection refused".into());
+    mesh.agent.handle_interrupted(&name(2), "connection refused".into(), mesh.now);
     for _ in 0..60 {
         mesh.pass(5_000);
         mesh.agent.handle_heard(&name(1), None, mesh.now);

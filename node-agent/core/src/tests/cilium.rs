@@ -22,6 +22,7 @@ fn config(endpoint_slices: ExportMode) -> Entry {
         cached: false,
         service_exports: Some(true),
         endpoint_slices,
+        path: hawser_model::NodePath::Direct,
     })
 }
 

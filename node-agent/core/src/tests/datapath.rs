@@ -1,8 +1,8 @@
 //! From a view to maps.
 
 use hawser_ebpf_abi::{
-    Addr, CONFIG_LEFT_OUT, CONFIG_OWN_STALE, ENDPOINT_TRANSLATED, IP_MESH_ADDRESS, IP_REMOTE, IpEntry,
-    LeftOut, Port, PrefixKey, ServiceKey as Frontend, ServiceSpec,
+    Addr, CONFIG_LEFT_OUT, CONFIG_OWN_STALE, CONFIG_UPLINKS, ENDPOINT_TRANSLATED, IP_MESH_ADDRESS, IP_REMOTE,
+    IpEntry, LeftOut, Port, PrefixKey, ServiceKey as Frontend, ServiceSpec,
 };
 
 use super::*;
@@ -36,20 +36,32 @@ fn a_service_has_a_slice_per_cluster_weighed_by_its_backends() {
     let mesh = serving();
     let weights: Vec<_> = cart(&mesh).slices.iter().map(|(of, slice)| (of.0, slice.weight)).collect();
     assert_eq!(weights, [(1, 2), (2, 1), (3, 2)]);
-    let remote = cart(&mesh).slices[&(2, 0)].backends.first().unwrap();
+    let remote = cart(&mesh).slices.get(&(2, 0)).unwrap().backends.first().unwrap();
     assert_eq!((remote.addr, remote.port), (ip("10.2.1.7").into(), Port::new(9_090)), "matched by port name");
     let slot = |c: u32, n: u32| {
         let index = NodeIndex::new(n).unwrap();
         mesh.agent.slots().get(hawser_discovery::NodeId { cluster: cluster(c).id, index })
     };
     assert!(slot(3, 1) != 0 && slot(3, 1) != slot(3, 2));
-    let of_node_2 =
-        cart(&mesh).slices[&(3, 0)].backends.iter().find(|b| b.addr == ip("10.3.2.8").into()).unwrap();
+    let of_node_2 = cart(&mesh)
+        .slices
+        .get(&(3, 0))
+        .unwrap()
+        .backends
+        .iter()
+        .find(|b| b.addr == ip("10.3.2.8").into())
+        .unwrap();
     assert_eq!(of_node_2.node, slot(3, 2), "by its endpoint's host");
-    let unpublished =
-        cart(&mesh).slices[&(3, 0)].backends.iter().find(|b| b.addr == ip("10.3.1.9").into()).unwrap();
+    let unpublished = cart(&mesh)
+        .slices
+        .get(&(3, 0))
+        .unwrap()
+        .backends
+        .iter()
+        .find(|b| b.addr == ip("10.3.1.9").into())
+        .unwrap();
     assert_eq!(unpublished.node, slot(3, 1), "by pod CIDR");
-    assert!(cart(&mesh).slices[&(1, 0)].backends.iter().all(|backend| backend.node == 0));
+    assert!(cart(&mesh).slices.get(&(1, 0)).unwrap().backends.iter().all(|backend| backend.node == 0));
 }
 
 #[test]
@@ -88,7 +100,7 @@ fn a_backend_that_is_neither_a_pod_nor_a_node_of_its_cluster_is_left_out() {
     let mut mesh = serving();
     mesh.say(2, [mk_shared(2, &["10.2.1.7", "172.16.2.9"], 9_090)]);
     mesh.settle();
-    assert_eq!(cart(&mesh).slices[&(2, 0)].backends.len(), 1, "no tunnel leads there");
+    assert_eq!(cart(&mesh).slices.get(&(2, 0)).unwrap().backends.len(), 1, "no tunnel leads there");
 }
 
 #[test]
@@ -97,7 +109,7 @@ fn a_backend_of_the_host_network_is_reached_and_exported_at_its_nodes_mesh_addre
     mesh.say(1, [mk_service(Affinity::None, &["172.16.1.101", "172.16.1.102"])]);
     mesh.say(2, [mk_shared(2, &["172.16.2.102"], 9_090)]);
     mesh.settle();
-    let theirs: Vec<_> = cart(&mesh).slices[&(2, 0)].backends.iter().collect();
+    let theirs: Vec<_> = cart(&mesh).slices.get(&(2, 0)).unwrap().backends.iter().collect();
     assert_eq!(
         (theirs.len(), theirs[0].addr),
         (1, ip("240.2.0.2").into()),
@@ -107,7 +119,8 @@ fn a_backend_of_the_host_network_is_reached_and_exported_at_its_nodes_mesh_addre
         mesh.agent.slots().iter().find(|(node, _)| node.cluster == cluster(2).id && node.index.get() == 2);
     assert_eq!(Some(theirs[0].node), slot.map(|(_, slot)| slot));
     // Here, clients of the own cluster use the node's address, as ever. Of the two, one is on this node.
-    let own: Vec<_> = cart(&mesh).slices[&(1, 0)].backends.iter().map(|backend| backend.addr).collect();
+    let own: Vec<_> =
+        cart(&mesh).slices.get(&(1, 0)).unwrap().backends.iter().map(|backend| backend.addr).collect();
     assert_eq!(own, [ip("172.16.1.101").into(), ip("172.16.1.102").into()]);
     let mut exported: Vec<_> = mesh.agent.plan().datapath.exported.keys().copied().collect();
     exported.retain(|key| *key != frontend("10.1.1.5", 8_080));
@@ -170,6 +183,16 @@ fn only_backends_here_of_shared_services_are_open_to_the_mesh() {
 }
 
 #[test]
+fn an_agent_that_begins_without_its_api_server_says_that_what_was_left_is_stale_and_has_no_plan() {
+    let mut mesh = Mesh::new();
+    mesh.agent.handle_interrupted(&name(1), "connection refused".into(), mesh.now);
+    mesh.pass(900);
+    assert!(!mesh.follows.contains(&Output::OwnStale));
+    mesh.pass(200);
+    assert!(mesh.follows.contains(&Output::OwnStale) && !mesh.agent.has_plan());
+}
+
+#[test]
 fn a_stale_own_keyspace_is_flagged_and_heals() {
     let mut mesh = serving();
     let stale = |mesh: &Mesh| mesh.agent.plan().datapath.config.flags & CONFIG_OWN_STALE != 0;
@@ -182,6 +205,16 @@ fn a_stale_own_keyspace_is_flagged_and_heals() {
     assert!(stale(&mesh));
     assert!(!cart(&mesh).slices.is_empty(), "state is kept");
     mesh.agent.handle_heard(&name(1), Some(11), mesh.now);
+    mesh.settle();
+    assert!(!stale(&mesh));
+    // An API server that is gone in so many words is not waited for so long.
+    mesh.agent.handle_interrupted(&name(1), "connection refused".into(), mesh.now);
+    mesh.pass(900);
+    assert!(!stale(&mesh), "it may be another replica's turn");
+    mesh.agent.handle_interrupted(&name(1), "connection refused".into(), mesh.now);
+    mesh.pass(200);
+    assert!(stale(&mesh));
+    mesh.agent.handle_heard(&name(1), None, mesh.now);
     mesh.settle();
     assert!(!stale(&mesh));
 }
@@ -214,7 +247,8 @@ fn a_pod_that_is_left_out_is_translated_at_its_interface_and_its_sockets_are_lef
     assert!(datapath(&mesh).left_out.is_empty(), "its namespace is not found yet");
     let pods = [(ip("10.1.1.5"), 5)].into();
     let namespaces = [(ip("10.1.1.5"), 77)].into();
-    mesh.agent.handle_interfaces(Interfaces { tunnel: 9, pods, namespaces }, mesh.now);
+    mesh.agent
+        .handle_interfaces(Interfaces { tunnel: 9, pods, namespaces, ..Interfaces::default() }, mesh.now);
     mesh.settle();
     assert_eq!(datapath(&mesh).left_out, [(77, LeftOut::default())].into());
     assert_ne!(datapath(&mesh).config.flags & CONFIG_LEFT_OUT, 0);
@@ -223,4 +257,29 @@ fn a_pod_that_is_left_out_is_translated_at_its_interface_and_its_sockets_are_lef
     mesh.agent.handle_interfaces(Interfaces { tunnel: 9, namespaces, ..Interfaces::default() }, mesh.now);
     mesh.settle();
     assert!(datapath(&mesh).left_out.is_empty() && datapath(&mesh).config.flags & CONFIG_LEFT_OUT == 0);
+}
+
+#[test]
+fn a_service_is_entered_from_outside_where_kubernetes_says_once_the_node_has_an_uplink_for_it() {
+    let mut mesh = serving();
+    let Entry::LocalService(own) = mk_service(Affinity::None, &["10.1.1.5"]) else { unreachable!() };
+    let http = own.ports.keys().next().unwrap().clone();
+    let outside = Outside {
+        // A family that the service has no ClusterIP of leads nowhere.
+        ips: [ip("198.51.100.7"), ip("2001:db8::7")].into(),
+        node_ports: [(http, 30_080)].into(),
+    };
+    mesh.say(1, [Entry::LocalService(GlobalService { outside, ..own })]);
+    mesh.settle();
+    let datapath = |mesh: &Mesh| mesh.agent.plan().datapath.clone();
+    assert!(datapath(&mesh).frontends.is_empty() && datapath(&mesh).config.flags & CONFIG_UPLINKS == 0);
+    let uplinks = [2].into();
+    mesh.agent.handle_interfaces(Interfaces { tunnel: 9, uplinks, ..Interfaces::default() }, mesh.now);
+    mesh.settle();
+    let to = frontend("10.96.0.80", 80);
+    let entrances = [frontend("172.16.1.101", 30_080), frontend("198.51.100.7", 80)];
+    assert_eq!(datapath(&mesh).frontends, entrances.map(|entrance| (entrance, to)).into());
+    assert_eq!(datapath(&mesh).uplinks, [2].into());
+    assert_ne!(datapath(&mesh).config.flags & CONFIG_UPLINKS, 0);
+    assert_eq!(datapath(&mesh).config.masquerade_mark, 0x4000);
 }

@@ -1,5 +1,7 @@
 //! Backends that end: by the conditions of their endpoints, by their withdrawal, by a cluster that cannot be read.
 
+use std::time::Duration;
+
 use hawser_ebpf_abi::{EXPORTED_CLOSING, Port, ServiceKey as Frontend};
 use hawser_model::{OnLoss, Routing};
 
@@ -75,6 +77,32 @@ fn a_withdrawn_backend_is_gone_at_once_unless_its_service_grants_a_grace() {
     assert_eq!(cart(&mesh), drains[..2]);
     mesh.pass(60_000);
     assert_eq!(cart(&mesh), drains[..2], "and it does not begin again");
+}
+
+#[test]
+fn a_restart_neither_ends_a_grace_nor_begins_it_anew() {
+    let routing = Routing { drain_grace_seconds: 10, ..Routing::default() };
+    let mut first = serving(routing.clone());
+    first.say(2, [mk_shared(2, &["10.2.1.7"], 9_090)]);
+    first.settle();
+    first.pass(4_000);
+    let told: Vec<_> = first.agent.draining(first.now).collect();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].age >= Duration::from_secs(4), "{:?}", told[0].age);
+    let drains = cart(&first);
+
+    let mut second = Mesh::of_three();
+    second.agent.remember_draining(told, second.now);
+    second.say(1, [mk_pod(1, 1, 5), service(routing, &["10.1.1.5"])]);
+    second.say(2, [mk_pod(2, 1, 7), mk_pod(2, 1, 8), mk_shared(2, &["10.2.1.7"], 9_090)]);
+    second.find_interfaces();
+    second.settle();
+    assert_eq!(cart(&second), drains);
+    second.pass(4_000);
+    assert_eq!(cart(&second), drains);
+    second.pass(2_500);
+    assert_eq!(cart(&second), drains[..2]);
+    assert_eq!(second.agent.draining(second.now).count(), 0);
 }
 
 #[test]

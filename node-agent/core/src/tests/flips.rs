@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hawser_ebpf_abi::DesiredDatapath;
+use hawser_ebpf_abi::{DesiredDatapath, PrefixKey};
 use hawser_model::{Affinity, Routing};
 
 use super::*;
@@ -88,13 +88,46 @@ fn what_a_flip_cannot_know_waits_for_the_plan() {
 }
 
 #[test]
-fn a_flip_waits_for_the_plan_when_nodes_or_pods_changed_as_well() {
+fn a_flip_waits_for_the_plan_when_nodes_or_own_pods_changed_as_well() {
     let mut mesh = cart();
-    mesh.say(2, [mk_pod(2, 2, 8), mk_shared(2, &["10.2.1.7", "10.2.2.8"], 80)]);
+    mesh.say(2, mk_node(2, 3));
+    mesh.say(2, [mk_shared(2, &["10.2.1.7", "10.2.2.8"], 80)]);
     assert_eq!(flips(&mut mesh), []);
     mesh.settle();
     let services = &mesh.agent.plan().datapath.services;
-    assert_eq!(services.values().next().unwrap().slices[&(2, 0)].backends.len(), 2);
+    assert_eq!(services.values().next().unwrap().slices.get(&(2, 0)).unwrap().backends.len(), 2);
+}
+
+#[test]
+fn a_remote_pod_is_welcomed_at_once_and_the_plan_says_the_same() {
+    let mut mesh = cart();
+    let mut maps = mesh.agent.plan().datapath.clone();
+    let before = mesh.reconciles;
+    mesh.say(2, [mk_pod(2, 1, 5), mk_pod_at(2, "10.2.77.9", 1)]);
+    let mut told = Flip::default();
+    flips(&mut mesh).into_iter().for_each(|flip| told.follow(flip));
+    assert_eq!(mesh.reconciles, before, "without a plan");
+    for (pod, newcomer) in &told.pods {
+        maps.ipcache.insert(PrefixKey::host((*pod).into()), newcomer.entry);
+        assert_eq!((newcomer.node.to_string().as_str(), newcomer.public_key), ("eu-west/node-1", key(0x21)));
+    }
+    mesh.settle();
+    assert_eq!(mesh.reconciles, before + 1);
+    assert_eq!(maps.ipcache, mesh.agent.plan().datapath.ipcache);
+    let strays: Vec<_> = told.pods.iter().filter(|(_, pod)| pod.stray).map(|(pod, _)| *pod).collect();
+    assert_eq!(strays, [ip("10.2.77.9")], "the other is in its node's 10.2.1.0/24");
+    let peer = mesh.tunnels().peers.iter().find(|peer| peer.public_key == key(0x21)).unwrap();
+    assert!(peer.allowed.contains(&"10.2.77.9/32".parse().unwrap()));
+}
+
+#[test]
+fn a_pod_that_is_not_its_clusters_or_of_no_node_is_left_to_the_plan() {
+    let mut mesh = cart();
+    mesh.say(2, [mk_pod_at(2, "10.2.77.9", 9)]);
+    assert_eq!(flips(&mut mesh), [], "nobody knows its node");
+    let before = mesh.reconciles;
+    mesh.settle();
+    assert_eq!(mesh.reconciles, before + 1);
 }
 
 #[test]
@@ -124,7 +157,7 @@ fn a_storm_of_changes_is_so_many_flips_and_then_plans() {
     assert!(mesh.reconciles - before <= 3, "{} plans in a tenth of a second", mesh.reconciles - before);
     mesh.settle();
     let services = &mesh.agent.plan().datapath.services;
-    let slice = &services.values().next().unwrap().slices[&(2, 0)];
+    let slice = &services.values().next().unwrap().slices.get(&(2, 0)).unwrap();
     assert_eq!(slice.backends.first().unwrap().addr, ip("10.2.1.109").into(), "the last one said");
 }
 

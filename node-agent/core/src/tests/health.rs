@@ -69,6 +69,10 @@ fn a_restarted_agent_lets_the_last_verdict_hold_until_it_knows_better() {
     mesh.settle();
     assert_eq!(mesh.words, []);
     assert_eq!(mesh.agent.slots().get(node(2, 1)), slot, "the slot keeps its meaning");
+    let left = mesh.agent.words_of([node(2, 1)]);
+    let down =
+        [About::Cluster(cluster(2).id), About::Node(node(2, 1))].map(|about| (about, HealthWord::DOWN));
+    assert_eq!(left, down.into(), "which probing begins with");
     judge(&mut mesh, About::Node(node(2, 1)), ClusterHealth::Up);
     assert_eq!(mesh.words, [WordWrite { place: WordPlace::Node(slot), word: HealthWord::UP }]);
 }
@@ -141,7 +145,7 @@ fn a_control_plane_that_cannot_be_read_is_a_verdict_of_its_own_and_moves_no_word
         (status.control_plane.verdict, status.control_plane.since, status.control_plane.reason)
     };
     assert_eq!(said(&mesh, mesh.now).0, ClusterHealth::Up);
-    mesh.agent.handle_interrupted(&name, "connection refused".into());
+    mesh.agent.handle_interrupted(&name, "connection refused".into(), mesh.now);
     let (verdict, since, reason) = said(&mesh, mesh.now);
     assert!(
         verdict == ClusterHealth::Down && since.is_some() && reason.contains("connection refused"),

@@ -6,6 +6,7 @@ mod cilium;
 mod datapath;
 mod drains;
 mod flips;
+mod gateways;
 mod health;
 mod paths;
 mod resets;
@@ -20,9 +21,9 @@ use std::net::IpAddr;
 
 use hawser_model::{
     AddressKind, Affinity, ClusterId, ClusterIdWidth, ClusterName, ClusterRef, Endpoint, Epoch,
-    GlobalService, IdentityId, MeshPlan, Node, NodeAddress, NodeIndex, NodeName, Peer, PeerKind, PortMap,
-    PortName, Protocol, PublicKey, ServerUrl, ServiceKey, ServicePort, SharedService, Time, Timestamp,
-    TunnelEnd, TunnelNode,
+    GlobalService, IdentityId, MeshPlan, Node, NodeAddress, NodeIndex, NodeName, Outside, Peer, PeerKind,
+    PortMap, PortName, Protocol, PublicKey, ServerUrl, ServiceKey, ServicePort, SharedService, Time,
+    Timestamp, TunnelEnd, TunnelNode,
 };
 use hawser_tunnels::{DeviceName, Mark};
 use hawser_wire::{Entry, Resource};
@@ -82,7 +83,11 @@ pub(crate) fn mk_node(c: u32, n: u32) -> Vec<Entry> {
                 public_key: key((c * 16 + n) as u8),
                 port: 51_871,
                 mtu: 1_420,
+                more_ports: hawser_model::MorePorts::new(&[51_880 + n as u16]).unwrap(),
+                esp: None,
             }),
+            public_endpoint: None,
+            gateway: false,
         }),
     ]
 }
@@ -126,6 +131,7 @@ pub(crate) fn mk_service(affinity: Affinity, pods: &[&str]) -> Entry {
         backends: backends(pods, 8_080),
         draining: Default::default(),
         zones: BTreeMap::new(),
+        outside: Default::default(),
     })
 }
 
@@ -170,11 +176,10 @@ pub(crate) fn mk_config() -> AgentConfig {
         public_key: key(0x11),
         encryption: hawser_model::Encryption::Wireguard,
         kernel_ipsec: false,
+        masquerade_mark: 0x4000,
         port: 51_871,
         mtu: 1_420,
         mark: Mark { value: 0x0048_0000, mask: 0x00ff_0000 },
-        table: 18_551,
-        rule_priority: 90,
         probe_port: 51_872,
         reset_after: hawser_model::ResetAfter::DEFAULT,
     }

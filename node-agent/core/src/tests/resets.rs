@@ -89,6 +89,9 @@ fn when_every_other_cluster_is_down_nothing_is_ended() {
     assert_eq!(standings.collect::<Vec<_>>(), ["serving", "cut-off", "cut-off"]);
     judge(&mut mesh, About::Cluster(cluster(3).id), ClusterHealth::Up);
     mesh.settle();
+    assert!(cut_off(&mesh), "the other one may be back a moment later");
+    mesh.pass(5_000);
+    mesh.settle();
     assert!(!cut_off(&mesh));
     let standings = mesh.agent.clusters(mesh.now).into_iter().map(|cluster| cluster.standing.name());
     assert_eq!(
@@ -96,6 +99,29 @@ fn when_every_other_cluster_is_down_nothing_is_ended() {
         ["serving", "serving", "down"],
         "by name: ap-south is the third"
     );
+    let swept = |mesh: &Mesh| mesh.follows.iter().filter(|output| **output == Output::Sweep).count();
+    let before = swept(&mesh);
+    mesh.pass(10_000);
+    assert!(swept(&mesh) > before, "and what waits there ends");
+}
+
+#[test]
+fn an_agent_that_begins_while_every_other_cluster_is_down_ends_nothing_either() {
+    let first = Mesh::of_three();
+    let slots = NodeSlots::restore(65_536, first.agent.slots().iter());
+    let mut mesh = Mesh::restarted(slots, HealthWords::default());
+    // Before anything is read: what the last run left.
+    for c in [2, 3] {
+        judge(&mut mesh, About::Cluster(cluster(c).id), ClusterHealth::Down);
+    }
+    mesh.say(1, [mk_node(1, 1), vec![mk_peer(2), mk_peer(3)]].concat());
+    mesh.complete(1);
+    for c in [2, 3] {
+        mesh.say(c, mk_node(c, 1));
+        mesh.complete(c);
+    }
+    mesh.settle();
+    assert!(mesh.agent.plan().datapath.config.flags & CONFIG_CUT_OFF != 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What annotations ask for, as tiers and weights of clusters.
 
+use hawser_ebpf_abi::FewMap;
 use hawser_model::{Fallback, MinHealthy, OnLoss, Routing};
 
 use super::*;
@@ -27,7 +28,7 @@ fn backend() -> MergedBackend {
     }
 }
 
-fn shares_in(routing: &Routing, slices: BTreeMap<ClusterRef, Vec<MergedBackend>>) -> Vec<String> {
+fn shares_in(routing: &Routing, slices: FewMap<ClusterRef, Vec<MergedBackend>>) -> Vec<String> {
     let port = ServicePort { protocol: Protocol::Tcp, port: 80 };
     let port = MergedPort { port, slices };
     let mut shares: Vec<_> = spread(&cluster(1), routing, &port, true).into_iter().collect();
@@ -99,7 +100,7 @@ fn an_order_is_followed_and_what_is_not_in_it_comes_after_or_never() {
 fn what_drains_comes_after_everything_that_is_ready() {
     let drains = || MergedBackend { state: State::Draining, ..backend() };
     let slices = || {
-        BTreeMap::from([
+        FewMap::from([
             (cluster(1), vec![backend(), drains(), drains()]),
             (cluster(2), vec![backend()]),
             (cluster(3), vec![drains()]),
@@ -139,7 +140,7 @@ fn with_more_places_than_tiers_the_last_of_each_kind_share_one_and_the_kinds_do_
 fn the_clients_zone_counts_within_a_cluster_preference() {
     let far = || MergedBackend { elsewhere: true, ..backend() };
     let slices = || {
-        BTreeMap::from([
+        FewMap::from([
             (cluster(1), vec![backend(), far(), far()]),
             (cluster(2), vec![backend(), far()]),
             (cluster(3), vec![far()]),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use hawser_model::{EspEnd, Generation};
+
 use super::*;
 
 fn texts<T: ToString>(set: impl IntoIterator<Item = T>) -> BTreeSet<String> {
@@ -22,6 +24,7 @@ fn every_remote_node_is_a_peer_and_no_own_one_is() {
     let peer = mesh.tunnels().peers.iter().find(|peer| peer.name.to_string() == "eu-west/node-2").unwrap();
     assert_eq!(peer.endpoint, "172.16.2.102:51871".parse().unwrap());
     assert_eq!(peer.public_key, key(0x22));
+    assert_eq!(peer.more_ports, [51_882], "for parallel sessions");
     let v6 = MeshPlan::default().ipv6_of(cluster(2).id, &peer.name.node);
     assert_eq!(texts(&peer.allowed), set(&["10.2.2.0/24", "240.2.0.2/32", &format!("{v6}/128")]));
 }
@@ -94,10 +97,32 @@ fn no_handshake_is_aimed_outside_of_the_node_cidrs_a_cluster_was_admitted_with()
     mesh.settle();
     let of_eu_west = |name: &str| mesh.tunnels().peers.iter().find(|peer| peer.name.to_string() == name);
     assert!(of_eu_west("eu-west/node-3").is_none());
-    let said = "eu-west/node-3 states no InternalIP or ExternalIP inside the node CIDRs";
+    let said = "eu-west/node-3 states no InternalIP, ExternalIP or public endpoint inside the node CIDRs";
     assert!(mesh.agent.problems().iter().any(|problem| problem.contains(said)));
     let fourth = of_eu_west("eu-west/node-4").unwrap();
     assert_eq!(fourth.endpoint, "172.16.2.104:51871".parse().unwrap());
+}
+
+#[test]
+fn a_cluster_that_changed_its_encryption_since_it_was_admitted_is_named_with_both_sides() {
+    let mut mesh = Mesh::of_three();
+    let mut changed = mk_node(2, 1);
+    let Entry::TunnelNode(node) = &mut changed[1] else { unreachable!() };
+    let generation = Generation { epoch: Epoch::FIRST, turn: 1 };
+    node.wireguard.as_mut().unwrap().esp = EspEnd::new([generation], false);
+    mesh.say(2, changed);
+    mesh.settle();
+    let problems = mesh.agent.problems();
+    let said: Vec<_> = problems.iter().filter(|problem| problem.contains("encrypt with")).collect();
+    assert_eq!(said.len(), 1, "{problems:?}");
+    for part in [
+        "1 nodes of eu-west",
+        "encrypt with ipsec, the first is node-1",
+        "us-east",
+        "with wireguard: no tunnel",
+    ] {
+        assert!(said[0].contains(part), "{part:?} is not in {}", said[0]);
+    }
 }
 
 #[test]

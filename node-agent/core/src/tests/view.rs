@@ -20,6 +20,7 @@ fn what_a_key_brought_goes_with_the_key() {
     for entry in &entries {
         let changed = match entry {
             Entry::Service(service) => Changed::Service(service.key.clone()),
+            Entry::Endpoint(endpoint) => Changed::Pod(endpoint.ip),
             _ => Changed::Data,
         };
         assert_eq!(say(&mut view, 2, entry), changed);

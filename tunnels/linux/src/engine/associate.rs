@@ -189,6 +189,12 @@ impl Peer {
         }
     }
 
+    pub(super) fn received(&self) -> Vec<(u32, u64)> {
+        let control = self.lock();
+        let inbound = control.esp.iter().flat_map(|esp| &esp.inbound);
+        inbound.map(|inbound| (inbound.sa().spi, inbound.newest())).collect()
+    }
+
     pub(super) fn dissolve(control: &mut Control, sessions: &Sessions) {
         if let Some(esp) = &mut control.esp {
             spend(sessions, esp.outbound.take());

@@ -12,6 +12,7 @@ use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,8 @@ use zeroize::Zeroizing;
 
 use super::Shared;
 use super::carry::Protocol;
-use super::sockets::Sockets;
+use super::lanes::MOST_LANES;
+use super::sockets::{Face, Sockets};
 use super::state::State;
 use crate::PrivateKey;
 use crate::clock::Millis;
@@ -33,7 +35,7 @@ use crate::uapi::{SetDevice, parse_set, public_key};
 /// Sessions of one protocol are none of the other's.
 fn request(protocol: Protocol) -> &'static str {
     match protocol {
-        Protocol::Wireguard => "handover=1\n\n",
+        Protocol::Wireguard => "handover=2\n\n",
         Protocol::Esp => "handover=esp1\n\n",
     }
 }
@@ -60,8 +62,8 @@ impl Asked {
 const PATIENCE: Duration = Duration::from_secs(5);
 /// With 3 KiB for each session of tens of thousands of peers.
 const LARGEST: u64 = 256 << 20;
-/// Descriptors in one message: queues and two sockets.
-const MOST: usize = 16;
+/// Descriptors in one message: queues, and two sockets for each lane.
+const MOST: usize = 32;
 /// Between configuration and sessions.
 const SESSIONS: &str = "sessions=1\n";
 
@@ -98,8 +100,10 @@ fn stop(shared: &Shared) -> io::Result<()> {
 
 fn send(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     let (tun, sockets) = (shared.tun(), shared.sockets());
-    let mut fds: Vec<RawFd> = sockets.both().map(AsRawFd::as_raw_fd).collect();
-    let mut text = Zeroizing::new(format!("sockets={}\n", fds.len()));
+    let lanes = sockets.lanes();
+    let mut fds: Vec<RawFd> = lanes.iter().flat_map(|face| face.both()).map(AsRawFd::as_raw_fd).collect();
+    let families: Vec<String> = lanes.iter().map(|face| face.both().count().to_string()).collect();
+    let mut text = Zeroizing::new(format!("sockets={}\n", families.join(",")));
     fds.extend(tun.queues().iter().map(AsRawFd::as_raw_fd));
     // As `wg showconf` and `wg setconf` have it: what only tells and does not set stays behind.
     let told = ["last_handshake_time", "tx_bytes", "rx_bytes", "errno"];
@@ -108,6 +112,10 @@ fn send(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         config.lines().filter(|line| !line.is_empty() && !told.iter().any(|key| line.starts_with(key)));
     lines.for_each(|line| text.extend([line, "\n"]));
     text.push_str(SESSIONS);
+    let note = shared.sessions.note();
+    if !note.is_empty() {
+        text.extend(["note=", note.as_str(), "\n"]);
+    }
     shared.sessions.spent().export(&mut text);
     shared.state().peers.values().for_each(|peer| peer.export(&mut text));
     text.push('\n');
@@ -160,15 +168,22 @@ fn parse(text: &str, mut fds: Vec<OwnedFd>) -> Option<Taken> {
     let text = text.strip_suffix('\n').filter(|text| text.ends_with('\n'))?;
     let (sockets, text) = text.strip_prefix("sockets=")?.split_once('\n')?;
     let (config, sessions) = text.split_once(SESSIONS)?;
-    let count: usize = sockets.parse().ok().filter(|count| (1..=2).contains(count))?;
+    let families = sockets.split(',').map(|count| count.parse().ok().filter(|count| (1..=2).contains(count)));
+    let families: Vec<usize> = families.collect::<Option<_>>()?;
+    let count = families.iter().sum();
     if fds.len() <= count {
         return None;
     }
     let queues = fds.split_off(count).into_iter().map(File::from).collect();
     let mut sockets = fds.into_iter().map(UdpSocket::from);
+    let mut face = |families: usize| {
+        let (v4, v6) = (sockets.next()?, if families == 2 { Some(sockets.next()?) } else { None });
+        Face::adopt(v4, v6).ok().map(Arc::new)
+    };
+    let lanes = families.into_iter().map(&mut face).collect::<Option<_>>()?;
     Some(Taken {
         tun: Tun::adopt(queues),
-        sockets: Sockets::adopt(sockets.next()?, sockets.next()).ok()?,
+        sockets: Sockets::of_faces(lanes),
         config: parse_set(config).ok()?,
         sessions: Zeroizing::new(sessions.to_owned()),
     })
@@ -179,12 +194,26 @@ impl Taken {
     pub(crate) fn restore(&self, state: &mut State) {
         self.config.peers.iter().for_each(|peer| state.set_peer(peer));
         let now = Millis::now();
-        let mut peer = None;
+        // And the lane of it that is spoken of.
+        let (mut peer, mut first) = (None, None);
         for line in self.sessions.lines() {
             match line.split_once('=') {
                 Some(("peer", key)) => {
-                    peer = public_key(key).ok().and_then(|key: PublicKey| state.peers.get(&key).cloned());
+                    first = public_key(key).ok().and_then(|key: PublicKey| state.peers.get(&key).cloned());
+                    peer = first.clone();
                 }
+                Some(("ports", ports)) => {
+                    let ports: Vec<u16> = ports.split(' ').filter_map(|port| port.parse().ok()).collect();
+                    first.iter().for_each(|first| first.spread(&ports, MOST_LANES, state.sessions()));
+                }
+                Some(("lane", lane)) => {
+                    peer = first
+                        .as_ref()
+                        .zip(lane.parse().ok())
+                        .and_then(|(first, lane)| first.lane(lane))
+                        .cloned();
+                }
+                Some(("note", value)) => state.sessions().set_note(Zeroizing::new(value.to_owned())),
                 Some(("spent", value)) => state.sessions().spent().import(value),
                 Some((key, value)) => {
                     if let Some(peer) = &peer {

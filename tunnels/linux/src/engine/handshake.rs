@@ -1,6 +1,5 @@
 //! Handshakes between the peers of this engine: who may ask, how often, and what comes of an answer.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +8,7 @@ use rand::Rng;
 use super::counters::Reason;
 use super::peer::{Context, Control, Peer};
 use super::sessions::Sessions;
+use super::sockets::Line;
 use super::state::State;
 use crate::clock::Millis;
 use crate::noise::cookie::Refused;
@@ -33,7 +33,7 @@ pub(crate) struct Pending {
 impl Peer {
     /// Sends an initiation; of one that is under way a new try.
     pub(super) fn initiate(self: &Arc<Self>, control: &mut Control, context: &mut Context<'_>) {
-        let Some(to) = control.endpoint.filter(|_| !control.is_removed()) else { return };
+        let Some(at) = control.endpoint.filter(|_| !control.is_removed()) else { return };
         let first = control.pending.as_ref().map_or(context.now, |pending| pending.first);
         control.drop_pending(context.sessions);
         let index = context.sessions.reserve(self);
@@ -41,7 +41,7 @@ impl Peer {
         control.stamped = Stamp::after(control.stamped, SystemTime::now());
         let stamp = control.stamped;
         let initiated = control.keys(context.own, &self.key).and_then(|(statics, _)| {
-            handshake::initiate(context.own, &self.key, &statics, index, stamp, &mut message)
+            handshake::initiate(context.own, &self.key, &statics, self.lane, index, stamp, &mut message)
         });
         // What keeps this from working (a peer's key of low order) will keep it from working.
         let Ok(initiated) = initiated else {
@@ -53,23 +53,34 @@ impl Peer {
         let again = context.now + REKEY_TIMEOUT + jitter;
         control.pending = Some(Box::new(Pending { initiated, first, again }));
         control.asked = context.now;
-        self.put(context, &message, to);
+        self.put(context, &message, Line { lane: self.lane, at });
     }
 
-    fn put(&self, context: &mut Context<'_>, message: &[u8], to: SocketAddr) {
+    fn put(&self, context: &mut Context<'_>, message: &[u8], to: Line) {
         context.put(message, to);
         self.note_sent(message.len(), false, context.now);
     }
 
+    /// For the lane that it came by, which is made only once the peer has shown who it is.
     fn answer(
         self: &Arc<Self>,
         context: &mut Context<'_>,
         opened: handshake::Opened,
-        from: SocketAddr,
+        from: Line,
+    ) -> Result<(), Reason> {
+        let (statics, _) = self.lock().keys(context.own, &self.key).map_err(refused)?;
+        let verified = opened.verify(&statics).map_err(refused)?;
+        self.lane(from.lane).ok_or(Reason::HandshakeRefused)?.respond(context, verified, from)
+    }
+
+    fn respond(
+        self: &Arc<Self>,
+        context: &mut Context<'_>,
+        verified: handshake::Verified,
+        from: Line,
     ) -> Result<(), Reason> {
         let mut control = self.lock();
-        let (statics, preshared) = control.keys(context.own, &self.key).map_err(refused)?;
-        let verified = opened.verify(&statics).map_err(refused)?;
+        let (_, preshared) = control.keys(context.own, &self.key).map_err(refused)?;
         let soon = context.now.since(control.was_asked) < BETWEEN;
         if control.is_removed() || verified.stamp <= control.newest || soon {
             return Err(Reason::HandshakeRefused);
@@ -87,7 +98,7 @@ impl Peer {
         };
         self.offer(&mut control, context.sessions, session);
         control.jar.stamp(&mut message, context.now);
-        self.relocate(&mut control, from);
+        self.relocate(&mut control, from.at);
         self.note_received(INITIATION_LENGTH, false, context.now);
         self.put(context, &message, from);
         Ok(())
@@ -97,8 +108,11 @@ impl Peer {
         self: &Arc<Self>,
         context: &mut Context<'_>,
         message: &[u8; RESPONSE_LENGTH],
-        from: SocketAddr,
+        from: Line,
     ) -> Result<(), Reason> {
+        if from.lane != self.lane {
+            return Err(Reason::HandshakeRefused);
+        }
         let mut control = self.lock();
         let (_, preshared) = control.keys(context.own, &self.key).map_err(refused)?;
         let pending = control.pending.as_ref();
@@ -109,7 +123,7 @@ impl Peer {
         let session = make(context.sessions, keys, true, context.now).map_err(refused)?;
         // Its index is the session's now.
         control.pending = None;
-        control.endpoint = Some(from);
+        self.moved(&mut control, Some(from.at));
         self.note_received(RESPONSE_LENGTH, false, context.now);
         self.begin(&mut control, context, session);
         Ok(())
@@ -123,7 +137,7 @@ pub(super) fn receive(
     context: &mut Context<'_>,
     kind: Kind,
     datagram: &[u8],
-    from: SocketAddr,
+    from: Line,
 ) -> Result<(), Reason> {
     if kind == Kind::Cookie {
         let reply: &[u8; COOKIE_LENGTH] = datagram.try_into().map_err(|_| Reason::Malformed)?;
@@ -131,7 +145,7 @@ pub(super) fn receive(
         let taken = peer.lock().jar.take(reply, context.now);
         return taken.map_err(refused);
     }
-    match state.guard.check(datagram, from, context.now) {
+    match state.guard.check(datagram, from.at, context.now) {
         Ok(()) => {}
         Err(Refused::Stranger) => return Err(Reason::HandshakeRefused),
         Err(Refused::TooOften) => return Err(Reason::RateLimited),
@@ -142,7 +156,7 @@ pub(super) fn receive(
     }
     if kind == Kind::Initiation {
         let message = datagram.try_into().map_err(|_| Reason::Malformed)?;
-        let opened = handshake::open(context.own, message).map_err(refused)?;
+        let opened = handshake::open(context.own, message, from.lane).map_err(refused)?;
         let peer = state.peers.get(&opened.claims).ok_or(Reason::HandshakeRefused)?;
         peer.answer(context, opened, from)
     } else {

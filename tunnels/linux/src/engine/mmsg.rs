@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
 use super::counters::{Counters, Reason};
-use super::sockets::Sockets;
+use super::sockets::{Line, Sockets};
 
 /// Datagrams on their way out at once: two of the largest superpackets at an MTU of 1420.
 pub(crate) const BATCH: usize = 128;
@@ -19,8 +19,12 @@ const USUAL: usize = 1536;
 const MOST_SEGMENTS: usize = 64;
 /// What IPv4 leaves of 64 KiB for a UDP payload; IPv6 leaves more.
 const LARGEST_MESSAGE: usize = 65507;
-/// Messages taken in at once. With GRO one of them is up to 64 KiB; without it this many calls are saved.
+/// Messages taken in at once, and the fewest. With GRO one of them is up to 64 KiB; without it this many calls are saved.
 const RECEIVE: usize = 32;
+const FEWEST: usize = 4;
+/// What is taken in at once shall be about this much, so that it is still in the core's own cache when it is opened, and
+/// again when the kernel takes it from here.
+const CACHED: usize = 256 << 10;
 
 /// Room for one control message with an `int`, aligned as `cmsghdr` is.
 type Control = [u64; 4];
@@ -37,7 +41,7 @@ pub(crate) struct SendBatch {
     used: usize,
     /// Largest datagram that `space` must offer.
     largest: usize,
-    to: Vec<SocketAddr>,
+    to: Vec<Line>,
     lengths: Vec<usize>,
     /// Some device on the way does not segment: each datagram is a message of its own from then on.
     single: bool,
@@ -93,7 +97,7 @@ impl SendBatch {
     }
 
     /// Takes in the first `length` bytes of `space`. There must be room.
-    pub(crate) fn push(&mut self, length: usize, to: SocketAddr) {
+    pub(crate) fn push(&mut self, length: usize, to: Line) {
         self.lengths.push(length);
         self.to.push(to);
         self.used += length;
@@ -101,7 +105,7 @@ impl SendBatch {
 
     /// Everything that a flush would send.
     #[cfg(test)]
-    pub(crate) fn take(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+    pub(crate) fn take(&mut self) -> Vec<(Line, Vec<u8>)> {
         let mut rest = self.buffer.as_slice();
         let sent = self.to.iter().zip(&self.lengths).map(|(to, length)| {
             let (datagram, after) = rest.split_at(*length);
@@ -123,9 +127,10 @@ impl SendBatch {
     pub(crate) fn flush(&mut self, sockets: &Sockets, counters: &Counters) {
         let mut from = 0;
         while from < self.to.len() {
-            let v6 = self.to[from].is_ipv6();
-            let run = self.to[from..].iter().take_while(|to| to.is_ipv6() == v6).count();
-            match sockets.of(v6) {
+            let by = |to: &Line| (to.lane, to.at.is_ipv6());
+            let (lane, v6) = by(&self.to[from]);
+            let run = self.to[from..].iter().take_while(|to| by(to) == (lane, v6)).count();
+            match sockets.of(lane, v6) {
                 Some(socket) => self.send(socket, from, from + run, counters),
                 None => (0..run).for_each(|_| counters.count(Reason::SendFailed)),
             }
@@ -189,7 +194,7 @@ impl SendBatch {
             let bytes = &mut self.buffer[message.start..message.start + message.length];
             self.iovecs.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
             self.controls.push(segment_control(self.lengths[message.first]));
-            self.names.push(self.to[message.first].into());
+            self.names.push(self.to[message.first].at.into());
         }
         let parts = self.iovecs.iter_mut().zip(&mut self.controls).zip(&self.names);
         for (message, ((iovec, control), to)) in self.messages.iter().zip(parts) {
@@ -229,7 +234,7 @@ impl SendBatch {
         let mut start = message.start;
         for at in message.first..message.first + message.count {
             let (bytes, to) =
-                (&self.buffer[start..start + self.lengths[at]], SockaddrStorage::from(self.to[at]));
+                (&self.buffer[start..start + self.lengths[at]], SockaddrStorage::from(self.to[at].at));
             start += bytes.len();
             loop {
                 // SAFETY: both pointers are to whole values with their lengths, which outlive the call.
@@ -276,6 +281,9 @@ pub(crate) struct ReceiveBatch {
     controls: Vec<Control>,
     iovecs: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
+    /// How many messages the next call asks for, and how many bytes came with the last.
+    wanted: usize,
+    received: usize,
 }
 
 /// The largest message that UDP has.
@@ -304,6 +312,8 @@ impl ReceiveBatch {
             controls: vec![Control::default(); RECEIVE],
             iovecs: vec![iovec; RECEIVE],
             headers: vec![header; RECEIVE],
+            wanted: RECEIVE,
+            received: 0,
         }
     }
 
@@ -311,7 +321,8 @@ impl ReceiveBatch {
     pub(crate) fn receive(&mut self, socket: &impl AsRawFd) -> Result<usize, Errno> {
         let slots = self.buffer.chunks_exact_mut(SLOT);
         let parts = self.iovecs.iter_mut().zip(&mut self.from).zip(&mut self.controls).zip(slots);
-        for (header, (((iovec, from), control), slot)) in self.headers.iter_mut().zip(parts) {
+        for (header, (((iovec, from), control), slot)) in self.headers.iter_mut().take(self.wanted).zip(parts)
+        {
             *iovec = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: LARGEST };
             header.msg_hdr.msg_name = ptr::from_mut(from).cast();
             header.msg_hdr.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -322,9 +333,9 @@ impl ReceiveBatch {
             header.msg_hdr.msg_flags = 0;
             header.msg_len = 0;
         }
-        let count = self.headers.len() as libc::c_uint;
+        let count = self.wanted.min(self.headers.len()) as libc::c_uint;
         // SAFETY: each header points to its own address, iovec, control and slot of this batch, which outlive the call
-        // and are longer than their iovec says; nothing else refers to them meanwhile; the count is the vector's length.
+        // and are longer than their iovec says; nothing else refers to them meanwhile; the count is at most the vector's length.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -334,7 +345,16 @@ impl ReceiveBatch {
                 ptr::null_mut(),
             )
         };
-        Errno::result(received).map(|received| received as usize)
+        let received = Errno::result(received)? as usize;
+        let bytes: usize = self.headers[..received].iter().map(|header| header.msg_len as usize).sum();
+        self.received = bytes;
+        self.wanted = (CACHED * received / bytes.max(1)).clamp(FEWEST, RECEIVE);
+        Ok(received)
+    }
+
+    /// Bytes of the last call.
+    pub(crate) fn received(&self) -> usize {
+        self.received
     }
 
     /// Message `at` of the last batch; none if it was cut off or has no address.
@@ -392,9 +412,9 @@ mod tests {
         (socket, at)
     }
 
-    fn push(batch: &mut SendBatch, datagram: &[u8], to: SocketAddr) {
+    fn push(batch: &mut SendBatch, datagram: &[u8], at: SocketAddr) {
         batch.space()[..datagram.len()].copy_from_slice(datagram);
-        batch.push(datagram.len(), to);
+        batch.push(datagram.len(), Line { lane: 0, at });
     }
 
     #[test]
@@ -433,7 +453,7 @@ mod tests {
             let (mut got, mut receive) = (Vec::new(), ReceiveBatch::new());
             let patience = Instant::now() + Duration::from_secs(10);
             while got.len() < sent.len() && Instant::now() < patience {
-                let socket = there.of(local.is_ipv6()).unwrap();
+                let socket = there.of(0, local.is_ipv6()).unwrap();
                 for at in 0..receive.receive(socket).unwrap_or(0) {
                     let message = receive.message(at).unwrap();
                     assert_eq!(message.from, from);

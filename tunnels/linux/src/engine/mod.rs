@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! threads `tun0..` TUN queue ──lookup destination──> peer ──cut──seal──> batch ──sendmmsg──> underlay
-//! thread `udp`     underlay ──recvmmsg──> index ──> session ──open──> lookup source ──join──> TUN
+//! threads `udp0..` underlay ──recvmmsg──> index ──> session ──open──> lookup source ──join──> TUN
 //! thread `timers`  every 250 ms: handshakes, keepalives, expiry
 //! thread `uapi`    one client at a time; a whole `set` under one lock
 //! ```
@@ -16,10 +16,14 @@
 
 mod associate;
 mod carry;
+mod client;
+mod context;
 mod counters;
 mod handover;
 mod handshake;
+mod lanes;
 mod mmsg;
+mod path_mtu;
 mod peer;
 mod receive;
 mod sessions;
@@ -29,10 +33,11 @@ mod state;
 mod tests;
 mod timers;
 mod transmit;
+mod waiting;
 
+use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::num::NonZero;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -42,7 +47,7 @@ use std::time::{Duration, Instant};
 use hawser_model::PublicKey;
 use hawser_tunnels::{DeviceName, Sa};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use zeroize::Zeroizing;
 
 use crate::PrivateKey;
 use crate::clock::Millis;
@@ -53,11 +58,15 @@ pub use carry::Protocol;
 use counters::{Counters, Reason};
 use handover::Taken;
 pub(crate) use handover::{Asked, give};
+pub use lanes::MOST_LANES;
+use lanes::Totals;
 use mmsg::SendBatch;
 use peer::Context;
 use sessions::Sessions;
-use sockets::Sockets;
+use sockets::{Face, Sockets};
 use state::State;
+use waiting::Streams;
+pub(crate) use waiting::wait;
 
 /// The largest MTU of the TUN: jumbo frames less the overhead fit, and buffers stay small.
 pub const MAX_MTU: u16 = 9000;
@@ -75,6 +84,9 @@ pub struct EngineSettings {
     pub key: PrivateKey,
     /// 0 takes a free one.
     pub port: u16,
+    /// Of the lanes beyond the first, in which peers that have them, too, are spoken to in parallel; [`MOST_LANES`] at most.
+    /// Not of ESP, which has one.
+    pub more_ports: Vec<u16>,
     /// `SO_MARK` of the engine's own packets; 0 is none.
     pub mark: u32,
     pub mtu: u16,
@@ -141,16 +153,22 @@ impl Engine {
                     tracing::warn!(%device, "how far associations had come is not known: they are made anew");
                     state.remove_all();
                     sessions.spent().forget();
+                    sessions.set_note(Zeroizing::default());
                     settings.key = fresh;
                 }
                 (taken.tun, taken.sockets)
             }
             None => patiently(patience, || open(&settings))?,
         };
-        let queues = tun.queues().len();
+        let sockets = with_more(&settings, &sockets);
+        let (queues, lanes) = (tun.queues().len(), sockets.lanes().len());
+        for peer in state.peers.values() {
+            // A predecessor may have had more.
+            peer.spread(&peer.more_ports(), lanes - 1, &sessions);
+        }
         let threads = |source| EngineError::Threads { device: device.clone(), source };
         let mut pipes = Vec::new();
-        for _ in 0..queues + 3 {
+        for _ in 0..queues + lanes + 2 {
             pipes.push(io::pipe().map_err(threads)?);
         }
         let (readers, wakers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
@@ -163,6 +181,7 @@ impl Engine {
             state: RwLock::new(state),
             sessions,
             counters: Counters::default(),
+            streams: Streams::default(),
             mtu: AtomicUsize::new(settings.mtu.into()),
             running: AtomicBool::new(true),
             given: AtomicBool::new(false),
@@ -179,15 +198,28 @@ impl Engine {
             ..SetDevice::default()
         };
         engine.shared.set(set).map_err(|errno| EngineError::Bind { device, port, source: errno.into() })?;
-        let mut readers = readers.into_iter();
-        for queue in 0..queues {
-            let run = move |shared: &Shared, wake: &PipeReader| transmit::run(shared, queue, wake);
-            engine.spawn(&format!("tun{queue}"), readers.next(), carrying(run))?;
-        }
-        engine.spawn("udp", readers.next(), carrying(receive::run))?;
-        engine.spawn("timers", readers.next(), carrying(timers::run))?;
-        engine.spawn("uapi", readers.next(), move |shared, wake| listener.run(shared, wake))?;
+        engine.carry(readers, lanes, listener)?;
         Ok(engine)
+    }
+
+    /// A thread for each queue of the TUN and for each lane, and those beside them.
+    fn carry(
+        &mut self,
+        readers: Vec<PipeReader>,
+        lanes: usize,
+        listener: uapi::Listener,
+    ) -> Result<(), EngineError> {
+        let mut readers = readers.into_iter();
+        for queue in 0..self.shared.queues {
+            let run = move |shared: &Shared, wake: &PipeReader| transmit::run(shared, queue, wake);
+            self.spawn(&format!("tun{queue}"), readers.next(), carrying(run))?;
+        }
+        for lane in 0..lanes as u8 {
+            let run = move |shared: &Shared, wake: &PipeReader| receive::run(shared, lane, wake);
+            self.spawn(&format!("udp{lane}"), readers.next(), carrying(run))?;
+        }
+        self.spawn("timers", readers.next(), carrying(timers::run))?;
+        self.spawn("uapi", readers.next(), move |shared, wake| listener.run(shared, wake))
     }
 
     /// A body returns when the engine stops. One that panics has lost a packet, not the node: it starts again.
@@ -230,6 +262,39 @@ impl Engine {
         let state = self.shared.state();
         let unknown = AssociateError::UnknownPeer { peer: *peer };
         state.peers.get(peer).ok_or(unknown)?.associate(&self.shared.sessions, outbound, inbound)
+    }
+
+    /// This peer has lanes at these ports beside its first: flows spread over as many as both ends have. O(1).
+    pub fn spread(&self, peer: &PublicKey, ports: &[u16]) {
+        let state = self.shared.state();
+        if let Some(peer) = state.peers.get(peer) {
+            peer.spread(ports, self.shared.sockets().lanes().len() - 1, &self.shared.sessions);
+        }
+    }
+
+    pub fn peers(&self) -> Vec<PublicKey> {
+        self.shared.state().peers.keys().copied().collect()
+    }
+
+    /// Those of [`EngineSettings::more_ports`] that could be had, in their order: what peers may be told.
+    pub fn more_ports(&self) -> Vec<u16> {
+        self.shared.sockets().more_ports()
+    }
+
+    /// The newest number that each association has received, by SPI. O(peers).
+    pub fn received(&self) -> HashMap<u32, u64> {
+        let state = self.shared.state();
+        state.peers.values().flat_map(|peer| peer.received()).collect()
+    }
+
+    /// Whatever a successor of this engine is to find again.
+    pub fn set_note(&self, note: Zeroizing<String>) {
+        self.shared.sessions.set_note(note);
+    }
+
+    /// What the predecessor noted last; nothing unless its key goes on, too.
+    pub fn note(&self) -> Zeroizing<String> {
+        self.shared.sessions.note()
     }
 
     /// The predecessor's, where one has handed an ESP engine over.
@@ -338,6 +403,21 @@ fn open(settings: &EngineSettings) -> Result<(Tun, Sockets), EngineError> {
     Ok((tun, sockets))
 }
 
+/// A lane that cannot be had is one less.
+fn with_more(settings: &EngineSettings, sockets: &Sockets) -> Sockets {
+    let EngineSettings { device, more_ports, mark, protocol, .. } = settings;
+    let wanted: &[u16] = match protocol {
+        Protocol::Wireguard => &more_ports[..more_ports.len().min(MOST_LANES)],
+        Protocol::Esp => &[],
+    };
+    sockets.with_more(wanted, *mark, |port, error| {
+        tracing::warn!(
+            %device, port, %error,
+            "a port for parallel sessions cannot be had: peers get one session less. fix: stop what holds it (`ss -ulpn`)"
+        );
+    })
+}
+
 /// A body that a successor waits for the end of: it seals, opens, or uses the device.
 fn carrying(
     body: impl Fn(&Shared, &PipeReader) + Send + 'static,
@@ -363,6 +443,7 @@ pub(crate) struct Shared {
     state: RwLock<State>,
     sessions: Arc<Sessions>,
     counters: Counters,
+    streams: Streams,
     mtu: AtomicUsize,
     running: AtomicBool,
     /// To a successor.
@@ -420,8 +501,8 @@ impl Shared {
         let mark = set.mark.unwrap_or(state.mark);
         match set.port {
             Some(port) if port != sockets.port() => {
-                let bound = Sockets::bind(port, mark).map_err(|error| errno(&error))?;
-                *write(&self.sockets) = Arc::new(bound);
+                let bound = Face::bind(port, mark).map_err(|error| errno(&error))?;
+                *write(&self.sockets) = Arc::new(sockets.with_first(bound));
                 self.wake_all();
             }
             _ if mark != state.mark => sockets.set_mark(mark).map_err(|error| errno(&error))?,
@@ -439,15 +520,15 @@ impl Shared {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let state = self.state();
+        let (state, now) = (self.state(), Millis::now());
         let peers = state.peers.values().map(|peer| {
+            let Totals { last_handshake, rx_bytes, tx_bytes, .. } = peer.totals(now);
             let control = peer.lock();
-            let (rx_bytes, tx_bytes) = peer.bytes();
             uapi::PeerSnapshot {
                 public_key: peer.key,
                 preshared_key: control.preshared(),
                 endpoint: control.endpoint,
-                last_handshake: control.last_handshake,
+                last_handshake,
                 rx_bytes,
                 tx_bytes,
                 keepalive: control.keepalive,
@@ -469,33 +550,4 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The most descriptors that one thread waits for.
-const MOST: usize = 2;
-
-/// Waits until one of `fds` is readable or has an error, and says which. None after a wake, which is taken in, or the
-/// timeout.
-pub(crate) fn wait(fds: &[BorrowedFd<'_>], wake: &PipeReader, timeout: Option<Duration>) -> [bool; MOST] {
-    let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
-    let mut polled: [PollFd<'_>; MOST + 1] = std::array::from_fn(|_| watch(wake.as_fd()));
-    let count = fds.len().min(MOST);
-    for (slot, fd) in polled[1..].iter_mut().zip(fds) {
-        *slot = watch(*fd);
-    }
-    let timeout =
-        timeout.and_then(|timeout| PollTimeout::try_from(timeout).ok()).unwrap_or(PollTimeout::NONE);
-    let mut ready = [false; MOST];
-    if poll(&mut polled[..=count], timeout).is_err() {
-        return ready;
-    }
-    let is_ready = |polled: &PollFd<'_>| polled.any().unwrap_or(false);
-    if is_ready(&polled[0]) {
-        let _ = nix::unistd::read(wake, &mut [0; 16]);
-        return ready;
-    }
-    for (ready, polled) in ready.iter_mut().zip(&polled[1..=count]) {
-        *ready = is_ready(polled);
-    }
-    ready
 }

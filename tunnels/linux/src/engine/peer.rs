@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -15,12 +15,14 @@ use zeroize::Zeroizing;
 
 use super::associate::Associations;
 use super::carry::{Protocol, Way};
-use super::counters::{Counters, Reason};
+pub(crate) use super::context::Context;
+use super::counters::Reason;
 use super::handover::export;
 use super::handshake::Pending;
-use super::mmsg::SendBatch;
+use super::lanes::Lanes;
+use super::path_mtu::PathMtu;
 use super::sessions::Sessions;
-use super::sockets::Sockets;
+use super::sockets::Line;
 use crate::PrivateKey;
 use crate::clock::Millis;
 use crate::esp;
@@ -41,16 +43,21 @@ const QUEUE: usize = 128;
 
 pub(crate) struct Peer {
     pub(crate) key: PublicKey,
+    /// Which of our ports it is spoken to by.
+    pub(super) lane: u8,
+    pub(super) lanes: Lanes,
     control: Mutex<Control>,
     /// None: packets wait. Written under the lock of `control`.
     path: RwLock<Option<Arc<Path>>>,
+    /// The largest packet that its path is known to carry; at least the base.
+    pub(super) carries: AtomicU16,
     activity: Activity,
 }
 
 /// All that a packet needs on its way out.
 pub(crate) struct Path {
     pub(crate) way: Way,
-    pub(crate) to: SocketAddr,
+    pub(crate) to: Line,
 }
 
 /// Written per batch, read by the timers. Times are milliseconds; zero is never.
@@ -61,6 +68,8 @@ struct Activity {
     /// Anything authenticated.
     sent: AtomicU64,
     received: AtomicU64,
+    /// Packets of users.
+    used: AtomicU64,
     /// Since when packets have been sent and nothing at all has come back.
     unanswered: AtomicU64,
     /// Since when packets have come and nothing at all was sent back.
@@ -86,6 +95,7 @@ pub(crate) struct Control {
     /// Made by the peer's handshake; used once a packet of it shows that the peer has it.
     next: Option<Arc<Session>>,
     queue: VecDeque<Box<[u8]>>,
+    pub(super) path_mtu: PathMtu,
     /// Of a peer that is spoken to by ESP: it has them instead of sessions.
     pub(super) esp: Option<Associations>,
     /// Somebody may still hold this peer, but it is none any more.
@@ -110,10 +120,25 @@ impl Peer {
             older: VecDeque::new(),
             next: None,
             queue: VecDeque::new(),
+            path_mtu: PathMtu::default(),
             esp: (protocol == Protocol::Esp).then(Associations::default),
             removed: false,
         };
-        Self { key, control: Mutex::new(control), path: RwLock::default(), activity: Activity::default() }
+        Self {
+            key,
+            lane: 0,
+            lanes: Lanes::default(),
+            control: Mutex::new(control),
+            path: RwLock::default(),
+            // Of ESP nobody asks: the device's MTU is taken at its word.
+            carries: AtomicU16::new(if protocol == Protocol::Esp { u16::MAX } else { 0 }),
+            activity: Activity::default(),
+        }
+    }
+
+    /// A further lane of the peer with this key.
+    pub(super) fn in_lane(key: PublicKey, lane: u8) -> Self {
+        Self { lane, ..Self::new(key, Protocol::Wireguard) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Control> {
@@ -124,29 +149,50 @@ impl Peer {
     /// Counts from the next handshake on; the session that is stays. Zero is none.
     pub(crate) fn set_preshared(&self, preshared: [u8; 32]) {
         self.lock().preshared = Zeroizing::new(preshared);
+        self.branches().for_each(|lane| lane.set_preshared(preshared));
+    }
+
+    pub(crate) fn set_keepalive(&self, seconds: u16) {
+        self.lock().keepalive = (seconds > 0).then_some(seconds);
+        self.branches().for_each(|lane| lane.set_keepalive(seconds));
     }
 
     /// A handshake that is under way is tried there at the next tick: what was asked elsewhere may never be answered.
     pub(crate) fn set_endpoint(&self, endpoint: SocketAddr) {
-        let mut control = self.lock();
-        if control.endpoint != Some(endpoint)
+        self.put_at(&mut self.lock(), Some(endpoint));
+    }
+
+    pub(super) fn put_at(&self, control: &mut Control, endpoint: Option<SocketAddr>) {
+        if control.endpoint != endpoint
             && let Some(pending) = &mut control.pending
         {
             pending.again = Millis::default();
         }
-        self.relocate(&mut control, endpoint);
+        if self.moved(control, endpoint) {
+            self.publish(control);
+        }
     }
 
     pub(super) fn relocate(&self, control: &mut Control, endpoint: SocketAddr) {
-        if control.endpoint != Some(endpoint) {
-            control.endpoint = Some(endpoint);
+        if self.moved(control, Some(endpoint)) {
             self.publish(control);
         }
+    }
+
+    /// Whether it was elsewhere before. Not published yet.
+    pub(super) fn moved(&self, control: &mut Control, endpoint: Option<SocketAddr>) -> bool {
+        let before = std::mem::replace(&mut control.endpoint, endpoint);
+        if before.map(|at| at.ip()) != endpoint.map(|at| at.ip()) {
+            self.lead(control);
+            self.forget_path(control);
+        }
+        before != endpoint
     }
 
     /// Sessions end with the key that they were made with.
     pub(crate) fn forget_keys(&self, sessions: &Sessions) {
         self.end(&mut self.lock(), sessions);
+        self.branches().for_each(|lane| lane.forget_keys(sessions));
     }
 
     pub(crate) fn remove(&self, sessions: &Sessions) {
@@ -154,6 +200,8 @@ impl Peer {
         control.removed = true;
         control.queue.clear();
         self.end(&mut control, sessions);
+        drop(control);
+        self.branches().for_each(|lane| lane.remove(sessions));
     }
 
     fn end(&self, control: &mut Control, sessions: &Sessions) {
@@ -180,13 +228,22 @@ impl Peer {
             Some(esp) => esp.outbound.clone().map(Way::Esp),
             None => control.current.clone().map(Way::Wireguard),
         };
-        let path = way.zip(control.endpoint).map(|(way, to)| Arc::new(Path { way, to }));
+        let lane = self.lane;
+        let path = way.zip(control.endpoint).map(|(way, at)| Arc::new(Path { way, to: Line { lane, at } }));
         *self.path.write().unwrap_or_else(PoisonError::into_inner) = path;
+    }
+
+    /// Whether no user has sent anything for so long.
+    pub(super) fn is_idle(&self, patience: Duration, now: Millis) -> bool {
+        now.since(Millis(self.activity.used.load(Ordering::Relaxed))) >= patience
     }
 
     /// After messages of `bytes` were put on their way.
     pub(crate) fn note_sent(&self, bytes: usize, data: bool, now: Millis) {
-        let Activity { tx_bytes, sent, unanswered, owed, .. } = &self.activity;
+        let Activity { tx_bytes, sent, unanswered, owed, used, .. } = &self.activity;
+        if data {
+            used.store(now.0, Ordering::Relaxed);
+        }
         tx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         sent.store(now.0, Ordering::Relaxed);
         owed.store(0, Ordering::Relaxed);
@@ -233,14 +290,19 @@ impl Peer {
 
     /// One packet, or none for a keepalive, with the current session.
     fn seal(&self, control: &Control, context: &mut Context<'_>, packet: &[u8]) {
-        let Some((session, to)) = control.usable(context.now).zip(control.endpoint) else { return };
+        self.seal_as(control, context, packet, !packet.is_empty());
+    }
+
+    /// Data keeps a session alive; what engines say to each other does not.
+    pub(super) fn seal_as(&self, control: &Control, context: &mut Context<'_>, packet: &[u8], is_data: bool) {
+        let Some((session, at)) = control.usable(context.now).zip(control.endpoint) else { return };
         let out = context.room();
         let length = packet.len() + DATA_OVERHEAD;
         let message = &mut out.space()[..length];
         message[DATA_HEADER..DATA_HEADER + packet.len()].copy_from_slice(packet);
         if session.seal(message).is_ok() {
-            out.push(length, to);
-            self.note_sent(length, !packet.is_empty(), context.now);
+            out.push(length, Line { lane: self.lane, at });
+            self.note_sent(length, is_data, context.now);
         }
     }
 
@@ -251,8 +313,7 @@ impl Peer {
         if control.removed {
             return;
         }
-        let moved = control.endpoint != Some(from);
-        control.endpoint = Some(from);
+        let moved = self.moved(&mut control, Some(from));
         if control.next.as_ref().is_some_and(|next| next.local == session.local) {
             session.confirm();
             let (before, next) = (control.current.take(), control.next.take());
@@ -298,10 +359,23 @@ impl Peer {
     }
 
     /// What a successor needs beside the configuration. Nobody may seal any more.
-    pub(super) fn export(&self, text: &mut Zeroizing<String>) {
+    pub(super) fn export(self: &Arc<Self>, text: &mut Zeroizing<String>) {
+        text.extend(["peer=", hex(self.key.as_bytes()).as_str(), "\n"]);
+        let ports = self.more_ports();
+        if !ports.is_empty() {
+            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            text.extend(["ports=", ports.join(" ").as_str(), "\n"]);
+        }
+        self.all().for_each(|lane| lane.export_sessions(text));
+    }
+
+    fn export_sessions(&self, text: &mut Zeroizing<String>) {
         let control = self.lock();
         let mut line = |key: &str, value: String| text.extend([key, "=", value.as_str(), "\n"]);
-        line("peer", hex(self.key.as_bytes()));
+        if self.lane > 0 {
+            line("lane", self.lane.to_string());
+            control.endpoint.iter().for_each(|at| line("at", at.to_string()));
+        }
         line("stamped", hex(control.stamped.bytes()));
         line("newest", hex(control.newest.bytes()));
         let since = control.last_handshake.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
@@ -329,6 +403,8 @@ impl Peer {
             }
             "rx" => self.activity.rx_bytes.store(number(), Ordering::Relaxed),
             "tx" => self.activity.tx_bytes.store(number(), Ordering::Relaxed),
+            // The first lane's is configuration.
+            "at" => control.endpoint = value.parse().ok(),
             "current" | "next" | "older" => {
                 let session = Session::import(value).filter(|session| !session.is_over(now)).map(Arc::new);
                 let Some(session) = session.filter(|session| sessions.adopt(self, session)) else { return };
@@ -361,6 +437,9 @@ impl Peer {
             return self.tick_esp(&control, context);
         }
         self.expire(&mut control, context);
+        if self.lane > 0 && self.is_silent(now) {
+            self.rest(&mut control, context.sessions);
+        }
         match &control.pending {
             Some(pending) if now.since(pending.first) >= REKEY_ATTEMPT_TIME => {
                 control.drop_pending(context.sessions);
@@ -389,9 +468,25 @@ impl Peer {
         let idle = context.now.since(Millis(self.activity.sent.load(Ordering::Relaxed)));
         let due = control.keepalive.is_some_and(|seconds| idle >= Duration::from_secs(seconds.into()));
         if let Some(to) = control.endpoint.filter(|_| due) {
-            context.put(&[esp::KEEPALIVE], to);
+            context.put(&[esp::KEEPALIVE], Line { lane: 0, at: to });
             self.note_sent(1, false, context.now);
         }
+    }
+
+    /// Nothing has come back for so long that something would have.
+    fn is_silent(&self, now: Millis) -> bool {
+        let since = self.activity.unanswered.load(Ordering::Relaxed);
+        since > 0 && now.since(Millis(since)) >= KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
+    }
+
+    /// A lane that has fallen silent: it is sent by again when a handshake has come through. What still comes in is taken.
+    fn rest(&self, control: &mut Control, sessions: &Sessions) {
+        let silent = control.current.take();
+        if silent.is_some() {
+            control.retire(silent, sessions);
+            self.publish(control);
+        }
+        self.activity.unanswered.store(0, Ordering::Relaxed);
     }
 
     fn expire(&self, control: &mut Control, context: &Context<'_>) {
@@ -414,8 +509,6 @@ impl Peer {
             return false;
         }
         let at = |time: &AtomicU64| Some(Millis(time.load(Ordering::Relaxed))).filter(|time| time.0 > 0);
-        let unanswered = at(&self.activity.unanswered)
-            .is_some_and(|since| now.since(since) >= KEEPALIVE_TIMEOUT + REKEY_TIMEOUT);
         let renew = control.current.as_ref().is_some_and(|session| {
             let sent = at(&self.activity.sent).is_some_and(|sent| session.is_old(sent));
             // So late that a peer which only listens would lose the session (§6.2).
@@ -423,7 +516,7 @@ impl Peer {
             let received = at(&self.activity.received).is_some_and(|at| at.since(session.made) >= late);
             session.is_worn() || session.initiator && (sent || received)
         });
-        unanswered || renew || !control.queue.is_empty()
+        self.is_silent(now) || renew || !control.queue.is_empty()
     }
 
     fn owes_keepalive(&self, control: &Control, now: Millis) -> bool {
@@ -431,7 +524,10 @@ impl Peer {
         let passive =
             owed > 0 && now.since(Millis(owed)) >= KEEPALIVE_TIMEOUT && control.usable(now).is_some();
         let idle = now.since(Millis(self.activity.sent.load(Ordering::Relaxed)));
-        let persistent = control.keepalive.is_some_and(|seconds| idle >= Duration::from_secs(seconds.into()));
+        // It keeps a lane open, and makes none.
+        let kept = self.lane == 0 || control.usable(now).is_some();
+        let due = |seconds: u16| idle >= Duration::from_secs(seconds.into());
+        let persistent = kept && control.keepalive.is_some_and(due);
         control.endpoint.is_some() && (passive || persistent)
     }
 }
@@ -443,6 +539,13 @@ impl Control {
 
     pub(crate) fn preshared(&self) -> Option<[u8; 32]> {
         Some(*self.preshared).filter(|key| *key != [0; 32])
+    }
+
+    /// What a lane has of the peer it belongs to.
+    pub(super) fn lend(&self, lane: &mut Self, port: u16) {
+        lane.endpoint = self.endpoint.filter(|_| port > 0).map(|at| SocketAddr::new(at.ip(), port));
+        (lane.keepalive, lane.removed) = (self.keepalive, self.removed);
+        lane.preshared = self.preshared.clone();
     }
 
     pub(super) fn is_removed(&self) -> bool {
@@ -483,30 +586,4 @@ fn stamp(text: &str) -> Stamp {
     let byte =
         |at: usize| text.get(2 * at..2 * at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
     Stamp::from_bytes(std::array::from_fn(|at| byte(at).unwrap_or(0)))
-}
-
-/// What changes of sessions need around them.
-pub(crate) struct Context<'a> {
-    pub(crate) own: &'a PrivateKey,
-    pub(crate) sessions: &'a Sessions,
-    pub(crate) out: &'a mut SendBatch,
-    pub(crate) sockets: &'a Sockets,
-    pub(crate) counters: &'a Counters,
-    pub(crate) now: Millis,
-}
-
-impl Context<'_> {
-    /// A batch with room for another datagram.
-    pub(super) fn room(&mut self) -> &mut SendBatch {
-        if !self.out.has_room() {
-            self.out.flush(self.sockets, self.counters);
-        }
-        self.out
-    }
-
-    pub(super) fn put(&mut self, message: &[u8], to: SocketAddr) {
-        let out = self.room();
-        out.space()[..message.len()].copy_from_slice(message);
-        out.push(message.len(), to);
-    }
 }

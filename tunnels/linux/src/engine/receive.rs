@@ -9,11 +9,13 @@ use std::sync::{Arc, RwLockReadGuard};
 use super::carry::{Opens, Protocol};
 use super::counters::Reason;
 use super::mmsg::{ReceiveBatch, Received, SendBatch};
+use super::path_mtu::Word;
 use super::peer::Peer;
 use super::sessions::{Entry, Held, Table};
-use super::sockets::Sockets;
+use super::sockets::{Line, Sockets};
 use super::state::State;
 use super::transmit::LARGEST_DATAGRAM;
+use super::waiting::Waiting;
 use super::{Shared, handshake, wait};
 use crate::PrivateKey;
 use crate::clock::Millis;
@@ -25,26 +27,36 @@ use crate::tun::Tun;
 
 /// Datagrams that are opened between two looks at the replay window.
 const RUN: usize = 64;
+/// Of one batch; what is more is asked again.
+const WORDS: usize = 16;
 /// WireGuard's: type and receiver.
 const LONGEST_NAME: usize = 8;
 
-pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
+/// Of one lane.
+pub(crate) fn run(shared: &Shared, lane: u8, wake: &std::io::PipeReader) {
     let mut receiver = Receiver {
         shared,
+        lane,
         plain: Joiner::default(),
         out: SendBatch::new(LARGEST_DATAGRAM),
         opened: Vec::with_capacity(RUN),
+        words: Vec::with_capacity(WORDS),
         heard: None,
     };
-    let mut batch = ReceiveBatch::new();
+    let (mut batch, mut waiting) = (ReceiveBatch::new(), Waiting::default());
     while shared.running() {
         let (tun, sockets) = (shared.tun(), shared.sockets());
-        let ready = wait(&sockets.fds()[..sockets.both().count()], wake, None);
-        for (socket, _) in sockets.both().zip(ready).filter(|(_, ready)| *ready) {
+        let Some(face) = sockets.lane(lane) else {
+            wait(&[], wake, None);
+            continue;
+        };
+        let ready = waiting.wait(&face.fds()[..face.both().count()], wake);
+        for (socket, _) in face.both().zip(ready).filter(|(_, ready)| *ready) {
             if let Ok(count @ 1..) = batch.receive(socket) {
                 receiver.take(&mut batch, count, &sockets);
                 receiver.deliver(&mut batch, &tun);
                 receiver.out.flush(&sockets, &shared.counters);
+                waiting.carried(count, batch.received(), &shared.streams);
             }
         }
     }
@@ -52,10 +64,13 @@ pub(crate) fn run(shared: &Shared, wake: &std::io::PipeReader) {
 
 struct Receiver<'a> {
     shared: &'a Shared,
+    lane: u8,
     /// On its way to the TUN, in the batch.
     plain: Joiner,
     out: SendBatch,
     opened: Vec<Opened>,
+    /// What engines said to this one, of the batch.
+    words: Vec<(Arc<Peer>, Word)>,
     /// The session that was last heard of in this batch, and from where: its peer needs no second telling.
     heard: Option<(u32, SocketAddr)>,
 }
@@ -93,6 +108,11 @@ impl<'a> Receiver<'a> {
             while start < message.end {
                 (start, table) = self.datagrams(&frame, batch.bytes(), start, &message, table);
             }
+        }
+        drop(table);
+        let most = u16::try_from(shared.mtu()).unwrap_or(u16::MAX);
+        for (peer, word) in self.words.drain(..) {
+            peer.hear(&mut shared.context(frame.own, &mut self.out, sockets, frame.now), word, most);
         }
     }
 
@@ -161,7 +181,8 @@ impl<'a> Receiver<'a> {
             Some(kind) => {
                 drop(table);
                 let mut context = shared.context(frame.own, &mut self.out, frame.sockets, frame.now);
-                let received = handshake::receive(frame.state, &mut context, kind, datagram, message.from);
+                let from = Line { lane: self.lane, at: message.from };
+                let received = handshake::receive(frame.state, &mut context, kind, datagram, from);
                 if let Err(why) = received {
                     counters.count(why);
                 }
@@ -204,17 +225,15 @@ impl<'a> Receiver<'a> {
         (end, self.shared.sessions.read())
     }
 
-    /// Opens what follows from `start` on for one session, looks at the counters under one lock, and passes on what may
-    /// pass. Returns where to go on, and whether any of it was authentic and new.
-    fn run<S: Opens>(
+    /// Opens what follows from `start` on for one session. Returns where to go on, and how much was opened.
+    fn open<S: Opens>(
         &mut self,
         frame: &Frame<'_>,
         bytes: &mut [u8],
         start: usize,
         message: &Received,
-        peer: &Arc<Peer>,
         session: &S,
-    ) -> (usize, bool) {
+    ) -> (usize, usize) {
         let counters = &self.shared.counters;
         let over = session.is_over(frame.now);
         self.opened.clear();
@@ -242,8 +261,24 @@ impl<'a> Receiver<'a> {
             }
             at = end;
         }
+        (at, total)
+    }
+
+    /// Opens what follows from `start` on for one session, looks at the counters under one lock, and passes on what may
+    /// pass. Returns where to go on, and whether any of it was authentic and new.
+    fn run<S: Opens>(
+        &mut self,
+        frame: &Frame<'_>,
+        bytes: &mut [u8],
+        start: usize,
+        message: &Received,
+        peer: &Arc<Peer>,
+        session: &S,
+    ) -> (usize, bool) {
+        let (at, total) = self.open(frame, bytes, start, message, session);
+        let counters = &self.shared.counters;
         let (mut any, mut data) = (false, false);
-        let (plain, state) = (&mut self.plain, frame.state);
+        let (plain, words, state) = (&mut self.plain, &mut self.words, frame.state);
         let mut spoke = None;
         session.admit_all(
             &self.opened,
@@ -257,10 +292,18 @@ impl<'a> Receiver<'a> {
                 if opened.start == opened.end {
                     return;
                 }
-                data = true;
                 match admit(state, peer, &bytes[opened.start..opened.end], &mut spoke) {
-                    Ok(length) => plain.push(bytes, opened.start..opened.start + length),
-                    Err(why) => counters.count(why),
+                    Ok(length) => {
+                        data = true;
+                        plain.push(bytes, opened.start..opened.start + length);
+                    }
+                    Err(why) => match Word::read(&bytes[opened.start..opened.end]) {
+                        Some(word) if words.len() < WORDS => words.push((Arc::clone(peer), word)),
+                        _ => {
+                            data = true;
+                            counters.count(why);
+                        }
+                    },
                 }
             },
         );
@@ -283,7 +326,8 @@ fn admit(
     let (source, _) = addresses(packet).ok_or(Reason::InnerNotIp)?;
     if *spoke != Some(source) {
         match state.owners.lookup(source) {
-            Some(owner) if Arc::ptr_eq(owner, peer) => *spoke = Some(source),
+            // Not the same one in every lane.
+            Some(owner) if owner.key == peer.key => *spoke = Some(source),
             _ => return Err(Reason::BadSource),
         }
     }

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use zeroize::Zeroizing;
+
 use super::associate::Spent;
 use super::peer::Peer;
 use crate::esp::Inbound;
@@ -28,9 +30,18 @@ pub(crate) enum Held {
 pub(crate) struct Sessions {
     table: RwLock<Table>,
     pub(super) spent: Mutex<Spent>,
+    note: Mutex<Zeroizing<String>>,
 }
 
 impl Sessions {
+    pub(super) fn set_note(&self, note: Zeroizing<String>) {
+        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
+    }
+
+    pub(super) fn note(&self) -> Zeroizing<String> {
+        self.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// For a batch.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)

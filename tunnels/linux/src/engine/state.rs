@@ -1,6 +1,6 @@
 //! The engine's configuration: one key, its peers, and who owns which prefix. Changed as a whole under one lock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use hawser_model::PublicKey;
@@ -22,8 +22,8 @@ pub(crate) struct State {
     pub(crate) guard: Guard,
     pub(crate) peers: BTreeMap<PublicKey, Arc<Peer>>,
     pub(crate) owners: PrefixTable<Arc<Peer>>,
-    /// The same the other way round, in no order.
-    owned: HashMap<PublicKey, Vec<IpNet>>,
+    /// The same the other way round.
+    owned: HashMap<PublicKey, BTreeSet<IpNet>>,
     /// Of peers that are added.
     pub(super) protocol: Protocol,
     sessions: Arc<Sessions>,
@@ -73,7 +73,7 @@ impl State {
             peer.set_endpoint(endpoint);
         }
         if let Some(seconds) = set.keepalive {
-            peer.lock().keepalive = (seconds > 0).then_some(seconds);
+            peer.set_keepalive(seconds);
         }
         if set.replace_allowed {
             self.disown(set.public_key);
@@ -89,21 +89,19 @@ impl State {
         }
     }
 
-    /// O(1); where it moves, O(the former owner's prefixes).
+    /// O(log of the prefixes of both peers).
     fn give(&mut self, prefix: IpNet, peer: &Arc<Peer>) {
         match self.owners.insert(prefix, Arc::clone(peer)) {
             Some(before) if Arc::ptr_eq(&before, peer) => return,
             Some(before) => self.forget(before.key, prefix),
             None => {}
         }
-        self.owned.entry(peer.key).or_default().push(prefix);
+        self.owned.entry(peer.key).or_default().insert(prefix);
     }
 
     fn forget(&mut self, key: PublicKey, prefix: IpNet) {
-        if let Some(owned) = self.owned.get_mut(&key)
-            && let Some(at) = owned.iter().position(|other| *other == prefix)
-        {
-            owned.swap_remove(at);
+        if let Some(owned) = self.owned.get_mut(&key) {
+            owned.remove(&prefix);
         }
     }
 
@@ -121,10 +119,8 @@ impl State {
     }
 
     /// The prefixes of a peer, in order.
-    pub(crate) fn owned(&self, key: &PublicKey) -> Vec<IpNet> {
-        let mut owned = self.owned.get(key).cloned().unwrap_or_default();
-        owned.sort_unstable();
-        owned
+    pub(crate) fn owned(&self, key: &PublicKey) -> BTreeSet<IpNet> {
+        self.owned.get(key).cloned().unwrap_or_default()
     }
 
     fn add(&mut self, key: PublicKey) -> Arc<Peer> {

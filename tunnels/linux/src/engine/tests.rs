@@ -1,18 +1,20 @@
 //! Two ends of a tunnel and the wire between them, with a clock that the test turns: sessions are made, renewed and ended
 //! as WireGuard's paper says (§6), and nothing is left of them.
 
+mod lanes;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::carry::Way;
-use super::counters::Counters;
+use super::counters::{Counters, Reason};
 use super::handshake;
 use super::mmsg::SendBatch;
 use super::peer::{Context, Peer};
 use super::sessions::{Held, Sessions};
-use super::sockets::Sockets;
+use super::sockets::{Line, Sockets};
 use super::state::State;
 use super::transmit::LARGEST_DATAGRAM;
 use crate::PrivateKey;
@@ -35,6 +37,7 @@ struct End {
     /// Packets that came through.
     got: Vec<Vec<u8>>,
     keepalives: usize,
+    refused: Vec<Reason>,
 }
 
 impl End {
@@ -54,6 +57,7 @@ impl End {
             counters: Counters::default(),
             got: Vec::new(),
             keepalives: 0,
+            refused: Vec::new(),
         }
     }
 
@@ -66,19 +70,25 @@ impl End {
         self.with(now, |peer, context| peer.enqueue(context, packet));
     }
 
-    fn receive(&mut self, datagram: &mut [u8], from: SocketAddr, now: Millis) {
+    fn receive(&mut self, datagram: &mut [u8], at: SocketAddr, now: Millis) {
+        self.receive_by(datagram, Line { lane: 0, at }, now);
+    }
+
+    fn receive_by(&mut self, datagram: &mut [u8], from: Line, now: Millis) {
         let kind = kind(datagram).unwrap();
         if kind != Kind::Data {
             let Self { state, sessions, out, sockets, counters, .. } = self;
             let mut context = Context { own: &state.key, sessions, out, sockets, counters, now };
-            return handshake::receive(state, &mut context, kind, datagram, from).unwrap();
+            let received = handshake::receive(state, &mut context, kind, datagram, from);
+            return self.refused.extend(received.err());
         }
         let index = receiver(datagram, kind);
         let session = self.sessions.read().get(&index).and_then(|entry| match &entry.held {
-            Held::Wireguard(session) => Some(Arc::clone(session)),
+            Held::Wireguard(session) => Some((Arc::clone(&entry.peer), Arc::clone(session))),
             _ => None,
         });
-        let session = session.filter(|session| !session.is_over(now)).expect("a session that is here");
+        let (lane, session) =
+            session.filter(|(_, session)| !session.is_over(now)).expect("a session that is here");
         let counter = session.open(datagram).unwrap();
         session.admit(&[counter], |counter| *counter, |_, fresh| assert!(fresh));
         let packet = &datagram[DATA_HEADER..datagram.len() - TAG];
@@ -88,15 +98,19 @@ impl End {
             self.got.push(packet.to_vec());
         }
         let (length, data) = (datagram.len(), !packet.is_empty());
-        self.with(now, |peer, context| {
-            peer.note_received(length, data, now);
-            peer.heard(context, &session, from);
+        self.with(now, |_, context| {
+            lane.note_received(length, data, now);
+            lane.heard(context, &session, from.at);
         });
     }
 
     /// The index of the session that packets go out by.
     fn current(&self, now: Millis) -> Option<u32> {
-        self.peer.path(now).map(|path| match &path.way {
+        Self::session_of(&self.peer, now)
+    }
+
+    fn session_of(lane: &Arc<Peer>, now: Millis) -> Option<u32> {
+        lane.path(now).map(|path| match &path.way {
             Way::Wireguard(session) => session.local,
             Way::Esp(_) => panic!("these ends speak WireGuard"),
         })
@@ -152,13 +166,16 @@ impl Pair {
                 return;
             }
             for (from, messages) in sent.into_iter().enumerate() {
-                for (_, mut message) in messages {
+                for (to, mut message) in messages {
                     self.crossed[match kind(&message).unwrap() {
                         Kind::Initiation => 0,
                         Kind::Data => 2,
                         _ => 1,
                     }] += 1;
-                    self.ends[1 - from].receive(&mut message, self.at[from], self.now);
+                    let at =
+                        SocketAddr::new(self.at[from].ip(), self.at[from].port() + 10 * u16::from(to.lane));
+                    let from_line = Line { lane: to.lane, at };
+                    self.ends[1 - from].receive_by(&mut message, from_line, self.now);
                 }
             }
         }
@@ -171,7 +188,7 @@ impl Pair {
             self.now = self.now + TICK;
             let now = self.now;
             for end in &mut self.ends {
-                end.with(now, |peer, context| peer.tick(context));
+                end.with(now, |peer, context| peer.all().for_each(|lane| lane.tick(context)));
             }
             also(self);
             if cut {
@@ -380,6 +397,7 @@ fn a_replayed_or_hasty_initiation_is_refused() {
         let (now, from) = (pair.now, pair.at[0]);
         let End { state, sessions, out, sockets, counters, .. } = &mut pair.ends[1];
         let mut context = Context { own: &state.key, sessions, out, sockets, counters, now };
+        let from = Line { lane: 0, at: from };
         handshake::receive(state, &mut context, Kind::Initiation, message, from).is_err()
     };
     assert!(!refuse(&mut pair, &initiation));

@@ -17,11 +17,14 @@ use netlink_packet_route::route::RouteProtocol;
 
 pub use link::Kind;
 pub(crate) use link::Link;
-pub(crate) use netlink::Netlink;
+pub(crate) use netlink::{Events, Netlink};
 
 /// Who made a route or rule (`rtm_protocol`, `FRA_PROTOCOL`): 'H'. `ip route` prints it as `proto 72`.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(72);
-const ROUTE_METRIC: u32 = 100;
+/// The main table: with a table and a rule of our own the kernel would look up every packet's route by the long way, other pods' too.
+const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
+/// In front of what others usually have of the same prefix (NetworkManager's begin at 100).
+const ROUTE_METRIC: u32 = 72;
 /// Worse than any route to the device, so it counts only when there is none.
 const GUARD_METRIC: u32 = 10_000;
 const _: () = assert!(GUARD_METRIC > ROUTE_METRIC);
@@ -29,7 +32,8 @@ const _: () = assert!(GUARD_METRIC > ROUTE_METRIC);
 pub(crate) struct Net {
     netlink: Netlink,
     device: DeviceName,
-    table: u32,
+    /// Where an earlier version had its routes.
+    former: u32,
 }
 
 pub(crate) struct Routes {
@@ -38,8 +42,8 @@ pub(crate) struct Routes {
 }
 
 impl Net {
-    pub(crate) fn open(device: DeviceName, table: u32) -> io::Result<Self> {
-        Ok(Self { netlink: Netlink::open()?, device, table })
+    pub(crate) fn open(device: DeviceName, former: u32) -> io::Result<Self> {
+        Ok(Self { netlink: Netlink::open()?, device, former })
     }
 
     pub(crate) fn link(&mut self) -> io::Result<Option<Link>> {
@@ -89,36 +93,45 @@ impl Net {
     }
 
     pub(crate) fn routes(&mut self, link: Option<&Link>) -> io::Result<Routes> {
-        route::list(&mut self.netlink, self.table, link.map(|link| link.index))
+        route::list(&mut self.netlink, link.map(|link| link.index))
     }
 
     pub(crate) fn set_route(&mut self, prefix: IpNet, source: IpAddr) -> io::Result<()> {
         let index = self.index()?;
-        route::set(&mut self.netlink, self.table, prefix, index, source)
+        route::set(&mut self.netlink, prefix, index, source)
     }
 
     pub(crate) fn remove_route(&mut self, prefix: IpNet) -> io::Result<()> {
-        route::remove(&mut self.netlink, self.table, prefix)
+        route::remove(&mut self.netlink, prefix)
     }
 
     pub(crate) fn add_guard(&mut self, prefix: IpNet) -> io::Result<()> {
-        route::add_guard(&mut self.netlink, self.table, prefix)
+        route::add_guard(&mut self.netlink, prefix)
     }
 
     pub(crate) fn remove_guard(&mut self, prefix: IpNet) -> io::Result<()> {
-        route::remove_guard(&mut self.netlink, self.table, prefix)
+        route::remove_guard(&mut self.netlink, prefix)
     }
 
+    /// An earlier version's.
     pub(crate) fn rules(&mut self) -> io::Result<BTreeSet<Rule>> {
-        rule::list(&mut self.netlink, self.table)
+        rule::list(&mut self.netlink, self.former)
     }
 
-    pub(crate) fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
-        rule::add(&mut self.netlink, rule)
-    }
-
+    /// And what it led to.
     pub(crate) fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
-        rule::remove(&mut self.netlink, rule)
+        rule::remove(&mut self.netlink, rule)?;
+        route::clear(&mut self.netlink, rule.table, rule.family)
+    }
+
+    /// Everything of an earlier version.
+    pub(crate) fn remove_former(&mut self) -> io::Result<()> {
+        for rule in self.rules()? {
+            self.remove_rule(&rule)?;
+        }
+        [Family::V4, Family::V6]
+            .into_iter()
+            .try_for_each(|family| route::clear(&mut self.netlink, self.former, family))
     }
 
     fn index(&mut self) -> io::Result<u32> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
@@ -108,6 +109,48 @@ impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Netlink<M> {
                 }
             }
         }
+    }
+}
+
+/// What the kernel tells everybody in a group, when it happens.
+pub(crate) struct Events<M> {
+    socket: Socket,
+    buffer: Vec<u8>,
+    messages: PhantomData<fn(M)>,
+}
+
+impl<M: NetlinkDeserializable> Events<M> {
+    /// In this thread's network namespace, and bound to it for good.
+    pub(crate) fn of(protocol: isize, group: u32) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        // Nobody's but the kernel's.
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.add_membership(group)?;
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER), messages: PhantomData })
+    }
+
+    /// One datagram's; fails where there is none.
+    pub(crate) fn read(&mut self) -> io::Result<Vec<M>> {
+        self.buffer.clear();
+        self.socket.recv(&mut self.buffer, 0)?;
+        let (mut rest, mut found) = (&self.buffer[..], Vec::new());
+        while let Some((message, after)) = split(rest) {
+            rest = after;
+            if let Ok(message) = NetlinkMessage::<M>::deserialize(message)
+                && let NetlinkPayload::InnerMessage(message) = message.payload
+            {
+                found.push(message);
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl<M> AsFd for Events<M> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -11,32 +11,66 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType};
 
 use super::netlink::Netlink;
-use super::{GUARD_METRIC, PROTOCOL, ROUTE_METRIC, Routes, address_family, header_table, unless};
+use super::{GUARD_METRIC, MAIN, PROTOCOL, ROUTE_METRIC, Routes, address_family, header_table, unless};
 
-/// Ours alone: our protocol, in our table. Costs a dump of that table.
-pub(super) fn list(netlink: &mut Netlink, table: u32, device: Option<u32>) -> io::Result<Routes> {
+/// A route of ours.
+struct Route {
+    prefix: IpNet,
+    kind: RouteType,
+    metric: u32,
+    out: Option<u32>,
+    source: Option<IpAddr>,
+}
+
+/// Costs a walk of the main table in the kernel, which tells of ours alone.
+pub(super) fn list(netlink: &mut Netlink, device: Option<u32>) -> io::Result<Routes> {
     let mut routes = Routes { devices: BTreeMap::new(), guards: BTreeSet::new() };
     for family in [Family::V4, Family::V6] {
-        let mut filter = RouteMessage::default();
-        filter.header.address_family = address_family(family);
-        filter.header.table = header_table(table);
-        filter.header.protocol = PROTOCOL;
-        filter.attributes.push(RouteAttribute::Table(table));
-        let found = match netlink.dump(&RouteNetlinkMessage::GetRoute(filter)) {
-            // A table without routes does not exist, and neither may a family.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAFNOSUPPORT)) => continue,
-            found => found?,
-        };
-        for message in found {
-            if let RouteNetlinkMessage::NewRoute(route) = message {
-                take(&route, family, table, device, &mut routes);
+        for Route { prefix, kind, metric, out, source } in ours(netlink, MAIN, family)? {
+            match kind {
+                RouteType::Unreachable if metric == GUARD_METRIC => drop(routes.guards.insert(prefix)),
+                RouteType::Unicast if metric == ROUTE_METRIC && out == device => {
+                    routes.devices.insert(prefix, source);
+                }
+                _ => {}
             }
         }
     }
     Ok(routes)
 }
 
-fn take(route: &RouteMessage, family: Family, table: u32, device: Option<u32>, routes: &mut Routes) {
+/// Takes all of ours out of a table.
+pub(super) fn clear(netlink: &mut Netlink, table: u32, family: Family) -> io::Result<()> {
+    for Route { prefix, kind, metric, .. } in ours(netlink, table, family)? {
+        delete(netlink, message(table, prefix, kind, metric))?;
+    }
+    Ok(())
+}
+
+/// By our protocol.
+fn ours(netlink: &mut Netlink, table: u32, family: Family) -> io::Result<Vec<Route>> {
+    let mut filter = RouteMessage::default();
+    filter.header.address_family = address_family(family);
+    filter.header.table = header_table(table);
+    filter.header.protocol = PROTOCOL;
+    filter.attributes.push(RouteAttribute::Table(table));
+    let found = match netlink.dump(&RouteNetlinkMessage::GetRoute(filter)) {
+        // A table without routes does not exist, and neither may a family.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAFNOSUPPORT)) => {
+            return Ok(Vec::new());
+        }
+        found => found?,
+    };
+    Ok(found
+        .into_iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => read(&route, family, table),
+            _ => None,
+        })
+        .collect())
+}
+
+fn read(route: &RouteMessage, family: Family, table: u32) -> Option<Route> {
     let mut of_table = u32::from(route.header.table);
     let (mut destination, mut source, mut out, mut metric) = (unspecified(family), None, None, 0);
     for attribute in &route.attributes {
@@ -49,42 +83,40 @@ fn take(route: &RouteMessage, family: Family, table: u32, device: Option<u32>, r
             _ => {}
         }
     }
+    let prefix = IpNet::new(destination, route.header.destination_prefix_length).ok()?;
     let ours = of_table == table && route.header.protocol == PROTOCOL;
-    let Ok(prefix) = IpNet::new(destination, route.header.destination_prefix_length) else { return };
-    match route.header.kind {
-        RouteType::Unreachable if ours && metric == GUARD_METRIC => drop(routes.guards.insert(prefix)),
-        RouteType::Unicast if ours && metric == ROUTE_METRIC && out == device => {
-            routes.devices.insert(prefix, source);
+    ours.then_some(Route { prefix, kind: route.header.kind, metric, out, source })
+}
+
+/// One of ours is replaced in one step. Somebody else's with this prefix and metric is not: that is an error (EEXIST).
+pub(super) fn set(netlink: &mut Netlink, prefix: IpNet, device: u32, source: IpAddr) -> io::Result<()> {
+    let mut route = message(MAIN, prefix, RouteType::Unicast, ROUTE_METRIC);
+    route.attributes.push(RouteAttribute::Oif(device));
+    route.attributes.push(RouteAttribute::PrefSource(route_address(source)));
+    let route = RouteNetlinkMessage::NewRoute(route);
+    match netlink.request(route.clone(), NLM_F_CREATE | NLM_F_EXCL) {
+        Err(error)
+            if error.raw_os_error() == Some(libc::EEXIST)
+                && list(netlink, Some(device))?.devices.contains_key(&prefix) =>
+        {
+            netlink.request(route, NLM_F_CREATE | NLM_F_REPLACE)
         }
-        _ => {}
+        added => added,
     }
 }
 
-pub(super) fn set(
-    netlink: &mut Netlink,
-    table: u32,
-    prefix: IpNet,
-    device: u32,
-    source: IpAddr,
-) -> io::Result<()> {
-    let mut route = message(table, prefix, RouteType::Unicast, ROUTE_METRIC);
-    route.attributes.push(RouteAttribute::Oif(device));
-    route.attributes.push(RouteAttribute::PrefSource(route_address(source)));
-    netlink.request(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE)
+pub(super) fn remove(netlink: &mut Netlink, prefix: IpNet) -> io::Result<()> {
+    delete(netlink, message(MAIN, prefix, RouteType::Unicast, ROUTE_METRIC))
 }
 
-pub(super) fn remove(netlink: &mut Netlink, table: u32, prefix: IpNet) -> io::Result<()> {
-    delete(netlink, message(table, prefix, RouteType::Unicast, ROUTE_METRIC))
-}
-
-pub(super) fn add_guard(netlink: &mut Netlink, table: u32, prefix: IpNet) -> io::Result<()> {
-    let route = message(table, prefix, RouteType::Unreachable, GUARD_METRIC);
+pub(super) fn add_guard(netlink: &mut Netlink, prefix: IpNet) -> io::Result<()> {
+    let route = message(MAIN, prefix, RouteType::Unreachable, GUARD_METRIC);
     let added = netlink.request(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL);
     unless(added, &[libc::EEXIST])
 }
 
-pub(super) fn remove_guard(netlink: &mut Netlink, table: u32, prefix: IpNet) -> io::Result<()> {
-    delete(netlink, message(table, prefix, RouteType::Unreachable, GUARD_METRIC))
+pub(super) fn remove_guard(netlink: &mut Netlink, prefix: IpNet) -> io::Result<()> {
+    delete(netlink, message(MAIN, prefix, RouteType::Unreachable, GUARD_METRIC))
 }
 
 fn delete(netlink: &mut Netlink, route: RouteMessage) -> io::Result<()> {

@@ -1,10 +1,9 @@
-//! The rule that leads everything but the engine's own packets to our table.
+//! The rule that led everything but the engine's own packets to a table of ours, in earlier versions: found and taken away.
 
 use std::collections::BTreeSet;
 use std::io;
 
 use hawser_tunnels::{Family, Mark, Rule};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
@@ -50,11 +49,6 @@ fn read(message: &RuleMessage, family: Family) -> Option<Rule> {
         }
     }
     (ours && message.header.flags.contains(RuleFlags::Invert)).then_some(rule)
-}
-
-pub(super) fn add(netlink: &mut Netlink, rule: &Rule) -> io::Result<()> {
-    let added = netlink.request(RouteNetlinkMessage::NewRule(message(rule)), NLM_F_CREATE | NLM_F_EXCL);
-    unless(added, &[libc::EEXIST])
 }
 
 pub(super) fn remove(netlink: &mut Netlink, rule: &Rule) -> io::Result<()> {

@@ -20,6 +20,7 @@ use crate::PrivateKey;
 
 const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
+const LANE: &[u8] = b"Hawser v1 lane";
 
 /// TAI64N, of which a peer accepts only newer ones (§5.1). Compares as its bytes do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,9 +81,12 @@ struct Transcript {
 }
 
 impl Transcript {
-    fn new(responder: &PublicKey) -> Self {
+    /// The first lane's is WireGuard's. Another lane is bound to its number, so that what was said in one is nothing in
+    /// another.
+    fn new(responder: &PublicKey, lane: u8) -> Self {
         let chain = hash(&[CONSTRUCTION]);
         let named = hash(&[&chain, IDENTIFIER]);
+        let named = if lane > 0 { hash(&[&named, LANE, &[lane]]) } else { named };
         Self { chain: Zeroizing::new(chain), hash: hash(&[&named, responder.as_bytes()]) }
     }
 
@@ -139,11 +143,12 @@ pub(crate) fn initiate(
     own: &PrivateKey,
     peer: &PublicKey,
     statics: &Key,
+    lane: u8,
     index: u32,
     stamp: Stamp,
     out: &mut [u8; INITIATION_LENGTH],
 ) -> Result<Initiated, Forged> {
-    let mut transcript = Transcript::new(peer);
+    let mut transcript = Transcript::new(peer, lane);
     let (secret, public) = ephemeral()?;
     out.fill(0);
     out[0] = INITIATION;
@@ -167,8 +172,8 @@ pub(crate) struct Opened {
 }
 
 /// One curve operation.
-pub(crate) fn open(own: &PrivateKey, message: &[u8; INITIATION_LENGTH]) -> Result<Opened, Forged> {
-    let mut transcript = Transcript::new(&own.public());
+pub(crate) fn open(own: &PrivateKey, message: &[u8; INITIATION_LENGTH], lane: u8) -> Result<Opened, Forged> {
+    let mut transcript = Transcript::new(&own.public(), lane);
     let ephemeral = array(message, 8);
     transcript.mix_ephemeral(&ephemeral);
     let key = transcript.mix_into_key(agree(own.secret(), &ephemeral)?.as_slice());

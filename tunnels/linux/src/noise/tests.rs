@@ -88,7 +88,8 @@ fn boringtun_answers_our_handshake() {
         let mut message = [0; INITIATION_LENGTH];
         let stamp = Stamp::after(Stamp::default(), SystemTime::now());
         let key = statics(&ours, &theirs);
-        let initiated = handshake::initiate(&ours, &theirs.public(), &key, 77, stamp, &mut message).unwrap();
+        let initiated =
+            handshake::initiate(&ours, &theirs.public(), &key, 0, 77, stamp, &mut message).unwrap();
         Jar::new(&theirs.public()).stamp(&mut message, NOW);
         let mut out = [0; 2048];
         let response = written(boringtun.decapsulate(None, &message, &mut out));
@@ -116,7 +117,7 @@ fn we_answer_boringtuns_handshake() {
             written(boringtun.format_handshake_initiation(&mut out, false)).try_into().unwrap();
         let guard = cookie::Guard::new(&ours.public(), NOW).unwrap();
         guard.check(&message, "192.0.2.1:1".parse().unwrap(), NOW).unwrap();
-        let opened = handshake::open(&ours, &message).unwrap();
+        let opened = handshake::open(&ours, &message, 0).unwrap();
         assert_eq!(opened.claims, theirs.public());
         let verified = opened.verify(&statics(&ours, &theirs)).unwrap();
         assert!(verified.stamp > Stamp::default());
@@ -138,8 +139,8 @@ fn a_stranger_who_claims_a_peers_key_is_found_out() {
     let mut message = [0; INITIATION_LENGTH];
     // It knows both public keys, and not what the static ones agree on.
     let guess = Zeroizing::new([5; 32]);
-    handshake::initiate(&theirs, &ours.public(), &guess, 1, Stamp::default(), &mut message).unwrap();
-    let opened = handshake::open(&ours, &message).unwrap();
+    handshake::initiate(&theirs, &ours.public(), &guess, 0, 1, Stamp::default(), &mut message).unwrap();
+    let opened = handshake::open(&ours, &message, 0).unwrap();
     assert_eq!(opened.claims, theirs.public());
     assert!(opened.verify(&statics(&ours, &theirs)).is_err());
 }
@@ -258,12 +259,12 @@ proptest! {
         let guard = cookie::Guard::new(&ours.public(), NOW).unwrap();
         let _ = guard.check(&message, "192.0.2.1:1".parse().unwrap(), NOW);
         if let Ok(message) = message.as_slice().try_into() {
-            prop_assert!(handshake::open(&ours, message).is_err());
+            prop_assert!(handshake::open(&ours, message, 0).is_err());
         }
         let mut initiation = [0; INITIATION_LENGTH];
         let key = statics(&ours, &private(2));
         let initiated =
-            handshake::initiate(&ours, &private(2).public(), &key, 1, Stamp::default(), &mut initiation).unwrap();
+            handshake::initiate(&ours, &private(2).public(), &key, 0, 1, Stamp::default(), &mut initiation).unwrap();
         if let Ok(message) = message.as_slice().try_into() {
             prop_assert!(handshake::finish(&initiated, &ours, &preshared(0), message).is_err());
         }

@@ -10,4 +10,5 @@ pub(crate) mod packet;
 pub(crate) mod split;
 #[cfg(test)]
 mod tests;
+pub(crate) mod too_big;
 pub(crate) mod vnet;

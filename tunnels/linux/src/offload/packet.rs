@@ -98,12 +98,28 @@ pub(crate) fn inner_length(packet: &[u8]) -> Option<usize> {
     (least..=packet.len()).contains(&length).then_some(length)
 }
 
-/// A number that is the same for all packets of a flow. Addresses and ports stand in the same place in all of them.
+/// A number that is the same for all packets of a flow, either way. Of what has no ports in every packet (fragments, and
+/// all but TCP, UDP and SCTP) the addresses alone count.
 pub(crate) fn flow(packet: &[u8]) -> usize {
-    let end = if packet.first().is_some_and(|first| first >> 4 == 6) { 44 } else { 24 };
-    let fields = packet.get(8..end).map(|fields| &fields[4 * usize::from(end == 24)..]).unwrap_or_default();
-    let words = fields.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
-    // A multiplication carries low bits up; the upper ones of the product depend on all.
-    let mixed = words.fold(0u32, |sum, word| (sum ^ word).wrapping_mul(0x9e37_79b1).rotate_left(15));
-    mixed as usize
+    let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
+    let (addresses, length, transport, whole, protocol) = if byte(0) >> 4 == 6 {
+        (8, 16, IPV6, true, byte(6))
+    } else {
+        let whole = byte(6) & 0x3f == 0 && byte(7) == 0;
+        (12, 4, usize::from(byte(0) & 0xf) * 4, whole, byte(9))
+    };
+    let has_ports = whole && matches!(protocol, 6 | 17 | 132);
+    // Of one end. A multiplication carries low bits up; the upper ones of the product depend on all.
+    let end = |n: usize| {
+        let address = packet.get(addresses + n * length..addresses + (n + 1) * length).unwrap_or_default();
+        let words = address.chunks_exact(4);
+        let words = words.map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+        let at = transport + 2 * n;
+        let port = if has_ports { u32::from(byte(at)) << 8 | u32::from(byte(at + 1)) } else { 0 };
+        words.fold(port, |sum, word| (sum ^ word).wrapping_mul(0x9e37_79b1).rotate_left(15))
+    };
+    // Both ends count alike, so that answers have the number, too; then every bit is given a part in the low ones.
+    let sum = end(0).wrapping_add(end(1));
+    let mixed = (sum ^ sum >> 16).wrapping_mul(0x85eb_ca6b);
+    (mixed ^ mixed >> 13) as usize
 }

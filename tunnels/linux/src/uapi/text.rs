@@ -1,5 +1,6 @@
 //! UAPI text to values and back. The parser takes what root writes, but it is bounded and total all the same.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -87,7 +88,7 @@ fn peer_line(peer: &mut SetPeer, key: &str, value: &str) -> Result<(), Errno> {
 }
 
 impl SetPeer {
-    fn new(public_key: PublicKey) -> Self {
+    pub(crate) fn new(public_key: PublicKey) -> Self {
         Self {
             public_key,
             remove: false,
@@ -142,7 +143,7 @@ pub(crate) struct PeerSnapshot {
     pub(crate) rx_bytes: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) keepalive: Option<u16>,
-    pub(crate) allowed: Vec<IpNet>,
+    pub(crate) allowed: BTreeSet<IpNet>,
 }
 
 impl fmt::Display for Snapshot {

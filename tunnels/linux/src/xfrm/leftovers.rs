@@ -11,28 +11,23 @@ use crate::wireguard::netlink_error;
 
 /// No peer may send or be sent to.
 pub(super) fn shut(xfrm: &mut Xfrm) -> io::Result<()> {
-    for (prefix, direction) in xfrm.policies()?.by_prefix.into_keys() {
-        xfrm.delete_policy(prefix, direction)?;
-    }
-    Ok(())
+    let all: Vec<_> = xfrm.policies().all().collect();
+    all.into_iter().try_for_each(|(prefix, direction)| xfrm.delete_policy(prefix, direction))
 }
 
 /// Everything with our id, but what blocks.
 pub(super) fn clear(xfrm: &mut Xfrm) -> io::Result<()> {
     shut(xfrm)?;
-    for (spi, state) in xfrm.states()? {
-        xfrm.delete_state(spi, state.destination)?;
-    }
-    Ok(())
+    let all: Vec<_> = xfrm.states().keys().copied().collect();
+    all.into_iter().try_for_each(|spi| xfrm.delete_state(spi))
 }
 
 pub(super) fn remove(net: &mut Net, xfrm: &mut Xfrm) -> Result<(), DriverError> {
     net.delete_link().map_err(netlink_error("delete the device"))?;
+    xfrm.refresh().map_err(netlink_error("list IPsec states and policies"))?;
     clear(xfrm).map_err(netlink_error("delete IPsec states and policies"))?;
     xfrm.unblock().map_err(netlink_error("delete IPsec policies"))?;
-    for rule in net.rules().map_err(netlink_error("list rules"))? {
-        net.remove_rule(&rule).map_err(netlink_error(format!("remove rule {rule}")))?;
-    }
+    net.remove_former().map_err(netlink_error("remove the rules and routes of an earlier version"))?;
     for prefix in net.routes(None).map_err(netlink_error("list routes"))?.guards {
         net.remove_guard(prefix).map_err(netlink_error(format!("remove guard {prefix}")))?;
     }
@@ -60,7 +55,8 @@ impl IpsecLeftovers {
         if link.is_none_or(|link| link.kind != Kind::Xfrm { id: table }) {
             return Ok(None);
         }
-        let xfrm = Xfrm::open(table).map_err(|source| DriverError::NoKernelIpsec { source })?;
+        let mut xfrm = Xfrm::open(table).map_err(|source| DriverError::NoKernelIpsec { source })?;
+        xfrm.refresh().map_err(netlink_error("list IPsec states and policies"))?;
         Ok(Some(Self { net, xfrm }))
     }
 

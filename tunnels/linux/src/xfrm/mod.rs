@@ -1,60 +1,75 @@
-//! IPsec in the kernel: an XFRM interface, two states for each peer and three policies for each prefix, all with one
-//! interface id. What they carry the kernel carries on while no process runs.
+//! IPsec in the kernel: an XFRM interface, two states for each peer (more while keys change), and three policies for each
+//! prefix, all with one interface id. What they carry the kernel carries on while no process runs.
 //!
 //! ```text
 //! route ──> hawser0 (xfrm, if_id) ──policy: prefix──> state (AES-GCM, ESN, mark) ──> ESP ──> main table
 //! ESP ──SPI──> state ──> hawser0 ──policy: a peer's sources by its own states alone──> node
 //!                           └── `tunnel_in` asks the same before it hands a packet to a pod
 //! ```
+//! Between two kernels ESP goes as it is, for that needs no process. With a peer whose agent carries itself it goes in UDP.
 
+mod encap;
+mod heard;
 mod kernel;
 mod ledger;
 mod leftovers;
+mod pairs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use hawser_model::{BootId, PublicKey};
+use hawser_model::{BootId, Epoch, EspEnd, PublicKey, Time};
 use hawser_tunnels::{
-    Derivation, DeviceName, End, Mark, MeshSecret, Observed, ObservedDevice, ObservedPeer, Op, PeerName,
+    Derivation, DeviceName, Keyring, Mark, MeshSecret, Observed, ObservedDevice, Op, PeerName, Receiving,
+    Wear,
 };
-use ipnet::IpNet;
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::clock::Millis;
 use crate::driver::{Driver, DriverError, PeerStats, Stats};
 use crate::net::{Kind, Net};
-use crate::noise::primitives::agree;
 use crate::wireguard::{apply_to_kernel, check_limits, netlink_error};
-use kernel::{DIRECTIONS, OUT, Place, Policies, State, Xfrm};
-use ledger::{Circumstances, Ledger, Pair};
+use encap::Encap;
+use heard::{Follower, Keepalive};
+use kernel::{Place, Xfrm};
+use ledger::{Circumstances, Ledger};
 pub use leftovers::IpsecLeftovers;
 use leftovers::{clear, remove, shut};
+use pairs::Without;
 
 #[derive(Clone, Debug)]
 pub struct IpsecConfig {
     pub device: DeviceName,
-    /// What peers are told: ESP itself has no ports.
+    /// Of ESP in UDP, and what peers are told: ESP itself has no ports.
     pub port: u16,
     pub mtu: u16,
     pub mark: Mark,
-    /// The routing table that is ours alone, and the interface id of our states and policies.
+    /// The interface id of our states and policies; and the routing table that an earlier version had.
     pub table: u32,
     /// This node, as its peers name it.
     pub name: PeerName,
     pub boot_id: BootId,
-    pub secret: MeshSecret,
+    pub keyring: Keyring,
+    pub wear: Wear,
     /// Which keys are in use; made on the first start, and anew after each boot.
     pub ledger: PathBuf,
 }
 
 pub struct IpsecDriver {
+    core: Arc<Core>,
+    _follower: Follower,
+}
+
+/// What the driver's callers and its follower share.
+struct Core {
     config: IpsecConfig,
     public_key: PublicKey,
     inner: Mutex<Inner>,
+    encap: Encap,
 }
 
 struct Inner {
@@ -62,22 +77,24 @@ struct Inner {
     net: Net,
     xfrm: Xfrm,
     ledger: Ledger,
+    /// The newest that could be taken up.
+    keyring: Keyring,
+    /// Its secrets, and those of earlier ones that are still in use.
+    held: BTreeMap<Epoch, MeshSecret>,
+    /// States that nothing is sent by any more, since when; packets may be on their way through them.
+    left: HashMap<u32, Time>,
+    /// What states of peers had received and sent when they were deleted.
+    carried: HashMap<PublicKey, (u64, u64)>,
     /// Peers that cannot have a tunnel, and what was asked for them: one peer's misfortune keeps no other waiting.
     without: HashMap<PublicKey, Without>,
+    /// Where peers were put last: one that is followed since is left where it is heard from.
+    put: HashMap<PublicKey, SocketAddr>,
+    keepalives: HashMap<PublicKey, Keepalive>,
 }
-
-#[derive(Clone, Debug, Default)]
-struct Without {
-    endpoint: Option<SocketAddr>,
-    slot: Option<u32>,
-    allowed: BTreeSet<IpNet>,
-}
-
-type States = BTreeMap<u32, State>;
 
 impl std::fmt::Debug for IpsecDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "IPsec tunnels of {}", self.config.device)
+        write!(f, "IPsec tunnels of {}", self.core.config.device)
     }
 }
 
@@ -95,24 +112,67 @@ impl IpsecDriver {
         if let Some(found) = found.filter(|found| *found != ours) {
             return Err(DriverError::NotIpsec { device: config.device.clone(), found });
         }
-        let states = xfrm.states().map_err(netlink_error("list IPsec states"))?;
+        let encap = Encap::open(config.port, config.mark)
+            .map_err(|source| DriverError::EncapPort { port: config.port, source })?;
+        xfrm.refresh().map_err(netlink_error("list IPsec states and policies"))?;
         if is_new {
             // A new device has no program that judges what comes in: nothing may come in until peers are put back.
             shut(&mut xfrm).map_err(netlink_error("delete IPsec policies"))?;
         }
-        let ledger = ledger(&config, &states, &mut xfrm)?;
+        let ledger = ledger(&config, &mut xfrm)?;
         create(&config, &mut net)?;
-        let mut inner = Inner { removed: false, net, xfrm, ledger, without: HashMap::new() };
-        inner.sweep().map_err(netlink_error("tidy IPsec policies"))?;
+        let held = config.keyring.iter().map(|secret| (secret.epoch(), secret.clone())).collect();
+        let mut inner = Inner {
+            removed: false,
+            net,
+            xfrm,
+            ledger,
+            keyring: config.keyring.clone(),
+            held,
+            left: HashMap::new(),
+            carried: HashMap::new(),
+            without: HashMap::new(),
+            put: HashMap::new(),
+            keepalives: HashMap::new(),
+        };
+        inner.sweep().map_err(netlink_error("tidy IPsec states and policies"))?;
         let public_key = inner.ledger.key.public();
-        Ok(Self { config, public_key, inner: Mutex::new(inner) })
+        let core = Arc::new(Core { config, public_key, inner: Mutex::new(inner), encap });
+        let follower = Follower::start(&core).map_err(|source| DriverError::OpenNetlink { source })?;
+        let driver = Self { core, _follower: follower };
+        if let Err(error) = driver.tend(&driver.core.config.keyring) {
+            tracing::warn!(%error, "the IPsec secrets are not all in use yet");
+        }
+        Ok(driver)
     }
 
     /// What peers must know us by: another one after each boot.
     pub fn public_key(&self) -> PublicKey {
-        self.public_key
+        self.core.public_key
     }
 
+    /// By which keys peers may send: what is installed.
+    pub fn end(&self) -> Result<EspEnd, DriverError> {
+        Ok(self.core.lock()?.stated())
+    }
+
+    /// Takes up what the keyring has by now, and does what is due: new keys for worn ones, and the end of those that nobody uses
+    /// any more. Gives what peers are to be told from then on. Costs a dump of all states.
+    pub fn tend(&self, keyring: &Keyring) -> Result<EspEnd, DriverError> {
+        let mut inner = self.core.lock()?;
+        let inner = &mut *inner;
+        let refused = inner.take_up(keyring, now())?;
+        inner.xfrm.refresh_states().map_err(netlink_error("list IPsec states"))?;
+        self.core.turn(inner, now())?;
+        self.core.keep_alive(inner, now());
+        match refused {
+            None => Ok(inner.stated()),
+            Some(refused) => Err(refused),
+        }
+    }
+}
+
+impl Core {
     fn lock(&self) -> Result<MutexGuard<'_, Inner>, DriverError> {
         // What a panic left half-done, the next plan sees.
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,270 +182,45 @@ impl IpsecDriver {
         Ok(inner)
     }
 
-    fn add_peer(&self, inner: &mut Inner, op: &Op) -> Result<(), DriverError> {
-        let Op::AddPeer { peer, public_key, endpoint, boot_id, slot, .. } = op else { return Ok(()) };
-        let failed = || netlink_error(op);
-        inner.without.remove(public_key);
-        let states = inner.xfrm.states().map_err(failed())?;
-        let Ok(place) = self.place(*endpoint, *slot) else {
-            // It is not there then, so it is asked for again.
-            tracing::warn!(%peer, %endpoint, "no IPsec tunnel yet: there is no route to it");
-            return Ok(());
-        };
-        if let Some(pair) = inner.ledger.pairs.get(public_key).copied() {
-            let Some((out, into)) = both(&states, pair) else {
-                inner.refuse(
-                    *public_key,
-                    op,
-                    "its states were deleted by somebody and its counters with \
-                    them. fix: start the agent again, it begins with a new key",
-                );
-                return Ok(());
-            };
-            inner.ledger.note(*public_key, Pair { port: endpoint.port(), present: true, ..pair })?;
-            return inner.settle(pair, out, into, place).map_err(failed());
-        }
-        let (out, into) = self.associations(inner, peer, public_key, boot_id.as_ref(), place);
-        if states.contains_key(&into.spi) || states.contains_key(&out.spi) || out.spi == into.spi {
-            inner.refuse(
-                *public_key,
-                op,
-                "its SPI is another peer's. fix: start either node's agent again \
-                after `hawser-node-agent --remove`, it begins with a new key",
-            );
-            return Ok(());
-        }
-        let pair = Pair { spi_out: out.spi, spi_in: into.spi, port: endpoint.port(), present: true };
-        inner.ledger.note(*public_key, pair)?;
-        // Whoever is asked first can answer: what comes in is understood before anything goes out.
-        inner.xfrm.add_state(into.spi, &into.key, place.turned(), None).map_err(failed())?;
-        inner.xfrm.add_state(out.spi, &out.key, place, Some(self.config.mark)).map_err(failed())
-    }
-
-    fn associations(
-        &self,
-        inner: &Inner,
-        peer: &PeerName,
-        public_key: &PublicKey,
-        boot_id: Option<&BootId>,
-        place: Place,
-    ) -> (hawser_tunnels::Sa, hawser_tunnels::Sa) {
-        let Place { source, destination, .. } = place;
-        let own = End {
-            name: &self.config.name,
-            public_key: &self.public_key,
-            boot_id: Some(&self.config.boot_id),
-            address: source,
-        };
-        let peer = End { name: peer, public_key, boot_id, address: destination };
-        // A key that gives no secret proves nothing; the mesh secret still keeps everybody else out.
-        let shared = agree(inner.ledger.key.secret(), public_key.as_bytes()).unwrap_or_default();
-        let secret = &self.config.secret;
-        (secret.association(&shared, own, peer), secret.association(&shared, peer, own))
-    }
-
-    fn place(&self, endpoint: SocketAddr, slot: u32) -> io::Result<Place> {
+    fn place(&self, endpoint: SocketAddr, slot: u32, stated: &EspEnd) -> io::Result<Place> {
         let source = source_to(endpoint, self.config.mark)?;
-        Ok(Place { source, destination: endpoint.ip(), reqid: slot })
-    }
-
-    fn set_endpoint(
-        &self,
-        inner: &mut Inner,
-        key: PublicKey,
-        endpoint: SocketAddr,
-    ) -> Result<(), DriverError> {
-        if let Some(without) = inner.without.get_mut(&key) {
-            without.endpoint = Some(endpoint);
-            return Ok(());
-        }
-        let failed = || netlink_error("move a peer");
-        let states = inner.xfrm.states().map_err(failed())?;
-        let Some(pair) = inner.ledger.pairs.get(&key).copied() else { return Ok(()) };
-        let Some((out, into)) = both(&states, pair) else { return Ok(()) };
-        inner.ledger.note(key, Pair { port: endpoint.port(), ..pair })?;
-        match self.place(endpoint, out.reqid) {
-            Ok(place) => inner.settle(pair, out, into, place).map_err(failed()),
-            // It stays where it was while there is no route to where it should be.
-            Err(_) => Ok(()),
-        }
-    }
-
-    fn peers(&self, inner: &mut Inner) -> io::Result<BTreeMap<PublicKey, ObservedPeer>> {
-        let (states, policies) = (inner.xfrm.states()?, inner.xfrm.policies()?);
-        let mut peers = BTreeMap::new();
-        for (key, pair) in inner.ledger.pairs.iter().filter(|(_, pair)| pair.present) {
-            // What lost a state is not there: adding it again says why it cannot come back.
-            let Some((out, into)) = both(&states, *pair) else { continue };
-            let place = out.place();
-            let endpoint = SocketAddr::new(out.destination, pair.port);
-            let stands = place.turned() == into.place()
-                && source_to(endpoint, self.config.mark).is_ok_and(|source| source == out.source);
-            let allowed = owned(&policies, *pair, place);
-            let endpoint = stands.then_some(endpoint);
-            let slot = Some(out.reqid);
-            let peer = ObservedPeer { endpoint, configured: None, allowed, keepalive: None, slot };
-            peers.insert(*key, peer);
-        }
-        for (key, without) in &inner.without {
-            let Without { endpoint, slot, allowed } = without.clone();
-            peers.insert(*key, ObservedPeer { endpoint, configured: None, allowed, keepalive: None, slot });
-        }
-        Ok(peers)
+        let udp = stated.in_udp.then_some((self.config.port, endpoint.port()));
+        Ok(Place { source, destination: endpoint.ip(), reqid: slot, udp })
     }
 }
 
-impl State {
-    fn place(&self) -> Place {
-        Place { source: self.source, destination: self.destination, reqid: self.reqid }
-    }
-}
-
-impl Place {
-    /// The way back.
-    fn turned(self) -> Self {
-        Self { source: self.destination, destination: self.source, reqid: self.reqid }
-    }
-}
-
-impl Inner {
-    fn refuse(&mut self, key: PublicKey, op: &Op, why: &str) {
-        if let Op::AddPeer { peer, endpoint, slot, .. } = op {
-            tracing::error!(%peer, "no IPsec tunnel: {why}");
-            let without = Without { endpoint: Some(*endpoint), slot: Some(*slot), allowed: BTreeSet::new() };
-            self.without.insert(key, without);
-        }
-    }
-
-    /// Puts a pair's states, and the policies that lead there, where they belong now.
-    fn settle(&mut self, pair: Pair, out: &State, into: &State, place: Place) -> io::Result<()> {
-        let back = place.turned();
-        if into.place() != back {
-            self.xfrm.move_state(pair.spi_in, into, back)?;
-            if into.destination != back.destination {
-                self.xfrm.delete_state(pair.spi_in, into.destination)?;
-            }
-        }
-        if out.place() == place {
-            return Ok(());
-        }
-        let policies = self.xfrm.policies()?;
-        self.xfrm.move_state(pair.spi_out, out, place)?;
-        for (prefix, _) in policies.by_prefix.iter().filter(|(_, policy)| policy.spi == pair.spi_out) {
-            self.xfrm.allow(prefix.0, pair, place)?;
-        }
-        if out.destination != place.destination {
-            self.xfrm.delete_state(pair.spi_out, out.destination)?;
-        }
-        Ok(())
-    }
-
-    /// What a process that was killed left half-done: a prefix without one of its directions, or of nobody.
-    fn sweep(&mut self) -> io::Result<()> {
-        let (states, policies) = (self.xfrm.states()?, self.xfrm.policies()?);
-        let present = self.ledger.pairs.values().filter(|pair| pair.present);
-        let whole = present.filter_map(|pair| Some((*pair, both(&states, *pair)?.0.place())));
-        let stay: BTreeSet<(u32, IpNet)> = whole
-            .flat_map(|(pair, place)| {
-                let owned = owned(&policies, pair, place);
-                owned.into_iter().flat_map(move |prefix| [(pair.spi_out, prefix), (pair.spi_in, prefix)])
-            })
-            .collect();
-        for ((prefix, direction), policy) in &policies.by_prefix {
-            if !stay.contains(&(policy.spi, *prefix)) {
-                self.xfrm.delete_policy(*prefix, *direction)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn allow(&mut self, key: PublicKey, prefixes: &BTreeSet<IpNet>) -> io::Result<()> {
-        if let Some(without) = self.without.get_mut(&key) {
-            without.allowed.extend(prefixes);
-            return Ok(());
-        }
-        let states = self.xfrm.states()?;
-        let pair = self.ledger.pairs.get(&key).copied().filter(|pair| pair.present);
-        let Some((pair, (out, _))) = pair.and_then(|pair| Some((pair, both(&states, pair)?))) else {
-            // It could not be added, and is asked for again.
-            return Ok(());
-        };
-        let place = out.place();
-        for prefix in prefixes {
-            self.xfrm.allow(*prefix, pair, place)?;
-        }
-        Ok(())
-    }
-
-    /// Takes prefixes away, unless they are another's by now; all of them where none are named.
-    fn take(&mut self, key: PublicKey, prefixes: Option<&BTreeSet<IpNet>>) -> io::Result<()> {
-        if let Some(without) = self.without.get_mut(&key) {
-            without.allowed.retain(|prefix| prefixes.is_some_and(|prefixes| !prefixes.contains(prefix)));
-            return Ok(());
-        }
-        let Some(pair) = self.ledger.pairs.get(&key).copied() else { return Ok(()) };
-        let policies = self.xfrm.policies()?;
-        for ((prefix, direction), policy) in &policies.by_prefix {
-            let its = [pair.spi_in, pair.spi_out].contains(&policy.spi);
-            if its && prefixes.is_none_or(|prefixes| prefixes.contains(prefix)) {
-                self.xfrm.delete_policy(*prefix, *direction)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The states stay: their counters must go on if the peer comes back, and without policies they let nothing through.
-    fn remove_peer(&mut self, key: PublicKey) -> Result<(), DriverError> {
-        self.take(key, None).map_err(netlink_error("remove a peer"))?;
-        if self.without.remove(&key).is_none()
-            && let Some(pair) = self.ledger.pairs.get(&key).copied()
-        {
-            self.ledger.note(key, Pair { present: false, ..pair })?;
-        }
-        Ok(())
-    }
-}
-
-/// Both states of a pair.
-fn both(states: &States, pair: Pair) -> Option<(&State, &State)> {
-    Some((states.get(&pair.spi_out)?, states.get(&pair.spi_in)?))
-}
-
-/// Prefixes whose policies lead to a pair, all of them.
-fn owned(policies: &Policies, pair: Pair, place: Place) -> BTreeSet<IpNet> {
-    let whole = |prefix: &IpNet| {
-        DIRECTIONS.iter().all(|direction| {
-            let spi = if *direction == OUT { pair.spi_out } else { pair.spi_in };
-            policies.by_prefix.get(&(*prefix, *direction)).is_some_and(|policy| policy.spi == spi)
-        })
-    };
-    let out = policies.by_prefix.iter().filter(|(_, policy)| policy.tunnel == Some(place));
-    out.filter(|(_, policy)| policy.spi == pair.spi_out)
-        .map(|((prefix, _), _)| *prefix)
-        .filter(whole)
-        .collect()
+/// Since boot: a ledger's times count for as long as it does.
+fn now() -> Time {
+    Time::from_millis(Millis::now().0)
 }
 
 /// Goes on with what the last start of this boot used, if the kernel has all of it still.
-fn ledger(config: &IpsecConfig, states: &States, xfrm: &mut Xfrm) -> Result<Ledger, DriverError> {
-    let circumstances = Circumstances {
-        boot_id: config.boot_id.as_str().to_owned(),
-        secret: config.secret.fingerprint(),
-        mark: config.mark.to_string(),
-    };
-    let last = Ledger::load(&config.ledger)?.filter(|last| last.circumstances == circumstances);
-    if let Some(last) = last {
-        if last.pairs.values().all(|pair| both(states, *pair).is_some()) {
+fn ledger(config: &IpsecConfig, xfrm: &mut Xfrm) -> Result<Ledger, DriverError> {
+    let circumstances =
+        Circumstances { boot_id: config.boot_id.as_str().to_owned(), mark: config.mark.to_string() };
+    let secrets: BTreeMap<_, _> =
+        config.keyring.iter().map(|secret| (secret.epoch(), secret.fingerprint())).collect();
+    let last = Ledger::load(&config.ledger, now())?.filter(|last| last.circumstances == circumstances);
+    if let Some(mut last) = last {
+        let same = |(epoch, print): (&Epoch, &String)| secrets.get(epoch).is_none_or(|is| is == print);
+        let whole = last.pairs.values().all(|pair| pair.spis().all(|spi| xfrm.states().contains_key(&spi)));
+        if last.secrets.iter().all(same) && whole {
+            last.rewrite()?;
             return Ok(last);
         }
         // Its keys are made of boot ids alone, so a new key of ours changes nothing.
-        if config.secret.derivation() == Derivation::Cilium {
+        if config.keyring.iter().any(|secret| secret.derivation() == Derivation::Cilium) {
             return Err(DriverError::CountersLost { ledger: config.ledger.clone() });
         }
-        tracing::warn!("IPsec states of the last run are gone: a new key, so that no counter is used twice");
+        let why = if whole {
+            "a secret is another one, and its epoch is not"
+        } else {
+            "states of the last run are gone"
+        };
+        tracing::warn!("IPsec begins with a new key, so that no counter is used twice: {why}");
     }
     clear(xfrm).map_err(netlink_error("delete the IPsec states and policies of an earlier run"))?;
-    Ok(Ledger::begin(&config.ledger, circumstances)?)
+    Ok(Ledger::begin(&config.ledger, circumstances, secrets, Receiving::begin(&config.keyring, now()))?)
 }
 
 fn create(config: &IpsecConfig, net: &mut Net) -> Result<(), DriverError> {
@@ -409,6 +244,24 @@ fn source_to(endpoint: SocketAddr, mark: Mark) -> io::Result<IpAddr> {
 
 impl Driver for IpsecDriver {
     fn observe(&self) -> Result<Observed, DriverError> {
+        self.core.observe()
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), DriverError> {
+        self.core.apply(op)
+    }
+
+    fn stats(&self) -> Result<Stats, DriverError> {
+        self.core.stats()
+    }
+
+    fn remove(&self) -> Result<(), DriverError> {
+        self.core.remove()
+    }
+}
+
+impl Driver for Core {
+    fn observe(&self) -> Result<Observed, DriverError> {
         let mut inner = self.lock()?;
         let link = inner.net.link().map_err(netlink_error("show the device"))?;
         let addresses = match &link {
@@ -417,8 +270,9 @@ impl Driver for IpsecDriver {
         };
         let routes = inner.net.routes(link.as_ref()).map_err(netlink_error("list routes"))?;
         let rules = inner.net.rules().map_err(netlink_error("list rules"))?;
-        let blocked = inner.xfrm.policies().map_err(netlink_error("list IPsec policies"))?.blocked;
-        let peers = self.peers(&mut inner).map_err(netlink_error("list IPsec states and policies"))?;
+        inner.xfrm.refresh().map_err(netlink_error("list IPsec states and policies"))?;
+        let blocked = inner.xfrm.policies().blocked;
+        let peers = self.peers(&inner);
         let device = link.map(|link| ObservedDevice {
             up: link.up,
             mtu: link.mtu,
@@ -444,9 +298,12 @@ impl Driver for IpsecDriver {
             }
             Op::SetLink { mtu, .. } => inner.net.set_up(*mtu).map_err(netlink_error(op)),
             Op::AddPeer { .. } => self.add_peer(inner, op),
+            Op::SetPorts { .. } => Ok(()),
             Op::SetEndpoint { public_key, endpoint, .. } => self.set_endpoint(inner, *public_key, *endpoint),
-            // Who is silent is silent: ESP needs no handshake, and no NAT is on the way.
-            Op::SetKeepalive { .. } => Ok(()),
+            Op::SetKeepalive { public_key, keepalive, .. } => {
+                inner.set_keepalive(*public_key, *keepalive);
+                Ok(())
+            }
             Op::Allow { public_key, prefixes, .. } => {
                 inner.allow(*public_key, prefixes).map_err(netlink_error(op))
             }
@@ -460,23 +317,34 @@ impl Driver for IpsecDriver {
 
     fn stats(&self) -> Result<Stats, DriverError> {
         let mut inner = self.lock()?;
-        let states = inner.xfrm.states().map_err(netlink_error("list IPsec states"))?;
+        inner.xfrm.refresh_states().map_err(netlink_error("list IPsec states"))?;
         let mut drops = inner.net.drops().map_err(netlink_error("count drops"))?;
         drops.extend(kernels_drops());
+        let states = inner.xfrm.states();
         let present = inner.ledger.pairs.iter().filter(|(_, pair)| pair.present);
         let peers = present.filter_map(|(key, pair)| {
-            let (out, into) = both(&states, *pair)?;
-            let since =
-                (into.first_used > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(into.first_used));
+            let place = states.get(&pair.spi_out()?)?.place;
+            let of = |spis: &BTreeMap<_, u32>| {
+                let all: Vec<_> = spis.values().filter_map(|spi| states.get(spi)).collect();
+                let first = all.iter().map(|state| state.first_used).max().unwrap_or(0);
+                (all.iter().map(|state| state.bytes).sum::<u64>(), first)
+            };
+            let ((rx, first), (tx, _)) = (of(&pair.into), of(&pair.out));
+            let (rx_before, tx_before) = inner.carried.get(key).copied().unwrap_or_default();
+            let since = (first > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(first));
             let stats = PeerStats {
-                endpoint: Some(SocketAddr::new(out.destination, pair.port)),
+                mtu: None,
+                endpoint: Some(SocketAddr::new(place.destination, pair.port)),
                 last_handshake: since,
-                rx_bytes: into.bytes,
-                tx_bytes: out.bytes,
+                rx_bytes: rx + rx_before,
+                tx_bytes: tx + tx_before,
+                ..PeerStats::default()
             };
             Some((*key, stats))
         });
-        Ok(Stats { peers: peers.collect(), drops, in_kernel: true })
+        let peers = peers.collect();
+        let without = inner.without.values().map(ToString::to_string).collect();
+        Ok(Stats { peers, drops, in_kernel: true, keys: Some(inner.keys()), without })
     }
 
     /// The device goes first: until the rules follow, the guards answer for every mesh prefix.

@@ -40,23 +40,6 @@ fn an_underlay_of_ipv6_serves_as_well() {
 }
 
 #[test]
-fn the_engines_own_packets_stay_out_of_the_mesh_even_when_the_peers_underlay_address_lies_behind_it() {
-    let world = World::new();
-    // The reverse path of the peer's underlay address now leads into the tunnel.
-    for node in [&world.a, &world.b] {
-        node.run("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0");
-    }
-    let (mut one, mut two) = (Node::start(&world.a, 1), Node::start(&world.b, 2));
-    one.add_peer(2, two.driver.public_key(), endpoint([172, 31, 2, 2]), &["172.31.2.2/32"]);
-    two.add_peer(1, one.driver.public_key(), endpoint([172, 31, 1, 2]), &[]);
-    one.reconcile();
-    two.reconcile();
-    let capture = Capture::on(&world.router);
-    echo_by_tcp(&world.a, &world.b, [172, 31, 2, 2].into(), 100_000);
-    assert!(capture.ipv4_ports().iter().all(|port| *port == PORT));
-}
-
-#[test]
 fn a_peer_may_not_speak_with_an_address_that_a_longer_prefix_gives_to_another() {
     let world = World::new();
     let mut node = Node::start(&world.a, 1);

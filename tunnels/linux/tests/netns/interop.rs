@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hawser_model::PublicKey;
 use hawser_tunnels_linux::{Driver, PrivateKey};
+use wireguard_control::{Backend, Device, DeviceUpdate, Key, PeerConfigBuilder};
 
 use crate::node::{Node, connected, endpoint, mesh_v4, mesh_v6, nets};
 use crate::raw::key;
@@ -162,4 +163,27 @@ fn what_wg_sets_the_driver_observes() {
     node.reconcile();
     let state = node.driver.observe().unwrap().device.unwrap();
     assert_eq!((state.port, state.public_key), (51871, Some(node.driver.public_key())));
+}
+
+#[test]
+fn the_engine_answers_the_client_that_configures_the_kernel() {
+    let world = World::new();
+    let node = Node::start(&world.a, 1);
+    let name = node.device().parse().unwrap();
+    let ((_, one), endpoint) = (key(1), endpoint([172, 31, 2, 2]));
+    let peer = PeerConfigBuilder::new(&Key(*one.as_bytes()))
+        .set_endpoint(endpoint)
+        .set_persistent_keepalive_interval(25)
+        .add_allowed_ip("10.1.0.0".parse().unwrap(), 16);
+    DeviceUpdate::new().add_peer(peer).apply(&name, Backend::Userspace).unwrap();
+    assert_eq!(node.driver.observe().unwrap().peers[&one].allowed, nets(&["10.1.0.0/16"]));
+
+    let device = Device::get(&name, Backend::Userspace).unwrap();
+    assert_eq!(device.listen_port, Some(51871));
+    let [peer] = &device.peers[..] else { panic!("{} peers", device.peers.len()) };
+    assert_eq!((peer.config.endpoint, peer.config.persistent_keepalive_interval), (Some(endpoint), Some(25)));
+
+    let none = DeviceUpdate::new().remove_peer_by_key(&Key(*one.as_bytes()));
+    none.apply(&name, Backend::Userspace).unwrap();
+    assert!(node.driver.observe().unwrap().peers.is_empty());
 }

@@ -8,31 +8,28 @@ use crate::raw::key;
 use crate::world::{World, output};
 
 #[test]
-fn routes_rules_and_addresses_are_what_ip_shows() {
+fn routes_and_addresses_are_what_ip_shows_and_there_is_no_rule() {
     let world = World::new();
     let (one, _two) = connected(&world.a, &world.b);
     let device = one.device();
-    let routes = world.a.run("ip route show table 18551");
+    let routes = world.a.run("ip route show");
     for line in [
-        format!("240.2.0.1 dev {device} proto 72 scope link src 240.1.0.1 metric 100"),
+        format!("240.2.0.1 dev {device} proto 72 scope link src 240.1.0.1 metric 72"),
         "unreachable 240.2.0.1 proto 72 metric 10000".to_owned(),
         "unreachable 240.0.0.0/4 proto 72 metric 10000".to_owned(),
     ] {
         assert!(routes.lines().any(|route| route.trim() == line), "{line} in\n{routes}");
     }
-    let routes = world.a.run("ip -6 route show table 18551");
+    let routes = world.a.run("ip -6 route show");
     assert!(
         routes.contains(&format!(
-            "fd68:6177:7365:2::1 dev {device} proto 72 src fd68:6177:7365:1::1 metric 100"
+            "fd68:6177:7365:2::1 dev {device} proto 72 src fd68:6177:7365:1::1 metric 72"
         ))
     );
     assert!(routes.contains("unreachable fd68:6177:7365::/48 dev lo proto 72 metric 10000"), "{routes}");
     for family in ["-4", "-6"] {
         let rules = world.a.run(&format!("ip {family} rule show"));
-        assert!(
-            rules.contains("90:\tnot from all fwmark 0x480000/0xff0000 lookup 18551 proto 72"),
-            "{rules}"
-        );
+        assert!(!rules.contains("fwmark"), "a rule takes every look-up off the short way: {rules}");
     }
     let link = world.a.run(&format!("ip addr show dev {device}"));
     assert!(link.contains("mtu 1420") && link.contains("inet 240.1.0.1/32 scope global"), "{link}");
@@ -58,7 +55,6 @@ fn every_change_ends_in_an_empty_plan() {
             node.desired.routes.retain(|prefix| !moved.contains(prefix));
         },
         &|node| {
-            node.desired.rule_priority = 91;
             node.desired.addresses =
                 ["240.1.0.9".parse().unwrap(), "fd68:6177:7365:1::9".parse().unwrap()].into();
         },
@@ -78,9 +74,11 @@ fn every_change_ends_in_an_empty_plan() {
 fn what_others_put_beside_ours_is_neither_seen_nor_removed() {
     let world = World::new();
     for foreign in [
+        "ip route add 10.77.0.0/16 dev lo",
+        "ip route add unreachable 10.78.0.0/16 metric 20000",
+        "ip route add unreachable 10.79.0.0/16 metric 72",
+        "ip -6 route add unreachable fd77::/64",
         "ip route add 10.77.0.0/16 dev lo table 18551",
-        "ip route add unreachable 10.78.0.0/16 table 18551 metric 20000",
-        "ip -6 route add unreachable fd77::/64 table 18551",
         "ip rule add priority 90 fwmark 7 lookup 18551",
         "ip rule add not fwmark 0x480000/0xff0000 lookup 18552 priority 89",
     ] {
@@ -98,13 +96,52 @@ fn what_others_put_beside_ours_is_neither_seen_nor_removed() {
     node.desired.peers.clear();
     node.desired.routes.clear();
     node.reconcile();
-    assert!(world.a.run("ip route show table 18551").contains("10.77.0.0/16"));
+    assert!(world.a.run("ip route show").contains("10.77.0.0/16"));
 
     node.netns.inside(|| node.driver.remove()).unwrap();
     assert_eq!(list(), before);
     assert!(!output(&format!("ip -n {} link show {}", world.a.name, node.device())).status.success());
     assert!(matches!(node.driver.observe(), Err(DriverError::Removed { .. })));
     assert!(node.driver.remove().is_ok(), "removing twice does no harm");
+}
+
+#[test]
+fn a_route_of_somebody_else_in_our_very_place_is_not_replaced() {
+    let world = World::new();
+    let mut node = Node::start(&world.a, 1);
+    node.add_peer(2, key(1).1, endpoint([172, 31, 2, 2]), &[]);
+    node.reconcile();
+    world.a.run("ip route add 10.79.0.0/16 dev lo metric 72");
+    let set = Op::SetRoute { prefix: "10.79.0.0/16".parse().unwrap(), source: "240.1.0.1".parse().unwrap() };
+    node.netns.inside(|| node.driver.apply(&set)).unwrap_err();
+    assert!(world.a.run("ip route show 10.79.0.0/16").contains("dev lo"));
+}
+
+/// Until all of the new is in, the old leads there; then it goes, and others' things beside it stay.
+#[test]
+fn the_rule_and_table_of_an_earlier_version_go_after_the_new_routes_are_in() {
+    let world = World::new();
+    for old in [
+        "ip route add unreachable 240.0.0.0/4 metric 10000 proto 72 table 18551",
+        "ip route add unreachable 10.2.0.0/16 metric 10000 proto 72 table 18551",
+        "ip -6 route add unreachable fd68:6177:7365::/48 metric 10000 proto 72 table 18551",
+        "ip rule add not fwmark 0x480000/0xff0000 lookup 18551 priority 90 protocol 72",
+        "ip -6 rule add not fwmark 0x480000/0xff0000 lookup 18551 priority 90 protocol 72",
+        "ip route add 10.77.0.0/16 dev lo table 18551",
+    ] {
+        world.a.run(old);
+    }
+    let mut node = Node::start(&world.a, 1);
+    node.add_peer(2, key(1).1, endpoint([172, 31, 2, 2]), &["10.2.0.0/16"]);
+    let ops = node.reconcile();
+    let last_route = ops.iter().rposition(|op| matches!(op, Op::SetRoute { .. })).unwrap();
+    let rules: Vec<_> = (0..ops.len()).filter(|at| matches!(ops[*at], Op::RemoveRule { .. })).collect();
+    assert!(rules.len() == 2 && rules[0] > last_route, "{ops:?}");
+    assert_eq!(node.reconcile(), []);
+    let left = world.a.run("ip route show table 18551");
+    assert_eq!(left.trim(), "10.77.0.0/16 dev lo scope link");
+    assert!(!world.a.run("ip rule").contains("18551") && !world.a.run("ip -6 rule").contains("18551"));
+    assert!(world.a.run("ip route show").contains("10.2.0.0/16"));
 }
 
 #[test]

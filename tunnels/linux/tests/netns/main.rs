@@ -5,10 +5,13 @@
 mod allocations;
 mod engine;
 mod esp;
+mod flow;
 mod fuzz;
 mod interop;
 mod kernel;
+mod lanes;
 mod node;
+mod path_mtu;
 mod raw;
 mod survival;
 mod world;

@@ -28,6 +28,7 @@ pub(crate) fn config(device: DeviceName, private_key: PathBuf) -> WireguardConfi
         choice: Choice::Userspace,
         device,
         port: PORT,
+        more_ports: Vec::new(),
         mtu: 1420,
         mark: MARK,
         table: TABLE,
@@ -47,8 +48,6 @@ pub(crate) fn desired(config: &WireguardConfig, public_key: PublicKey, n: u8) ->
             mark: MARK,
         },
         addresses: mesh_addresses(n),
-        table: config.table,
-        rule_priority: 90,
         peers: Vec::new(),
         routes: BTreeSet::new(),
         guards: nets(&["240.0.0.0/4", "fd68:6177:7365::/48"]),
@@ -61,9 +60,14 @@ impl<'a> Node<'a> {
     }
 
     pub(crate) fn start_as(choice: Choice, netns: &'a Netns, n: u8) -> Self {
+        Self::start_with(netns, n, |config| config.choice = choice)
+    }
+
+    pub(crate) fn start_with(netns: &'a Netns, n: u8, change: impl FnOnce(&mut WireguardConfig)) -> Self {
         let keys = tempfile::tempdir().unwrap();
         let device = DeviceName::parse(&unique()).unwrap();
-        let config = WireguardConfig { choice, ..config(device, keys.path().join("wireguard.key")) };
+        let mut config = config(device, keys.path().join("wireguard.key"));
+        change(&mut config);
         let driver = netns.inside(|| WireguardDriver::start(config.clone())).unwrap();
         let desired = desired(&config, driver.public_key(), n);
         Self { netns, driver, desired, config, _keys: keys }
@@ -74,8 +78,18 @@ impl<'a> Node<'a> {
         let mut allowed: BTreeSet<IpNet> = mesh_addresses(n).into_iter().map(IpNet::from).collect();
         allowed.extend(nets(more));
         self.desired.routes.extend(&allowed);
-        let peer =
-            Peer { name: name(n), public_key, endpoint, allowed, keepalive: None, boot_id: None, slot: 0 };
+        let peer = Peer {
+            name: name(n),
+            public_key,
+            endpoint,
+            allowed,
+            keepalive: None,
+            boot_id: None,
+            esp: None,
+            more_ports: Vec::new(),
+            via: None,
+            slot: 0,
+        };
         self.desired.peers.push(peer);
     }
 

@@ -62,6 +62,7 @@ fn engine(world: &World) -> (Engine, String) {
         device: device.clone(),
         key: key("own"),
         port: PORT,
+        more_ports: Vec::new(),
         mark: 0,
         mtu: 1420,
         take_over: false,

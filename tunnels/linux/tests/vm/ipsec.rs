@@ -4,32 +4,38 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use hawser_model::BootId;
-use hawser_tunnels::{Desired, Device, DeviceName, MeshSecret, Op, Peer};
+use hawser_model::{BootId, PublicKey};
+use hawser_tunnels::{Desired, Device, DeviceName, Keyring, Op, Peer, Wear};
 use hawser_tunnels_linux::{Driver, DriverError, IpsecConfig, IpsecDriver, Kind};
 use ipnet::IpNet;
 
+use crate::flow::{a_while, keyring, nothing_is_lost_while};
 use crate::kernel::lost_while;
 use crate::node::{MARK, PORT, TABLE, endpoint, mesh_v4, mesh_v6, name, nets, reconcile};
-use crate::world::{Capture, Netns, World, echo_by_tcp, output, run, send_udp, unique};
+use crate::world::{Capture, Netns, World, echo_by_tcp, eventually, output, run, send_udp, unique};
 
-const SECRET: &str = "1 000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+pub(crate) const SECRET: &str = "1 000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 /// Of Cilium's Secret.
 const CILIUM: &str = "3+ rfc4106(gcm(aes)) 000102030405060708090a0b0c0d0e0f10111213 128";
 
-struct Node<'a> {
-    netns: &'a Netns,
-    driver: IpsecDriver,
-    desired: Desired,
-    config: IpsecConfig,
+pub(crate) struct Node<'a> {
+    pub(crate) netns: &'a Netns,
+    pub(crate) driver: IpsecDriver,
+    pub(crate) desired: Desired,
+    pub(crate) config: IpsecConfig,
     dir: tempfile::TempDir,
 }
 
 impl<'a> Node<'a> {
-    fn start(netns: &'a Netns, n: u8, secret: &str) -> Self {
+    pub(crate) fn start(netns: &'a Netns, n: u8, secret: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = config(n, secret, dir.path().join("ipsec.state"));
+        Self::start_with(netns, n, config, dir)
+    }
+
+    fn start_with(netns: &'a Netns, n: u8, config: IpsecConfig, dir: tempfile::TempDir) -> Self {
         let driver = netns.inside(|| IpsecDriver::start(config.clone())).unwrap();
         let desired = Desired {
             device: Device {
@@ -40,8 +46,6 @@ impl<'a> Node<'a> {
                 mark: MARK,
             },
             addresses: [mesh_v4(n), mesh_v6(n)].into(),
-            table: TABLE,
-            rule_priority: 90,
             peers: Vec::new(),
             routes: BTreeSet::new(),
             guards: nets(&["240.0.0.0/4", "fd68:6177:7365::/48"]),
@@ -50,25 +54,27 @@ impl<'a> Node<'a> {
     }
 
     fn meet(&mut self, other: &Node<'_>, n: u8, at: SocketAddr) {
-        let allowed: BTreeSet<IpNet> = [mesh_v4(n), mesh_v6(n)].map(IpNet::from).into();
-        self.desired.routes.extend(&allowed);
+        self.desired.routes.extend(allowed(n));
         self.desired.peers.push(Peer {
             name: name(n),
             public_key: other.driver.public_key(),
             endpoint: at,
-            allowed,
+            allowed: allowed(n),
             keepalive: None,
             boot_id: Some(other.config.boot_id.clone()),
+            esp: Some(other.driver.end().unwrap()),
+            more_ports: Vec::new(),
+            via: None,
             slot: n.into(),
         });
     }
 
-    fn reconcile(&self) -> Vec<Op> {
+    pub(crate) fn reconcile(&self) -> Vec<Op> {
         self.netns.inside(|| reconcile(&self.driver, &self.desired))
     }
 
     /// Another process for the same node; the old one does nothing any more.
-    fn restart(&self) -> IpsecDriver {
+    pub(crate) fn restart(&self) -> IpsecDriver {
         self.netns.inside(|| IpsecDriver::start(self.config.clone())).unwrap()
     }
 
@@ -78,7 +84,7 @@ impl<'a> Node<'a> {
     }
 }
 
-fn config(n: u8, secret: &str, ledger: PathBuf) -> IpsecConfig {
+pub(crate) fn config(n: u8, secret: &str, ledger: PathBuf) -> IpsecConfig {
     IpsecConfig {
         device: DeviceName::parse(&unique()).unwrap(),
         port: PORT,
@@ -87,7 +93,8 @@ fn config(n: u8, secret: &str, ledger: PathBuf) -> IpsecConfig {
         table: TABLE,
         name: name(n),
         boot_id: BootId::parse(&format!("6c1f0c1e-1111-4222-8333-44445555666{n}")).unwrap(),
-        secret: MeshSecret::parse(secret).unwrap(),
+        keyring: Keyring::parse(secret).unwrap(),
+        wear: Wear::DEFAULT,
         ledger,
     }
 }
@@ -108,7 +115,7 @@ fn connected_by<'a>(world: &'a World, secret: &str, at: [IpAddr; 2]) -> (Node<'a
 }
 
 /// IP protocols of what went between two addresses, in both directions.
-fn protocols(wire: &Capture, one: [u8; 4], other: [u8; 4]) -> BTreeSet<u8> {
+pub(crate) fn protocols(wire: &Capture, one: [u8; 4], other: [u8; 4]) -> BTreeSet<u8> {
     let frames = wire.frames.lock().unwrap();
     let between = |f: &&Vec<u8>| {
         f.len() > 34 && f[12..14] == [8, 0] && {
@@ -129,11 +136,14 @@ fn strangers(world: &World, node: &mut Node<'_>, count: u8) {
         node.desired.routes.extend(&allowed);
         node.desired.peers.push(Peer {
             name: name(20 + at),
-            public_key: hawser_model::PublicKey::new(key).unwrap(),
+            public_key: PublicKey::new(key).unwrap(),
             endpoint: endpoint([172, 31, 2, 100 + at]),
             allowed,
             keepalive: None,
             boot_id: None,
+            esp: Some(other.driver.end().unwrap()),
+            more_ports: Vec::new(),
+            via: None,
             slot: u32::from(20 + at),
         });
     }
@@ -368,4 +378,80 @@ fn a_device_of_another_kind_is_refused_and_one_that_is_deleted_comes_back() {
     world.router.run(&format!("ip link add {} type dummy", config.device));
     let refused = world.router.inside(|| IpsecDriver::start(config)).unwrap_err();
     assert!(matches!(refused, DriverError::NotIpsec { found: Kind::Other(_), .. }), "{refused}");
+}
+
+fn receives(netns: &Netns, driver: &dyn Driver) -> Vec<String> {
+    let keys = netns.inside(|| driver.stats()).unwrap().keys.unwrap();
+    keys.receives.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn secrets_and_worn_keys_change_under_traffic_and_nothing_is_lost() {
+    let world = World::new();
+    let wear = Wear { rest: Duration::from_millis(300), ..Wear::DEFAULT };
+    let start = |netns, n| {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(n, SECRET, dir.path().join("ipsec.state"));
+        Node::start_with(netns, n, IpsecConfig { keyring: keyring(&[1]), wear, ..config }, dir)
+    };
+    let (mut one, mut two) = (start(&world.a, 1), start(&world.b, 2));
+    let tend = |node: &Node<'_>, epochs: &[u8]| {
+        node.netns.inside(|| node.driver.tend(&keyring(epochs))).unwrap();
+    };
+    let hear = |node: &mut Node<'_>, other: &Node<'_>, n: u8, at: [u8; 4]| {
+        node.desired.peers.clear();
+        node.meet(other, n, endpoint(at));
+        node.reconcile();
+        assert_eq!(node.reconcile(), []);
+    };
+    let (at_one, at_two) = ([172, 31, 1, 2], [172, 31, 2, 2]);
+    hear(&mut one, &two, 2, at_two);
+    hear(&mut two, &one, 1, at_one);
+    nothing_is_lost_while(&world, || {
+        // One node has the new secret beside the old one before the other has heard of it, and then alone.
+        tend(&one, &[1, 2]);
+        a_while();
+        hear(&mut two, &one, 1, at_one);
+        tend(&two, &[2]);
+        hear(&mut one, &two, 2, at_two);
+        hear(&mut two, &one, 1, at_one);
+        tend(&one, &[2]);
+        hear(&mut two, &one, 1, at_one);
+        eventually("the old one rests, and goes", || {
+            tend(&one, &[2]);
+            tend(&two, &[2]);
+            receives(&world.a, &one.driver).len() + receives(&world.b, &two.driver).len() == 2
+        });
+
+        // A key that is worn, and a restart in between: here after a few packets.
+        one.config =
+            IpsecConfig { keyring: keyring(&[2]), wear: Wear { bytes: 1, ..wear }, ..one.config.clone() };
+        one.driver = one.restart();
+        eventually("its turn comes", || {
+            tend(&one, &[2]);
+            receives(&world.a, &one.driver) != ["2.2"]
+        });
+        hear(&mut two, &one, 1, at_one);
+        eventually("the worn one goes", || {
+            tend(&one, &[2]);
+            !receives(&world.a, &one.driver).contains(&"2.2".to_owned())
+        });
+    });
+    for node in [&one, &two] {
+        for reason in [
+            "xfrm-in-no-states",
+            "xfrm-in-bad-tag",
+            "xfrm-in-replayed",
+            "xfrm-in-blocked",
+            "xfrm-out-no-states",
+        ] {
+            assert_eq!(node.dropped(reason), 0, "{reason}");
+        }
+    }
+    let again = one.restart();
+    assert_eq!(again.public_key(), one.driver.public_key(), "counters go on under the same key");
+}
+
+pub(crate) fn allowed(n: u8) -> BTreeSet<IpNet> {
+    [mesh_v4(n), mesh_v6(n)].map(IpNet::from).into()
 }

@@ -4,6 +4,9 @@
 #![expect(dead_code, reason = "the user-space engine's tests use the rest of these helpers")]
 
 mod esp;
+#[path = "../netns/flow.rs"]
+mod flow;
+mod in_udp;
 mod ipsec;
 mod kernel;
 #[path = "../netns/node.rs"]

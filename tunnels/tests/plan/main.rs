@@ -3,13 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy.toml exempts only inside #[test]")]
 
+mod carried;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use hawser_model::{ClusterId, ClusterIdWidth, ClusterName, ClusterRef, NodeName, PublicKey};
 use hawser_tunnels::{
     Desired, Device, DeviceName, Mark, Observed, ObservedDevice, ObservedPeer, Op, Peer, PeerName, Problem,
-    Violation, check, plan, resolve,
+    Settled, Violation, check, plan, resolve,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -47,16 +49,22 @@ impl Kernel {
             }
             Op::AddAddress { address } => drop(addresses.insert(address)),
             Op::RemoveAddress { address } => drop(addresses.remove(&address)),
-            Op::AddRule { rule } => drop(rules.insert(rule)),
             Op::RemoveRule { rule } => drop(rules.remove(&rule)),
             Op::AddGuard { prefix } => drop(guards.insert(prefix)),
             Op::RemoveGuard { prefix } => drop(guards.remove(&prefix)),
             Op::SetRoute { prefix, source } => drop(routes.insert(prefix, Some(source))),
             Op::RemoveRoute { prefix } => drop(routes.remove(&prefix)),
-            Op::AddPeer { public_key, endpoint, keepalive, .. } => {
+            Op::AddPeer { public_key, endpoint, keepalive, more_ports, .. } => {
                 let (endpoint, configured) = (Some(endpoint), Some(endpoint));
-                let peer =
-                    ObservedPeer { endpoint, configured, keepalive, allowed: BTreeSet::new(), slot: None };
+                let peer = ObservedPeer {
+                    endpoint,
+                    configured,
+                    keepalive,
+                    allowed: BTreeSet::new(),
+                    slot: None,
+                    esp: None,
+                    more_ports: Some(more_ports),
+                };
                 assert!(peers.insert(public_key, peer).is_none(), "added twice");
             }
             Op::RemovePeer { public_key } => drop(peers.remove(&public_key)),
@@ -66,6 +74,9 @@ impl Kernel {
             }
             Op::SetKeepalive { public_key, keepalive, .. } => {
                 peers.get_mut(&public_key).unwrap().keepalive = keepalive;
+            }
+            Op::SetPorts { public_key, ports, .. } => {
+                peers.get_mut(&public_key).unwrap().more_ports = Some(ports);
             }
             Op::Allow { public_key, prefixes, .. } => self.give(public_key, &prefixes),
             Op::Restrict { public_key, keep, .. } => {
@@ -131,6 +142,9 @@ fn peer(cluster: u8, node: u8, k: u8, allowed: &[&str]) -> Peer {
         allowed,
         keepalive: None,
         boot_id: None,
+        esp: None,
+        more_ports: Vec::new(),
+        via: None,
         slot: 0,
     }
 }
@@ -145,8 +159,6 @@ fn desired(peers: Vec<Peer>, routes: BTreeSet<IpNet>) -> Desired {
             mark: Mark { value: 0x0048_0000, mask: 0x00ff_0000 },
         },
         addresses: ["240.1.0.1".parse().unwrap(), "fd68:6177:7365:1::1".parse().unwrap()].into(),
-        table: 18551,
-        rule_priority: 90,
         peers,
         routes,
         guards: nets(&["240.0.0.0/4", "fd68:6177:7365::/48"]),
@@ -167,6 +179,9 @@ fn any_peer() -> impl Strategy<Value = Peer> {
             allowed,
             keepalive,
             boot_id: None,
+            esp: None,
+            more_ports: Vec::new(),
+            via: None,
             slot: 0,
         },
     )
@@ -253,6 +268,101 @@ proptest! {
     }
 }
 
+/// Few contradictions, so that most of them are settled: each peer has a range of its own, and sometimes another's.
+fn any_granted() -> impl Strategy<Value = Desired> {
+    let prefix = (1u8..5, 0u8..4, any::<bool>()).prop_map(|(peer, at, whole)| match whole {
+        true => format!("10.{peer}.0.0/16"),
+        false => format!("10.{peer}.{at}.0/24"),
+    });
+    let extra = prop::collection::vec(prefix, 0..2);
+    let of = (
+        prop::collection::vec((any::<bool>(), 0u8..4, 1u8..3, prop::option::of(20u16..22)), 4),
+        extra,
+        0u8..3,
+    );
+    of.prop_map(|(peers, extra, routes)| {
+        let peers = peers.into_iter().zip(1u8..).filter(|((there, ..), _)| *there).map(
+            |((_, at, to, keepalive), n)| {
+                let mut one =
+                    peer(n / 3 + 1, n, n, &[&format!("10.{n}.{at}.0/24"), &format!("240.2.0.{n}/32")]);
+                one.allowed
+                    .extend(extra.iter().filter(|_| at == 3).map(|text| text.parse::<IpNet>().unwrap()));
+                Peer { endpoint: endpoint(to), keepalive, ..one }
+            },
+        );
+        let routes = (0..routes).map(|n| format!("10.{n}.0.0/16").parse().unwrap()).collect();
+        desired(peers.collect(), routes)
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_changed_alone_gives_the_steps_of_the_whole_plan(
+        states in prop::collection::vec(any_granted(), 2..6),
+        early in (0usize..4, 0u8..9),
+    ) {
+        let mut kernel = Kernel::default();
+        let mut settled: Option<(Settled, Desired)> = None;
+        for desired in states {
+            let whole = plan(&desired, &kernel.0);
+            let next = settled.take().and_then(|(settled, before)| settled.follow(&before, &desired).unwrap());
+            let (ops, mut next) = match next {
+                Some((ops, next)) => {
+                    prop_assert!(whole.problems.is_empty(), "{:?} was not seen", whole.problems);
+                    prop_assert_eq!(&ops, &whole.ops);
+                    (ops, next)
+                }
+                None => {
+                    let next = Settled::after(&whole, &kernel.0, &desired).unwrap();
+                    (whole.ops, next)
+                }
+            };
+            ops.iter().for_each(|op| kernel.apply(op));
+            prop_assert_eq!(plan(&desired, &kernel.0).ops, vec![]);
+            // A pod comes before the plan that knows of it, and may be gone again by then.
+            if let Some(peer) = desired.peers.get(early.0) {
+                let pod: IpNet = format!("10.{}.9.{}/32", early.0, early.1).parse().unwrap();
+                if let Some(op) = next.ahead(&peer.name, peer.public_key, pod, &desired) {
+                    kernel.apply(&op);
+                }
+            }
+            settled = Some((next, desired));
+        }
+    }
+}
+
+#[test]
+fn one_pod_more_is_one_step_and_one_less_another() {
+    let mut kernel = Kernel::default();
+    let with = |pods: &[&str]| {
+        desired(vec![peer(2, 1, 1, pods), peer(2, 2, 2, &["10.2.9.9/32"])], nets(&["10.2.0.0/16"]))
+    };
+    let (one, two) = (with(&["10.2.0.1/32"]), with(&["10.2.0.1/32", "10.2.0.2/32"]));
+    let whole = plan(&one, &kernel.0);
+    let settled = Settled::after(&whole, &kernel.0, &one).unwrap();
+    kernel.follow(&one);
+    let lines = |ops: &[Op]| ops.iter().map(Op::to_string).collect::<Vec<_>>();
+    let (ops, settled) = settled.follow(&one, &two).unwrap().unwrap();
+    assert_eq!(lines(&ops), ["peer c2/node-1 owns 10.2.0.2/32"]);
+    let (ops, mut settled) = settled.follow(&two, &one).unwrap().unwrap();
+    assert_eq!(lines(&ops), ["peer c2/node-1 no longer owns 10.2.0.2/32"]);
+
+    let node = name(2, 1);
+    let pod = "10.2.0.3/32".parse().unwrap();
+    let early = settled.ahead(&node, key(1), pod, &one).unwrap();
+    assert_eq!(early.to_string(), "peer c2/node-1 owns 10.2.0.3/32");
+    assert_eq!(settled.ahead(&node, key(1), pod, &one), None, "it has it");
+    assert_eq!(
+        settled.ahead(&name(3, 1), key(1), "10.3.0.1/32".parse().unwrap(), &one),
+        None,
+        "of another cluster"
+    );
+    assert_eq!(settled.ahead(&node, key(1), "10.2.9.9/32".parse().unwrap(), &one), None, "another's");
+    assert_eq!(settled.ahead(&node, key(1), "240.1.0.1/32".parse().unwrap(), &one), None, "our own");
+    let (ops, _) = settled.follow(&one, &one).unwrap().unwrap();
+    assert_eq!(lines(&ops), ["peer c2/node-1 no longer owns 10.2.0.3/32"], "nobody asks for it any more");
+}
+
 fn unique(peers: &[Peer]) -> bool {
     peers.iter().map(|p| (p.name.clone(), p.public_key)).collect::<BTreeSet<_>>().len() == peers.len()
 }
@@ -279,8 +389,6 @@ fn the_first_plan_reads_like_its_order() {
             "guard 10.2.0.0/24: unreachable unless a tunnel leads there",
             "guard 240.0.0.0/4: unreachable unless a tunnel leads there",
             "guard fd68:6177:7365::/48: unreachable unless a tunnel leads there",
-            "add rule ipv4 90: not fwmark 0x480000/0xff0000 lookup 18551",
-            "add rule ipv6 90: not fwmark 0x480000/0xff0000 lookup 18551",
             "configure hawser0: key:c8c8c8c8, port 51871, mark 0x480000/0xff0000",
             "set hawser0 up, mtu 1420",
             "add own address 240.1.0.1",
@@ -302,6 +410,27 @@ fn a_peer_that_roamed_is_left_where_it_is_until_its_node_states_another_endpoint
     next.peers[0].endpoint = endpoint(50);
     let lines: Vec<String> = plan(&next, &kernel.0).ops.iter().map(Op::to_string).collect();
     assert_eq!(lines, ["move peer c2/node-1 to 172.16.0.50:51871"]);
+}
+
+#[test]
+fn a_peer_has_sessions_where_it_states_ports_and_who_has_one_session_is_told_nothing() {
+    let mut kernel = Kernel::default();
+    let spread = |ports: &[u16]| {
+        let peer = Peer { more_ports: ports.into(), ..peer(2, 1, 1, &["10.2.0.0/24"]) };
+        desired(vec![peer], BTreeSet::new())
+    };
+    kernel.follow(&spread(&[51880]));
+    assert_eq!(kernel.0.peers[&key(1)].more_ports, Some(vec![51880]), "with the peer itself");
+    let said_by = |kernel: &Kernel, want: &Desired| -> Vec<String> {
+        plan(want, &kernel.0).ops.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(said_by(&kernel, &spread(&[51880])), Vec::<String>::new());
+    let more = spread(&[51880, 51881]);
+    assert_eq!(said_by(&kernel, &more), ["peer c2/node-1: sessions at ports 51880, 51881, too"]);
+    kernel.follow(&more);
+    assert_eq!(said_by(&kernel, &spread(&[])), ["peer c2/node-1: one session"]);
+    kernel.0.peers.get_mut(&key(1)).unwrap().more_ports = None;
+    assert_eq!(said_by(&kernel, &spread(&[])), Vec::<String>::new(), "the kernel has one");
 }
 
 #[test]
@@ -407,6 +536,8 @@ fn check_refuses_what_plan_would_never_write() {
         endpoint: p.endpoint,
         keepalive: None,
         boot_id: None,
+        esp: None,
+        more_ports: Vec::new(),
         slot: 0,
     };
     let allow = |p: &Peer, prefixes: &[&str]| Op::Allow {
