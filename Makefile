@@ -13,7 +13,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # bpf-linker must read the bitcode of exactly the compiler in rust-toolchain.toml (LLVM 22): move both together.
 BPF_LINKER_VERSION := 0.10.4
 
-APT_PACKAGES := build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server ethtool frr iproute2 iptables \
+APT_PACKAGES := bpftool build-essential busybox-static ca-certificates conntrack curl etcd-client etcd-server ethtool frr iproute2 iptables \
 	iperf3 iputils-ping jq nftables openssl procps qemu-system-x86 socat tcpdump wireguard-go wireguard-tools
 
 .PHONY: help setup build release demo bench-lb bench-failover bench-tunnel bench-store soak test test-vm in-vm vm-kernel check fmt lint doc unit layers clean

@@ -315,7 +315,7 @@ fn what_an_lru_map_has_no_room_for_is_counted_and_no_message_is_lost_and_a_new_s
                 ask(&socket, &to, report)?;
                 sockets.push(socket);
             }
-            // The first has been forgotten by now.
+            // Most likely forgotten by now, and answered all the same.
             ask(&sockets[0], &to, report)?;
             Ok(())
         });
@@ -324,8 +324,11 @@ fn what_an_lru_map_has_no_room_for_is_counted_and_no_message_is_lost_and_a_new_s
             let uses = datapath.lru().unwrap();
             uses.into_iter().find(|found| found.map == map).unwrap().forgotten()
         };
+        // Whether the first had been forgotten too: the kernel frees in batches, by CPU.
+        let expected = 400 - 128..=401 - 128;
         for map in [map::SOCKET_PINS, map::SOCK_REV] {
-            assert_eq!(forgotten(&world.datapath, map), 401 - 128, "{map}");
+            let forgotten = forgotten(&world.datapath, map);
+            assert!(expected.contains(&forgotten), "{map}: {forgotten}, expected {expected:?}");
         }
         assert_eq!(forgotten(&world.datapath, map::FLOWS), 0);
         // An agent with another setting: nothing else is made anew.

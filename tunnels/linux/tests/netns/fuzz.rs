@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::node::{Node, connected, endpoint, mesh_v4};
 use crate::raw::{Raw, ipv4_udp, key};
-use crate::world::World;
+use crate::world::{Netns, World};
 
 const FOR: Duration = Duration::from_secs(5);
 const SEED: u64 = 0x4877;
@@ -69,7 +69,9 @@ fn no_datagram_brings_an_engine_down() {
         sent += 1;
     }
     assert!(sent > 0);
-    assert!(world.a.pings(mesh_v4(2)) && world.b.pings(mesh_v4(1)), "both threads live, seed {SEED:#x}");
+    // The engine has megabytes of nonsense in its socket still, which has no room for an answer until they are read.
+    let pings = |from: &Netns, to| (0..5).any(|_| from.pings(to));
+    assert!(pings(&world.a, mesh_v4(2)) && pings(&world.b, mesh_v4(1)), "both threads live, seed {SEED:#x}");
     assert_eq!(one.reconcile(), []);
 }
 
