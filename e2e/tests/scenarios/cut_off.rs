@@ -39,7 +39,7 @@ fn away(ip: &str) -> String {
 }
 
 fn ask(lab: &Lab, target: &str) -> Result<Report> {
-    let request = Request::to(target).requests(30).concurrency(3).timeout(Duration::from_millis(300));
+    let request = Request::to(target).requests(30).concurrency(6).timeout(Duration::from_secs(1));
     lab.cluster(US).pod("client").ask(&request)
 }
 

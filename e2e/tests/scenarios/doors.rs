@@ -12,7 +12,7 @@ use hawser_e2e::{binaries, scenario, wait};
 const HOST_PORT: u16 = 8000;
 
 fn ask(lab: &Lab, target: &str) -> Result<Report> {
-    let request = Request::to(target).requests(3).timeout(Duration::from_millis(400));
+    let request = Request::to(target).requests(3).timeout(Duration::from_secs(1));
     lab.cluster("us-east").pod("client").ask(&request)
 }
 

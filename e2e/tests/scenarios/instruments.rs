@@ -38,8 +38,7 @@ fn serve_on_remote_node(lab: &Lab) -> Result<Process> {
 }
 
 fn ask_remote_node(lab: &Lab) -> Result<Report> {
-    let request =
-        Request::to("172.16.2.11:8000").requests(1).timeout(Duration::from_millis(300)).marker(MARKER);
+    let request = Request::to("172.16.2.11:8000").requests(1).marker(MARKER);
     client::run(&lab.cluster("us-east").pod("client").place, &request)
 }
 

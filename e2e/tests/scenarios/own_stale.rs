@@ -47,7 +47,7 @@ fn address(cluster: &Cluster, pod: &str, verb: &str, address: Ipv4Addr) -> Resul
 
 fn ask(lab: &Lab) -> Result<Report> {
     let us = lab.cluster(US);
-    let request = Request::to(&us.service_address()).requests(40).timeout(Duration::from_millis(500));
+    let request = Request::to(&us.service_address()).requests(40);
     us.pod("client").ask(&request)
 }
 
@@ -81,7 +81,7 @@ fn while_the_own_api_server_is_down_and_local_pods_are_rolled_local_traffic_goes
         ]))?;
 
         let load = Request::to(&us.service_address()).concurrency(4).every(Duration::from_millis(10));
-        let load = us.pod("client").keep_asking(&load.timeout(Duration::from_millis(500)))?;
+        let load = us.pod("client").keep_asking(&load)?;
         lab.cluster_mut(US).api_server().kill()?;
         hawser_e2e::wait::until("the agent leaves the choice to kube-proxy", PATIENCE, || {
             ensure!(own_stale(&lab)? > 0);

@@ -36,7 +36,7 @@ fn a_pod_reaches_its_own_cluster_and_no_remote_pod() {
         for cluster in &lab.clusters {
             for (node, pod) in cluster.plan.pods().filter(|(_, pod)| pod.serves) {
                 let target = format!("{}:{POD_PORT}", pod.address);
-                let request = Request::to(&target).requests(2).timeout(Duration::from_millis(300));
+                let request = Request::to(&target).requests(2).timeout(Duration::from_secs(1));
                 let report = client.ask(&request)?;
                 let own = cluster.plan.name == "us-east";
                 let who = format!("{}/{}/{}", cluster.plan.name, node.name, pod.name);
