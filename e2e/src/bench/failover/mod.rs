@@ -7,6 +7,7 @@ mod cut;
 mod full;
 mod held;
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use super::result::{BenchResult, load as machine_load};
 use crate::binaries;
 use crate::lab::{Cluster, Lab, Store};
 use crate::plan::{ClusterPlan, LabPlan};
+use crate::wait;
 use cut::{Part, one_cut, panels, rows_of};
 
 const HOME: &str = "us-east";
@@ -28,6 +30,8 @@ const MANIFESTS: &str = "/etc/hawser/manifests";
 /// Pods that stand behind the other services, of which none exists.
 const OTHER_PODS: u32 = 128;
 const DETECT: Duration = Duration::from_secs(10);
+/// How long the machine has for becoming calm after the services were loaded.
+const CALM: Duration = Duration::from_secs(60);
 /// Damping may hold a victim back.
 const RETURN: Duration = Duration::from_secs(180);
 /// From a verdict to the end of the connections there. 2 s are shipped.
@@ -137,7 +141,34 @@ fn more_services(lab: &mut Lab, others: u32) -> Result<()> {
         let left = crate::status::operations(&last)?.len();
         ensure!(left == 0, "{left} operations are left");
         Ok(())
-    })
+    })?;
+    // The other agents and API servers read them as well; who is busy sees jitter, and gives probes more time. A machine that is
+    // never calm is measured as it is.
+    let calm = wait::until("a calm machine", CALM, || {
+        let taken = machine_taken(Duration::from_secs(1))?;
+        ensure!(taken < 0.5, "{:.0} % of its time is taken", taken * 100.0);
+        Ok(())
+    });
+    if let Err(busy) = calm {
+        println!("{busy:#}");
+    }
+    Ok(())
+}
+
+/// The part of all cores' time that was not idle, over `during`.
+fn machine_taken(during: Duration) -> Result<f64> {
+    let look = || -> Result<(u64, u64)> {
+        let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+        let first = text.lines().next().unwrap_or_default();
+        let times: Vec<u64> = first.split_whitespace().filter_map(|time| time.parse().ok()).collect();
+        ensure!(times.len() >= 4, "/proc/stat: {first}");
+        Ok((times[3], times.iter().take(8).sum()))
+    };
+    let (idle, all) = look()?;
+    std::thread::sleep(during);
+    let (idle_then, all_then) = look()?;
+    let passed = all_then.saturating_sub(all).max(1);
+    Ok(1.0 - idle_then.saturating_sub(idle) as f64 / passed as f64)
 }
 
 fn other(id: u8, pod: u32) -> Endpoint {
