@@ -80,11 +80,18 @@ fn a_connected_socket_of_the_node_hears_that_the_other_cluster_is_down() {
             let socket = asks(any, remote, true);
             node.sent(17);
             node.datapath.maps.set_cluster_health(2, DOWN).unwrap();
-            socket.send(b"still there?").unwrap();
-            let heard = socket.recv(&mut [0; 16]).map_err(|error| error.kind());
-            assert_eq!(heard, Err(ErrorKind::ConnectionRefused), "{remote}");
+            // The error may be lost as any packet may: a CPU has one backlog for all namespaces, and other tests run beside.
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let heard = (0..5).find_map(|_| {
+                socket.send(b"still there?").map_err(|error| error.kind()).err().or_else(|| {
+                    let heard =
+                        socket.recv(&mut [0; 16]).map_err(|error| error.kind()).expect_err("an answer");
+                    (heard != ErrorKind::WouldBlock).then_some(heard)
+                })
+            });
+            assert_eq!(heard, Some(ErrorKind::ConnectionRefused), "{remote}");
         }
-        assert_eq!(node.count(Reason::TunnelOutRefused), 2);
+        assert!(node.count(Reason::TunnelOutRefused) >= 2);
         assert_eq!(node.tunnel.has_now(), None, "nothing of it leaves");
         node.ends();
     });
