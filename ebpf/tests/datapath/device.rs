@@ -11,6 +11,8 @@ use crate::world::run;
 
 pub(crate) struct Device {
     file: File,
+    /// Octets of link header.
+    l2: usize,
     pub(crate) ifindex: u32,
 }
 
@@ -48,7 +50,8 @@ impl Device {
         unsafe { tunsetiff(file.as_raw_fd(), &raw const request) }.unwrap();
         run(&format!("ip link set {name} up"));
         let ifindex = nix::net::if_::if_nametoindex(name).unwrap();
-        Self { file, ifindex }
+        let l2 = if kind == libc::IFF_TAP { 14 } else { 0 };
+        Self { file, l2, ifindex }
     }
 
     /// Returns when the host has judged it: a TUN device hands packets over within the write.
@@ -59,16 +62,33 @@ impl Device {
 
     /// The next packet the host sends out, if one comes.
     pub(crate) fn receives(&self) -> Option<Vec<u8>> {
-        let mut ready = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
-        poll(&mut ready, PollTimeout::from(2_000_u16)).unwrap();
-        self.has_now()
+        for _ in 0..100 {
+            let mut ready = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ready, PollTimeout::from(2_000_u16)).unwrap() == 0 {
+                return None;
+            }
+            if let Some(packet) = self.has_now() {
+                return Some(packet);
+            }
+        }
+        None
     }
 
-    /// The next packet, if it is there already.
+    /// The next packet, if it is there already. What the kernel says to the link by itself, whenever it likes, is passed over.
     pub(crate) fn has_now(&self) -> Option<Vec<u8>> {
-        let mut packet = vec![0; 10_000];
-        let len = (&self.file).read(&mut packet).ok()?;
-        packet.truncate(len);
-        Some(packet)
+        loop {
+            let mut packet = vec![0; 10_000];
+            let len = (&self.file).read(&mut packet).ok()?;
+            packet.truncate(len);
+            if !self.is_for_the_link(&packet) {
+                return Some(packet);
+            }
+        }
+    }
+
+    /// Router solicitations, listener reports (RFC 4861, RFC 3810): IPv6 to ff02::/16.
+    fn is_for_the_link(&self, packet: &[u8]) -> bool {
+        packet.get(self.l2).is_some_and(|first| first >> 4 == 6)
+            && packet.get(self.l2 + 24..self.l2 + 26) == Some(&[0xff, 0x02])
     }
 }
